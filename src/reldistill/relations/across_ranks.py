@@ -1,0 +1,58 @@
+"""Relations between the samples of a batch that is spread over processes.
+
+Both functions are the identity (or a plain mean) in a single process. Their gradients are such that, after
+DistributedDataParallel has averaged the parameters' gradients over the ranks, the result equals one process's on the
+whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _GatherBatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        ctx.size = local.shape[0]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.narrow(0, dist.get_rank() * ctx.size, ctx.size)
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        total = local.contiguous().clone()
+        dist.all_reduce(total)
+        return total / _world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total / _world_size()
+
+
+def gather_batch(local: Tensor) -> Tensor:
+    """(B_local, …) → (B, …), the samples of all ranks in rank order. Every rank must hold equally many."""
+    return local if _world_size() == 1 else _GatherBatch.apply(local)
+
+
+def mean_over_batch(local: Tensor) -> Tensor:
+    """(B_local, …) → (…), the mean over the samples of all ranks. Every rank must hold equally many."""
+    mean = local.mean(dim=0)
+    return mean if _world_size() == 1 else _MeanOverRanks.apply(mean)

@@ -1,0 +1,34 @@
+"""Relations are computed in float32 (float64 stays float64), whatever autocast says."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def as_float(tensor: Tensor) -> Tensor:
+    """`tensor` in float32, or unchanged where it already holds float32 or float64."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def full_precision(function: F) -> F:
+    """Run a function of (student, teacher, …) tensors without autocast, its half-precision inputs lifted to float32.
+
+    Differences of distances, cosines and eigenvalues lose their meaning in half precision, and squares of fp16
+    activations overflow.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        lifted = [as_float(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return function(*lifted, **kwargs)
+
+    return wrapper  # type: ignore[return-value]

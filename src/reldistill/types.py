@@ -1,0 +1,101 @@
+"""What the parts of reldistill hand to each other.
+
+Axes, everywhere: B batch · C channels · H, W space · N patch tokens · M superpixel tokens · D embedding ·
+K classes · L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Labelled images as every network of a step sees them, before any network's own normalisation.
+
+    Args:
+        images: (B, 3, H, W) floating point in [0, 1], RGB.
+        labels: (B,) class indices, int64.
+        indices: (B,) position of each image in its data set, int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(t.to(device, non_blocking=non_blocking) for t in (self.images, self.labels, self.indices)))
+
+
+@dataclass(frozen=True)
+class LevelInfo:
+    """One place in a network that can be tapped, as a dry run found it.
+
+    Args:
+        name: module path inside the network, e.g. `layer3` or `blocks.11`.
+        channels: C of its (B, C, H, W) map.
+        height: H of the map at the dry run's input size.
+        width: W of the map at the dry run's input size.
+        stride: input pixels per map cell, along the height.
+        kind: `map` for a convolutional map, `tokens` for patch tokens laid out on their grid.
+        depth: position in the order of execution, as a fraction in (0, 1].
+    """
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    stride: float
+    kind: Literal["map", "tokens"]
+    depth: float
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one network said of one Batch; parts that nobody asked for are absent.
+
+    Args:
+        logits: (B, K), or None.
+        pooled: (B, D) input of the classifier, or None.
+        levels: level name → (B, C, H, W); patch tokens are laid out on their grid, class and register tokens removed.
+    """
+
+    logits: Tensor | None = None
+    pooled: Tensor | None = None
+    levels: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a Distiller returns for one Batch.
+
+    Args:
+        total: scalar, the weighted sum that is minimised.
+        parts: every part by name, weighted, detached; they sum to `total`.
+        student: the student's features, for metrics.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+    student: Features
+
+
+class Loss(Protocol):
+    """(student tensor, teacher tensor) → scalar, or name → scalar where a method has several parts."""
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor | Mapping[str, Tensor]: ...
+
+
+class FeatureSource(Protocol):
+    """A network that says Features of images: see `features.extract.Extractor`."""
+
+    def __call__(self, images: Tensor, *, levels: tuple[str, ...], logits: bool, pooled: bool) -> Features: ...
