@@ -1,0 +1,343 @@
+"""Labelled images for classification, as loaders that repeat exactly."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import UserError, check_axes
+from .augment import Augment, ImageTransform
+from .decode import BadImage
+from .files import Archive, Folder, read_splits
+from .loader import DiskPixels, Loader, MemoryPixels
+from .named import CIFAR, NAMES, TIMM_PREFIXES, cifar, digits, from_timm
+from .samples import Samples, Splits, check_all, cores, decode_all, fingerprint
+
+DEFAULT_SIZE = 224
+SMALL_SIDE = 64  # up to this side images are kept in memory, and their own size is the default
+MEMORY_LIMIT = 2 << 30  # bytes
+LARGEST_SIDE = 4096
+MAX_WORKERS = 8
+PROBED = 64  # images whose headers are looked at for the default size
+ACCEPTED = (
+    f"a folder of class folders, a .zip of it, {', '.join(NAMES)}, or one of timm's names "
+    f"({', '.join(f'{p}/…' for p in TIMM_PREFIXES)})"
+)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Training and validation images of one data set.
+
+    Args:
+        name: what the user asked for.
+        classes: class names; a label is a position in them.
+        train: shuffled, augmented, complete batches only.
+        val: every image once, in order.
+        image_size: side of the square images of a Batch.
+        native_size: median (width, height) of the images as they came.
+        skipped: names of bad images that were left out.
+        fingerprint: 16 hex digits that change with the images' names, labels, file sizes (or pixels), split or size.
+        augment: what is done to training images, `auto` resolved.
+        in_memory: whether all images are held in memory.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Loader
+    val: Loader
+    image_size: int
+    native_size: tuple[int, int]
+    skipped: tuple[str, ...]
+    fingerprint: str
+    augment: str
+    in_memory: bool
+
+    @staticmethod
+    def from_tensors(
+        train_images: Tensor,
+        train_labels: Tensor,
+        val_images: Tensor,
+        val_labels: Tensor,
+        classes: Sequence[str],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        augment: str = "auto",
+        flips: bool = True,
+        name: str = "tensors",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> ImageData:
+        """Your own images, already in memory.
+
+        Args:
+            train_images: (n, 3, S, S) uint8, RGB.
+            train_labels: (n,) class indices.
+            val_images: (m, 3, S, S) uint8.
+            val_labels: (m,) class indices.
+            classes: the names of the classes.
+            batch_size: images in a batch over all ranks.
+            seed: of order and augmentation.
+            augment: as in `load_images`.
+            flips: whether mirrored images still belong to their class.
+            name: what to call the data.
+            rank: this process.
+            world_size: number of processes.
+
+        >>> images, labels = torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.arange(8) % 2
+        >>> data = ImageData.from_tensors(images, labels, images, labels, ["a", "b"], batch_size=4)
+        >>> [tuple(batch.images.shape) for batch in data.train]
+        [(4, 3, 4, 4), (4, 3, 4, 4)]
+        """
+        digest = hashlib.sha256(repr(tuple(classes)).encode())
+        side = train_images.shape[-1]
+        for split, images, labels in (("train", train_images, train_labels), ("val", val_images, val_labels)):
+            check_axes(images, "n 3 S S", name=f"{split}_images", **{"3": 3, "S": side})
+            check_axes(labels, "n", name=f"{split}_labels", n=len(images))
+            if images.shape[-2] != side or images.dtype != torch.uint8:
+                raise ValueError(
+                    f"{split}_images: expected square uint8 images of side {side}, got {images.dtype} "
+                    f"of shape {tuple(images.shape)}"
+                )
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+                raise ValueError(f"{split}_labels: expected values in 0 … {len(classes) - 1}")
+            for tensor in (images, labels.long()):
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        _check_counts(len(train_images), len(val_images), batch_size, rank, world_size, name)
+        how = Augment.named(augment, flips=flips)
+        ranks: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
+        train = MemoryPixels(train_images.permute(0, 2, 3, 1), train_labels.long(), how)
+        val = MemoryPixels(val_images.permute(0, 2, 3, 1), val_labels.long(), None)
+        return ImageData(
+            name=name,
+            classes=tuple(classes),
+            image_size=side,
+            native_size=(side, side),
+            skipped=(),
+            train=Loader(train, training=True, **ranks),
+            val=Loader(val, training=False, **ranks),
+            fingerprint=digest.hexdigest()[:16],
+            augment=how.word,
+            in_memory=True,
+        )
+
+
+def load_images(
+    data: str,
+    *,
+    image_size: int | None = None,
+    batch_size: int,
+    seed: int = 0,
+    augment: str = "auto",
+    val_fraction: float = 0.1,
+    skip_bad_images: bool = False,
+    workers: int | None = None,
+    download: bool = False,
+    in_memory: bool | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    limit: int | None = None,
+) -> ImageData:
+    """Open a data set, look at every image once, and make its loaders.
+
+    Args:
+        data: a folder of class folders, with `train/` and `val/` (or `valid/`, `validation/`, `test/`) inside or to
+            be split here; a `.zip` of the same; `digits`, `cifar10`, `cifar100`; or one of timm's names such as
+            `hfds/owner/name`, `torch/fashion_mnist`, `wds/FOLDER`.
+        image_size: side of the square images to make. None: the images' own, where all are square, alike and at most
+            64 pixels wide, else 224.
+        batch_size: images in a batch over all ranks.
+        seed: of the order and of the augmentation; the split does not depend on it.
+        augment: `none`; `crop`: random crops; `crop-flip`: and horizontal flips; `strong`: and colours and erasing;
+            `auto`: `crop-flip`, but `crop` where a mirrored image is another class's.
+        val_fraction: the part of each class that validates, where the data come without such a part.
+        skip_bad_images: leave out images that cannot be decoded, instead of stopping at them.
+        workers: processes that decode images kept on disk; None: one a core, at most eight.
+        download: fetch a named data set that is not there yet.
+        in_memory: hold all images in memory, decoded and scaled; None: where they are at most 64 pixels wide and take
+            at most 2 GiB.
+        rank: this process.
+        world_size: number of processes.
+        limit: use at most so many images of each split, evenly over the classes, for a quick trial.
+    """
+    _check_settings(image_size, batch_size, val_fraction, workers, limit)
+    splits = open_splits(data, val_fraction=val_fraction, download=download)
+    how = Augment.named(augment, flips=splits.flips)
+    if limit is not None and limit < len(splits.classes):
+        raise UserError(
+            f"limit {limit}: {splits.where} has {len(splits.classes)} classes; give at least one image each"
+        )
+    splits = replace(splits, train=splits.train.limited(limit), val=splits.val.limited(limit))
+    _check_every_class(splits)
+    _check_counts(len(splits.train), len(splits.val), batch_size, rank, world_size, splits.where)
+    quiet = rank > 0
+    side, uniform = _choose_size(splits, image_size)
+    keep = _fits(splits, side) if in_memory is None else in_memory
+    content = _look_at_all(splits, side if keep else None, quiet)
+    if uniform and any(not isinstance(size, BadImage) and size != (side, side) for size in content.sizes):
+        side = DEFAULT_SIZE  # an image of another size hid behind the ones that were looked at first
+        keep = bool(in_memory)
+        content = _look_at_all(splits, side if keep else None, quiet)
+    splits, pixels, skipped = _without_bad(splits, content, skip_bad_images)
+    _check_counts(len(splits.train), len(splits.val), batch_size, rank, world_size, splits.where)
+
+    if workers is None:
+        workers = min(MAX_WORKERS, max(1, cores() // world_size))
+    ranks: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
+    loaders = {}
+    for split, samples in (("train", splits.train), ("val", splits.val)):
+        own = how if split == "train" else None
+        source: MemoryPixels | DiskPixels
+        if pixels is not None:
+            source = MemoryPixels(pixels[split], torch.as_tensor(samples.labels, dtype=torch.int64), own)
+        else:
+            source = DiskPixels(
+                samples, ImageTransform(side, own), workers=min(workers, -(-len(samples) // batch_size))
+            )
+        loaders[split] = Loader(source, training=split == "train", **ranks)
+    sizes = [size for size in content.sizes if not isinstance(size, BadImage)]
+    return ImageData(
+        name=data,
+        classes=splits.classes,
+        train=loaders["train"],
+        val=loaders["val"],
+        image_size=side,
+        native_size=(median_low(w for w, _ in sizes), median_low(h for _, h in sizes)),
+        skipped=skipped,
+        fingerprint=fingerprint(splits, side),
+        augment=how.word,
+        in_memory=keep,
+    )
+
+
+def open_splits(data: str, *, val_fraction: float = 0.1, download: bool = False) -> Splits:
+    """Find the images of `data` and their labels, without decoding any."""
+    if data == "digits":
+        return digits()
+    if data in CIFAR:
+        return cifar(data, download=download)
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return read_splits(Folder(path), where=data, val_fraction=val_fraction)
+    if path.is_file():
+        return read_splits(Archive(path), where=data, val_fraction=val_fraction)
+    if data.partition("/")[0] in TIMM_PREFIXES:
+        return from_timm(data, download=download, val_fraction=val_fraction)
+    beside = path.parent
+    near = difflib.get_close_matches(path.name, [p.name for p in beside.iterdir()] if beside.is_dir() else [], n=3)
+    near = [str(beside / name) for name in near] + difflib.get_close_matches(data, NAMES, n=1)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    what = "no such file or folder" if beside.is_dir() else f"no such folder as {beside}"
+    raise UserError(f"data {data!r}: {what}; {hint}give {ACCEPTED}")
+
+
+def _check_settings(
+    image_size: int | None, batch_size: int, val_fraction: float, workers: int | None, limit: int | None
+) -> None:
+    if image_size is not None and not 4 <= image_size <= LARGEST_SIDE:
+        raise UserError(f"image size {image_size}: give a number of pixels from 4 to {LARGEST_SIDE}")
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: give at least 1")
+    if not 0 < val_fraction < 1:
+        raise UserError(f"val fraction {val_fraction}: give a number between 0 and 1, e.g. 0.1")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers {workers}: give 0 (decode in this process) or more")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit {limit}: give at least 1 image")
+
+
+def _check_counts(train: int, val: int, batch_size: int, rank: int, world_size: int, where: str) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not one of {world_size}")
+    if batch_size % world_size:
+        raise UserError(f"batch size {batch_size} cannot be shared equally by {world_size} processes; give a multiple")
+    if batch_size > train:
+        raise UserError(
+            f"{where}: batch size {batch_size} is larger than the {train} training images; give at most {train}"
+        )
+    if val < world_size:
+        raise UserError(
+            f"{where}: {val} validation images for {world_size} processes; add images or use fewer processes"
+        )
+
+
+def _choose_size(splits: Splits, asked: int | None) -> tuple[int, bool]:
+    """(side, whether it was taken from some images and must be that of all)."""
+    if asked is not None or splits.default_size is not None:
+        return asked or splits.default_size or DEFAULT_SIZE, False
+    found = set()
+    for samples in (splits.train, splits.val):
+        step = max(1, len(samples) // PROBED)
+        found |= {samples.reader.header_size(key) for key in list(samples.keys)[::step]}
+    found.discard(None)
+    if len(found) == 1 and (size := found.pop()) and size[0] == size[1] <= SMALL_SIDE:
+        return size[0], True
+    return DEFAULT_SIZE, False
+
+
+def _fits(splits: Splits, side: int) -> bool:
+    return side <= SMALL_SIDE and (len(splits.train) + len(splits.val)) * 3 * side * side <= MEMORY_LIMIT
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What one pass over all images found: for each split the decoded images, for all images size or fault."""
+
+    pixels: dict[str, Tensor] | None
+    train: list[tuple[int, int] | BadImage]
+    val: list[tuple[int, int] | BadImage]
+
+    @property
+    def sizes(self) -> list[tuple[int, int] | BadImage]:
+        return self.train + self.val
+
+
+def _look_at_all(splits: Splits, side: int | None, quiet: bool) -> _Content:
+    """Decode every image, to keep it at `side` or (None) only to know that it is sound."""
+    if side is None:
+        return _Content(None, check_all(splits.train, quiet=quiet), check_all(splits.val, quiet=quiet))
+    train, train_sizes = decode_all(splits.train, side, quiet=quiet)
+    val, val_sizes = decode_all(splits.val, side, quiet=quiet)
+    return _Content({"train": torch.from_numpy(train), "val": torch.from_numpy(val)}, train_sizes, val_sizes)
+
+
+def _without_bad(
+    splits: Splits, content: _Content, skip: bool
+) -> tuple[Splits, dict[str, Tensor] | None, tuple[str, ...]]:
+    """Leave bad images out, or stop at the first and say how many there are; no class may be left empty."""
+    bad = [found for found in content.sizes if isinstance(found, BadImage)]
+    if bad and not skip:
+        raise BadImage(bad[0].where, bad[0].reason, others=len(bad) - 1)
+    pixels = content.pixels
+    skipped: list[str] = []
+    sound: dict[str, Samples] = {}
+    for split, samples, found in (("train", splits.train, content.train), ("val", splits.val, content.val)):
+        good = [i for i, size in enumerate(found) if not isinstance(size, BadImage)]
+        if len(good) < len(samples):
+            names = samples.names()
+            skipped += [names[i] for i in range(len(samples)) if isinstance(found[i], BadImage)]
+            if pixels is not None:
+                pixels = {**pixels, split: pixels[split][torch.tensor(good, dtype=torch.int64)]}
+            samples = samples.subset(good)
+        sound[split] = samples
+    splits = replace(splits, train=sound["train"], val=sound["val"])
+    _check_every_class(splits, after=f" after leaving out {len(skipped)} bad images" if skipped else "")
+    return splits, pixels, tuple(skipped)
+
+
+def _check_every_class(splits: Splits, *, after: str = "") -> None:
+    for split, samples in (("train", splits.train), ("val", splits.val)):
+        for label in sorted(set(range(len(splits.classes))) - set(samples.labels)):
+            raise UserError(
+                f"{splits.where}: class {splits.classes[label]!r} has no images in {split}{after}; "
+                f"add some, or remove the class from train and val"
+            )

@@ -1,0 +1,132 @@
+"""One image file → 8-bit RGB, whatever its mode.
+
+Transparency is composited on white, the EXIF orientation is applied, 16-bit greys are scaled by their full range
+(65535 → 255), and of an animation the first frame is taken.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..checks import UserError
+
+ORIENTATION_TAG = 0x0112
+ORIENTATIONS_ON_THE_SIDE = (5, 6, 7, 8)
+
+EXTENSIONS = frozenset(
+    f".{ending}"
+    for ending in "jpg jpeg jpe jfif png bmp dib gif webp tif tiff ppm pgm pbm pnm jp2 j2k avif tga ico".split()  # noqa: SIM905
+)
+
+
+class BadImage(UserError):
+    """An image that cannot be decoded: where it is and why."""
+
+    def __init__(self, where: str, reason: str, others: int = 0) -> None:
+        more = f" ({others} more bad image{'s' * (others > 1)})" if others else ""
+        super().__init__(
+            f"bad image {where}: {reason}{more}; replace or remove it, or pass --skip-bad-images to go on without it"
+        )
+        self.where, self.reason = where, reason
+
+
+def _grey_16_bit(image: Image.Image) -> Image.Image:
+    """Modes I;16*, I and F → L.
+
+    Integers run over 0 … 65535. Floats do too, unless none of them exceeds 1: then they run over 0 … 1.
+    """
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = np.nan_to_num(values, nan=0.0, posinf=65535.0, neginf=0.0)
+        values = values * (65535.0 if values.size and values.max() <= 1 else 1.0)
+    grey = Image.fromarray(((np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image → mode RGB, transparency composited on white.
+
+    >>> to_rgb(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _grey_16_bit(image)
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode in ("LA", "PA", "P", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # an unreadable EXIF block is no reason to refuse pixels that are fine
+        return 1
+
+
+def _decode(raw: bytes, where: str, *, reduced: bool) -> tuple[Image.Image, tuple[int, int]]:
+    try:
+        with Image.open(io.BytesIO(raw)) as image:
+            width, height = image.size
+            if reduced:
+                image.draft(None, (1, 1))
+            on_the_side = _orientation(image) in ORIENTATIONS_ON_THE_SIDE
+            image.load()
+            if _orientation(image) != 1:
+                ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image), (height, width) if on_the_side else (width, height)
+    except UnidentifiedImageError:
+        raise BadImage(where, "empty file" if not raw else "not in an image format that Pillow reads") from None
+    except Image.DecompressionBombError:
+        raise BadImage(
+            where, f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels (a decompression bomb?)"
+        ) from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on malformed bytes
+        raise BadImage(where, " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def decode(raw: bytes, *, where: str) -> Image.Image:
+    """The bytes of an image file → an RGB image. Raises BadImage, naming `where`, if it is damaged in any way."""
+    return _decode(raw, where, reduced=False)[0]
+
+
+def check(raw: bytes, *, where: str) -> tuple[int, int]:
+    """(width, height) of an image file that `decode` will accept; raises BadImage for any other.
+
+    The whole file is decoded, since a header says nothing of a truncated body; a JPEG at an eighth of its size, which
+    reads its whole stream at a fraction of the cost.
+    """
+    return _decode(raw, where, reduced=True)[1]
+
+
+def header_size(raw: bytes) -> tuple[int, int] | None:
+    """(width, height) from the header alone, before any rotation; None if there is none."""
+    try:
+        with Image.open(io.BytesIO(raw)) as image:
+            return image.size
+    except Exception:  # damage is reported by `check` and `decode`; here it only means that the size is unknown
+        return None
+
+
+def fit(image: Image.Image, side: int, *, part: float = 1.0) -> Image.Image:
+    """The central square of an image, `part` of its shorter side wide, scaled to `side` × `side` (antialiased).
+
+    An image that is `side` × `side` already stays as it is.
+    """
+    if image.size == (side, side):
+        return image
+    width, height = image.size
+    cut = min(width, height) * part
+    left, top = (width - cut) / 2, (height - cut) / 2
+    return image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + cut, top + cut))

@@ -1,0 +1,215 @@
+"""Batches in an order, and with random changes, that depend on (seed, epoch, batch or image) and on nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..checks import UserError
+from ..types import Batch
+from .augment import DRAWS, Augment, ImageTransform, augment_batch, generator_of, seed_of, to_float
+from .decode import BadImage
+from .samples import Samples
+
+Key = tuple[int, int, int]  # seed, epoch, index
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One batch to make.
+
+    Args:
+        number: its place in the epoch.
+        indices: (B,) the images of the whole batch, over all ranks.
+        mine: the part of them that this rank makes.
+    """
+
+    number: int
+    indices: Tensor
+    mine: slice
+
+
+class Pixels(Protocol):
+    """Where the images of a split are kept, and how they become batches."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
+        """The planned batches, in order."""
+
+
+class MemoryPixels:
+    """Images held in memory; a batch is made by index, all its images at once.
+
+    Args:
+        pixels: (n, S, S, 3) uint8.
+        labels: (n,) int64.
+        augment: what to do to the images; None for validation.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, augment: Augment | None) -> None:
+        self.pixels, self.labels, self.augment = pixels.contiguous(), labels, augment
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
+        """The planned batches, in order."""
+        for plan in plans:
+            mine = plan.indices[plan.mine].to(self.pixels.device)
+            # index_select on flat rows copies whole images; plain indexing takes thirty times as long
+            pixels = self.pixels.flatten(1).index_select(0, mine).view(-1, *self.pixels.shape[1:])
+            if self.augment is None:
+                images = to_float(pixels)
+            else:
+                draws = torch.rand(
+                    len(plan.indices), DRAWS, generator=generator_of("augment", seed, epoch, plan.number)
+                )
+                images = augment_batch(pixels, draws[plan.mine].to(pixels.device), self.augment)
+            yield Batch(images, self.labels.index_select(0, mine), mine)
+
+
+class _ImageFiles(Dataset[Any]):
+    """(seed, epoch, index) → image; runs in the workers."""
+
+    def __init__(self, samples: Samples, transform: ImageTransform) -> None:
+        self.samples, self.transform = samples, transform
+
+    def __getitems__(self, keys: Sequence[Key]) -> Tensor | str:
+        """(B, S, S, 3) uint8; the message of an error, since one raised in a worker arrives wrapped in a traceback."""
+        side = self.transform.side
+        pixels = torch.empty(len(keys), side, side, 3, dtype=torch.uint8)
+        for row, (seed, epoch, index) in enumerate(keys):
+            try:
+                image = self.samples.reader.image(self.samples.keys[index])
+            except BadImage as bad:
+                return f"bad image {bad.where}: {bad.reason}; it was sound when it was checked before training"
+            pixels[row] = self.transform(image, seed_of("augment", seed, epoch, index))
+        return pixels
+
+    def __getitem__(self, key: Key) -> Tensor | str:
+        return self.__getitems__([key])
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _KeyBatches:
+    """What torch's DataLoader asks for the keys of its batches; told of every epoch before it begins."""
+
+    def __init__(self) -> None:
+        self.seed, self.epoch = 0, 0
+        self.plans: Sequence[Plan] = ()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        seed, epoch = self.seed, self.epoch
+        return ([(seed, epoch, i) for i in plan.indices[plan.mine].tolist()] for plan in self.plans)
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+
+class DiskPixels:
+    """Images decoded whenever they are needed, by worker processes (0 = here)."""
+
+    def __init__(self, samples: Samples, transform: ImageTransform, *, workers: int) -> None:
+        self.samples = samples
+        self.labels = torch.as_tensor(samples.labels, dtype=torch.int64)
+        self._keys = _KeyBatches()
+        self._runs = 0
+        self._loader = DataLoader(
+            _ImageFiles(samples, transform),
+            batch_sampler=self._keys,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # or every epoch would draw from the global generator
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
+        """The planned batches, in order."""
+        self._runs += 1
+        run = self._runs
+        self._keys.seed, self._keys.epoch, self._keys.plans = seed, epoch, plans
+        decoded = iter(self._loader)
+        for plan in plans:
+            if run != self._runs:  # the workers now answer to the newer iteration
+                raise RuntimeError("a loader of images on disk serves one iteration at a time, and a newer one began")
+            pixels = next(decoded)
+            if isinstance(pixels, str):
+                raise UserError(pixels)
+            mine = plan.indices[plan.mine]
+            yield Batch(to_float(pixels), self.labels[mine], mine)
+
+
+class Loader:
+    """An iterable of Batch whose epochs can be entered anywhere.
+
+    Iterating yields one epoch and moves on to the next; `set_position` chooses the epoch and the first batch. Training
+    order is a permutation seeded by (seed, epoch), and its last, incomplete batch is left out. Validation keeps the
+    images' order, takes each exactly once, and makes its batches as even as possible, so that no rank goes without.
+
+    Args:
+        pixels: the images.
+        batch_size: images in a batch over all ranks.
+        training: shuffled and complete batches only; otherwise every image in order.
+        seed: of the order and of the augmentation.
+        rank: this process.
+        world_size: the number of processes; each makes its contiguous part of every batch.
+    """
+
+    def __init__(
+        self, pixels: Pixels, *, batch_size: int, training: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.images = len(pixels)
+        self.batch_size = batch_size
+        self._pixels, self._training, self._seed = pixels, training, seed
+        self._rank, self._world_size = rank, world_size
+        self._epoch, self._first = 0, 0
+        if training:
+            self._count = self.images // batch_size
+        else:
+            # never fewer images in a batch than ranks
+            self._count = max(1, min(-(-self.images // batch_size), self.images // world_size))
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch, the same on every rank."""
+        return self._count
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        """Let the next iteration be `epoch`, from `batch` on; `batch == len(self)` yields nothing."""
+        if epoch < 0 or not 0 <= batch <= len(self):
+            raise ValueError(f"no position (epoch {epoch}, batch {batch}) in a loader of {len(self)} batches an epoch")
+        self._epoch, self._first = epoch, batch
+
+    def _plans(self, epoch: int, first: int) -> list[Plan]:
+        if self._training:
+            order = torch.randperm(self.images, generator=generator_of("order", self._seed, epoch))
+            parts = order[: self._count * self.batch_size].view(self._count, -1).unbind()
+        else:
+            parts = torch.arange(self.images).tensor_split(self._count)
+        return [
+            Plan(
+                number,
+                part,
+                slice(
+                    len(part) * self._rank // self._world_size,
+                    len(part) * (self._rank + 1) // self._world_size,
+                ),
+            )
+            for number, part in enumerate(parts)
+        ][first:]
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, first = self._epoch, self._first
+        self._epoch, self._first = epoch + 1, 0
+        return self._pixels.batches(self._seed, epoch, self._plans(epoch, first))

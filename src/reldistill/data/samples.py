@@ -1,0 +1,181 @@
+"""Labelled images before they become batches: where each comes from, and one pass over all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from ..checks import UserError
+from .decode import BadImage, fit
+
+T = TypeVar("T")
+SPLIT_SEED = "reldistill split 1"  # a constant: the split must not move with the seed of a training run
+QUIET_SECONDS = 2.0
+WORTH_THREADS = 5e-4  # seconds an image; below it threads only wait for the interpreter, and two are slower than one
+
+
+class Reader(Protocol):
+    """Gives the image that belongs to a key. Picklable, and safe to call from several threads."""
+
+    def image(self, key: Any) -> Image.Image:
+        """The image in RGB; BadImage if it is damaged."""
+
+    def check(self, key: Any) -> tuple[int, int]:
+        """(width, height), or BadImage if `image` would raise it."""
+
+    def header_size(self, key: Any) -> tuple[int, int] | None:
+        """(width, height) at the least cost; None if unknown."""
+
+    def name(self, key: Any) -> str:
+        """The image's name, the same wherever the data lie."""
+
+    def signature(self, key: Any) -> str:
+        """Something cheap that changes when the image does."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The images of one split: keys of a reader, each with its class index."""
+
+    reader: Reader
+    keys: Sequence[Any]
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def names(self) -> list[str]:
+        """The name of every image."""
+        return [self.reader.name(key) for key in self.keys]
+
+    def subset(self, positions: Iterable[int]) -> Samples:
+        """The images at `positions`, in that order."""
+        chosen = list(positions)
+        return Samples(self.reader, [self.keys[i] for i in chosen], [self.labels[i] for i in chosen])
+
+    def limited(self, limit: int | None) -> Samples:
+        """At most `limit` images, as evenly over the classes as they allow, in their order."""
+        if limit is None or limit >= len(self):
+            return self
+        seen: dict[int, int] = {}
+        turns = []
+        for position, label in enumerate(self.labels):
+            turns.append((seen.setdefault(label, 0), label, position))
+            seen[label] += 1
+        return self.subset(sorted(position for _, _, position in sorted(turns)[:limit]))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and validation images of one data set.
+
+    Args:
+        train: the training images.
+        val: the validation images.
+        classes: class names; a label is a position in them.
+        where: what to call the data in a message.
+        default_size: image size to use when none is asked for; None = judge by the images.
+        flips: whether a mirrored image still belongs to its class.
+    """
+
+    train: Samples
+    val: Samples
+    classes: tuple[str, ...]
+    where: str
+    default_size: int | None = None
+    flips: bool = True
+
+
+def split_by_name(samples: Samples, fraction: float, *, classes: Sequence[str], where: str) -> tuple[Samples, Samples]:
+    """Cut (train, val), class by class, by a hash of each image's name.
+
+    The cut depends on nothing but the names: no seed, no order, no library's generator. An image added later moves at
+    most one other per class across it.
+    """
+    by_class: dict[int, list[tuple[bytes, int]]] = {}
+    for position, (name, label) in enumerate(zip(samples.names(), samples.labels, strict=True)):
+        digest = hashlib.blake2b(f"{SPLIT_SEED}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        by_class.setdefault(label, []).append((digest, position))
+    chosen: set[int] = set()
+    for label, ranked in by_class.items():
+        if len(ranked) < 2:
+            raise UserError(
+                f"{where}: class {classes[label]!r} has a single image, so it cannot be in both train and val; "
+                f"add images or leave the class out"
+            )
+        count = min(max(round(len(ranked) * fraction), 1), len(ranked) - 1)
+        chosen.update(position for _, position in sorted(ranked)[:count])
+    return (
+        samples.subset(i for i in range(len(samples)) if i not in chosen),
+        samples.subset(i for i in range(len(samples)) if i in chosen),
+    )
+
+
+def fingerprint(splits: Splits, image_size: int) -> str:
+    """16 hex digits that change with the images' names, labels, signatures, split or size."""
+    digest = hashlib.sha256(repr((splits.classes, image_size)).encode("utf-8", "surrogateescape"))
+    for split in (splits.train, splits.val):
+        digest.update(f"\n{len(split)}\n".encode())
+        for key, label in zip(split.keys, split.labels, strict=True):
+            line = f"{split.reader.name(key)}\0{label}\0{split.reader.signature(key)}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def cores() -> int:
+    """The number of CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def over_all(work: Callable[[int], T], count: int, *, verb: str, quiet: bool = False) -> list[T | BadImage]:
+    """`work(i)` for i < count, in threads; a BadImage it raises stands in its place. Progress goes to stderr."""
+    chunk = 128
+    start = last = time.monotonic()
+
+    def run(first: int) -> list[T | BadImage]:
+        results: list[T | BadImage] = []
+        for i in range(first, min(first + chunk, count)):
+            try:
+                results.append(work(i))
+            except BadImage as bad:
+                results.append(bad)
+        return results
+
+    results = run(0)
+    slow = time.monotonic() - start > WORTH_THREADS * len(results)
+    with ThreadPoolExecutor(cores() if slow else 1) as pool:
+        for part in pool.map(run, range(chunk, count, chunk)):
+            results += part
+            now = time.monotonic()
+            if not quiet and now - start > QUIET_SECONDS and (now - last > QUIET_SECONDS or len(results) == count):
+                last = now
+                print(f"{verb} images: {len(results):,} of {count:,}", file=sys.stderr, flush=True)
+    return results
+
+
+def check_all(samples: Samples, *, quiet: bool = False) -> list[tuple[int, int] | BadImage]:
+    """(width, height) of every image, or what is wrong with it."""
+    return over_all(lambda i: samples.reader.check(samples.keys[i]), len(samples), verb="checking", quiet=quiet)
+
+
+def decode_all(
+    samples: Samples, side: int, *, quiet: bool = False
+) -> tuple[np.ndarray, list[tuple[int, int] | BadImage]]:
+    """All images as one (n, side, side, 3) uint8 array, and (width, height) of each or what is wrong with it."""
+    pixels = np.zeros((len(samples), side, side, 3), dtype=np.uint8)
+
+    def work(i: int) -> tuple[int, int]:
+        image = samples.reader.image(samples.keys[i])
+        pixels[i] = np.asarray(fit(image, side))
+        return image.size
+
+    return pixels, over_all(work, len(samples), verb="reading", quiet=quiet)
