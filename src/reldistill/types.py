@@ -21,19 +21,24 @@ class Batch:
     Args:
         images: (B, 3, H, W) floating point in [0, 1], RGB.
         labels: (B,) class indices, int64.
-        indices: (B,) position of each image in its data set, int64.
+        indices: (B,) position of each image in its data set, int64, or None where it is not known.
     """
 
     images: Tensor
     labels: Tensor
-    indices: Tensor
+    indices: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
-        return Batch(*(t.to(device, non_blocking=non_blocking) for t in (self.images, self.labels, self.indices)))
+        indices = None if self.indices is None else self.indices.to(device, non_blocking=non_blocking)
+        return Batch(
+            self.images.to(device, non_blocking=non_blocking),
+            self.labels.to(device, non_blocking=non_blocking),
+            indices,
+        )
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,29 @@ class StepOutput:
 
 
 class Loss(Protocol):
-    """(student tensor, teacher tensor) → scalar, or name → scalar where a method has several parts."""
+    """(student tensor, teacher tensor) → scalar.
 
-    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor | Mapping[str, Tensor]: ...
+    A method with several parts also has `parts(student, teacher)`: part name → unweighted scalar.
+    """
+
+    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss."""
+        ...
 
 
 class FeatureSource(Protocol):
     """A network that says Features of images: see `features.extract.Extractor`."""
 
-    def __call__(self, images: Tensor, *, levels: tuple[str, ...], logits: bool, pooled: bool) -> Features: ...
+    def __call__(
+        self, images: Tensor, *, levels: tuple[str, ...] = (), logits: bool = True, pooled: bool = False
+    ) -> Features:
+        """Features of (B, 3, H, W) images in [0, 1]."""
+        ...
+
+
+class Task(Protocol):
+    """What the student is for: its own loss, without any teacher."""
+
+    def __call__(self, student: Features, batch: Batch) -> Tensor:
+        """Scalar."""
+        ...

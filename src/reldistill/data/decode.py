@@ -7,6 +7,7 @@ Transparency is composited on white, the EXIF orientation is applied, 16-bit gre
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -41,7 +42,7 @@ def _grey_16_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F":
         values = np.nan_to_num(values, nan=0.0, posinf=65535.0, neginf=0.0)
-        values = values * (65535.0 if values.size and values.max() <= 1 else 1.0)
+        values = np.round(values * (65535.0 if values.size and values.max() <= 1 else 1.0))
     grey = Image.fromarray(((np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if isinstance(clear := image.info.get("transparency"), int):
         grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
@@ -75,6 +76,17 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _verify_png(raw: bytes) -> None:
+    """Raise for a wrong checksum of anything that matters to the pixels: Pillow reads over those of the image data."""
+    at = 8
+    while at + 12 <= len(raw):
+        length, kind = int.from_bytes(raw[at : at + 4], "big"), raw[at + 4 : at + 8]
+        end = at + 8 + length
+        if kind[:1].isupper() and zlib.crc32(raw[at + 4 : end]) != int.from_bytes(raw[end : end + 4], "big"):
+            raise ValueError(f"wrong checksum of its {kind.decode('latin-1')} data")
+        at = end + 4
+
+
 def _decode(raw: bytes, where: str, *, reduced: bool) -> tuple[Image.Image, tuple[int, int]]:
     try:
         with Image.open(io.BytesIO(raw)) as image:
@@ -82,6 +94,8 @@ def _decode(raw: bytes, where: str, *, reduced: bool) -> tuple[Image.Image, tupl
             if reduced:
                 image.draft(None, (1, 1))
             on_the_side = _orientation(image) in ORIENTATIONS_ON_THE_SIDE
+            if image.format == "PNG":
+                _verify_png(raw)
             image.load()
             if _orientation(image) != 1:
                 ImageOps.exif_transpose(image, in_place=True)

@@ -173,13 +173,17 @@ class Loader:
         self.images = len(pixels)
         self.batch_size = batch_size
         self._pixels, self._training, self._seed = pixels, training, seed
-        self._rank, self._world_size = rank, world_size
         self._epoch, self._first = 0, 0
-        if training:
-            self._count = self.images // batch_size
+        self.shard(rank, world_size)
+
+    def shard(self, rank: int, world_size: int) -> None:
+        """Make only this process's part of every batch from now on: which process it is may be known late."""
+        self._rank, self._world_size = rank, world_size
+        if self._training:
+            self._count = self.images // self.batch_size
         else:
             # never fewer images in a batch than ranks
-            self._count = max(1, min(-(-self.images // batch_size), self.images // world_size))
+            self._count = max(1, min(-(-self.images // self.batch_size), self.images // world_size))
 
     def __len__(self) -> int:
         """Number of batches in an epoch, the same on every rank."""

@@ -1,0 +1,118 @@
+"""A run's student as a file that needs nothing of this package."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from reldistill.checks import UserError
+from reldistill.report.record import read_record
+from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, Normalised, open_network, sha256
+from reldistill.train.checkpoint import write_bytes
+
+# The largest difference of logits, relative to their size, that float32 kernels of two runtimes may have.
+PARITY = 1e-3
+
+
+def export_run(
+    run: Path, *, format: str = "safetensors", out: Path | None = None, best: bool = False, raw: bool = False
+) -> dict[str, Any]:
+    """Write a finished run's student.
+
+    Args:
+        run: the run's folder.
+        format: `safetensors`: the state dict of the bare network; `onnx`: a graph with a free batch axis, compared with
+            the network before it counts as written.
+        out: the file; by default in the run's folder.
+        best: the best epoch's weights.
+        raw: ONNX without the normalisation.
+
+    Raises:
+        UserError: when the run isn't finished, the format is unknown, a package is missing, or the ONNX graph computes
+            something else than the network.
+    """
+    writers = {"safetensors": _write_safetensors, "onnx": _write_onnx}
+    if format not in writers:
+        raise UserError(f"format '{format}' is not known: there are {', '.join(writers)}")
+    read_record(run)
+    source = run / (BEST_WEIGHTS if best else LAST_WEIGHTS)
+    if not source.is_file():
+        raise UserError(f"{run} has no {source.name}: the run is not finished (go on with it by --resume)")
+    target = out or run / f"student.{format}"
+    if target.resolve() == source.resolve():
+        target = run / f"export.{format}"
+    opened = open_network(str(run), role="model", num_classes=None, image_size=None, weights=str(source))
+    card = opened.card
+    network = opened.extractor.network.eval()
+    if not raw:
+        network = Normalised(network, mean=card.mean, std=card.std).eval()
+    result = {"file": str(target), "format": format, "input_size": card.input_size, "classes": list(card.classes)}
+    result.update(writers[format](network, target, card.input_size, source))
+    result["sha256"] = sha256(target)
+    result["summary"] = _summary(result, raw=raw)
+    return result
+
+
+def _write_safetensors(network: nn.Module, target: Path, side: int, source: Path) -> dict[str, Any]:
+    write_bytes(target, source.read_bytes())
+    return {}
+
+
+def _write_onnx(network: nn.Module, target: Path, side: int, source: Path) -> dict[str, Any]:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"ONNX export needs {error.name}: pip install 'reldistill[onnx]'") from error
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    part = target.with_name(f".{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            torch.onnx.export(
+                network,
+                (images,),
+                part,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        more = torch.rand(5, 3, side, side, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected = network(more).numpy()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"])
+        found = session.run(["logits"], {"images": more.numpy()})[0]
+        difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+        if not difference <= PARITY:
+            raise UserError(f"the ONNX graph's logits differ from the network's by {difference:.2g} (relative): not written")
+        write_bytes(target, part.read_bytes())
+    finally:
+        part.unlink(missing_ok=True)
+    return {"largest_relative_difference": difference}
+
+
+def _summary(result: dict[str, Any], *, raw: bool) -> str:
+    side = result["input_size"]
+    text = f"{result['file']}: {result['format']}"
+    if result["format"] == "onnx":
+        given = "normalised" if raw else "RGB in [0, 1]"
+        text += (
+            f", images (B, 3, {side}, {side}) {given} → logits (B, {len(result['classes'])}); differs from PyTorch by at "
+            f"most {result['largest_relative_difference']:.1e} of the largest logit"
+        )
+    return text

@@ -1,0 +1,51 @@
+"""The whole of the package in a few minutes on a laptop, on scans of handwritten digits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reldistill.checks import UserError
+from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from reldistill.report.record import RunRecord
+
+TEACHER = "resnet20"
+STUDENT = "resnet8"
+
+
+def quickstart(*, out: Path, methods: Sequence[str], seed: int = 0, resume: bool = False) -> list[RunRecord]:
+    """Train a teacher, then the student by every method with the same images, order, initial weights and budget.
+
+    Args:
+        out: folder for the runs and report.html.
+        methods: what to compare.
+        seed: of weights, order and augmentation.
+        resume: go on with what is there.
+
+    Raises:
+        UserError: when a method is not known, or the folder holds runs and `resume` was not asked for.
+    """
+    from reldistill.methods import method_names
+    from reldistill.report.render import render_html
+    from reldistill.run import distill, train
+    from reldistill.train.progress import say
+
+    for method in methods:
+        method_names(method)
+    if (out / "teacher").exists() and not resume:
+        raise UserError(f"{out} already holds a quickstart: go on with it by --resume, or give another --out")
+    images = DataSettings(data="digits", image_size=16)
+    say(f"1 of {len(methods) + 1}: the teacher, {TEACHER}")
+    teacher = out / "teacher"
+    budget = TrainSettings(epochs=20, batch_size=64, lr=0.1, seed=seed)
+    records = [train(images, ModelSettings(model=TEACHER), budget, out=teacher, resume=resume)]
+    budget = TrainSettings(epochs=6, batch_size=64, lr=0.1, seed=seed)
+    for position, method in enumerate(methods, start=2):
+        say(f"{position} of {len(methods) + 1}: {STUDENT} by {method}")
+        pair = PairSettings(teacher=str(teacher), student=STUDENT, method=method)
+        records.append(distill(images, pair, budget, out=out / method, resume=resume))
+    render_html([teacher, *(out / method for method in methods)], out / "report.html")
+    return records

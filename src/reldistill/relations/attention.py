@@ -1,0 +1,78 @@
+"""Where a teacher looks: weights with mean 1 over the positions, the channels and the edges of its graph.
+
+[ours] The published text does not say on what scale magnitudes enter the softmax. A softmax of raw activations is
+uniform for a network that answers in hundredths and picks a single position for one that answers in hundreds, so by
+default magnitudes are divided by their mean over the image: `temperature` then means the same for every network.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reldistill.checks import check_axes
+from reldistill.relations.precision import full_precision
+
+Scale = Literal["relative", "raw"]
+
+
+def _weights(magnitude: Tensor, *, temperature: float, scale: Scale) -> Tensor:
+    """(B, n) mean magnitudes → (B, n) weights with mean 1."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if scale not in ("relative", "raw"):
+        raise ValueError(f"scale must be 'relative' or 'raw', got {scale!r}")
+    if scale == "relative":
+        mean = magnitude.mean(dim=-1, keepdim=True)
+        magnitude = magnitude / torch.where(mean == 0, 1.0, mean)
+    return magnitude.shape[-1] * torch.softmax(magnitude / temperature, dim=-1)
+
+
+@full_precision
+def spatial_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "relative") -> Tensor:
+    """HW · softmax over the positions of mean_c |F| / τ.
+
+    Args:
+        teacher: (B, C, H, W).
+        temperature: τ; large makes all weights 1.
+        scale: `relative` divides the magnitudes by their mean over the image first, `raw` does not.
+
+    Returns:
+        (B, H, W), mean 1 over each image.
+    """
+    check_axes(teacher, "B C H W", name="teacher")
+    magnitude = teacher.abs().mean(dim=1)
+    return _weights(magnitude.flatten(1), temperature=temperature, scale=scale).view_as(magnitude)
+
+
+@full_precision
+def channel_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "relative") -> Tensor:
+    """C · softmax over the channels of mean_hw |F| / τ.
+
+    Args:
+        teacher: (B, C, H, W).
+        temperature: τ; large makes all weights 1.
+        scale: `relative` divides the magnitudes by their mean over the image first, `raw` does not.
+
+    Returns:
+        (B, C), mean 1 over each image.
+    """
+    check_axes(teacher, "B C H W", name="teacher")
+    magnitude = teacher.abs().mean(dim=(2, 3))
+    return _weights(magnitude, temperature=temperature, scale=scale)
+
+
+@full_precision
+def relational_attention(adjacency: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """C · softmax over each row of A / τ: the edges of a channel weigh more to the channels it resembles.
+
+    Args:
+        adjacency: (…, C, C) similarities in [−1, 1], hence no `scale`.
+        temperature: τ; large makes all weights 1.
+
+    Returns:
+        (…, C, C), mean 1 over each row; not symmetric.
+    """
+    return _weights(adjacency, temperature=temperature, scale="raw")

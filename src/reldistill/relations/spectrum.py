@@ -1,0 +1,213 @@
+"""Spectra of channel graphs, compared so that neither the sign of an eigenvector nor the basis of a repeated eigenvalue
+matters.
+
+`adjacency` is (…, C, C), symmetric, with 1 on the diagonal, as `channel_graph` makes it. `rank` is k, how many
+eigenvectors are kept; it is clamped to C − 1, all there are beside the trivial one. At k = 0 every distance is 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from reldistill.relations.precision import full_precision
+
+Weights = Literal["positive", "shifted"]
+
+DEFLATION = 3.0
+"""Where the trivial eigenvalue 0 is moved to: above 2, the largest that a normalised Laplacian can have."""
+
+
+def broadening(dtype: torch.dtype) -> float:
+    """ε of the projector's backward, which takes gap / (gap² + ε²) for 1 / gap: the square root of machine precision.
+
+    3.5e-4 in float32 and 1.5e-8 in float64. Eigenvalues are known to about machine precision, so where a gap is far
+    above ε the gradient is exact, and where a kept and a dropped eigenvalue meet it fades out instead of blowing up.
+    """
+    return float(torch.finfo(dtype).eps ** 0.5)
+
+
+def graph_weights(adjacency: Tensor, *, weights: Weights = "positive") -> Tensor:
+    """Non-negative edge weights of similarities: max(A, 0) for `positive`, (1 + A) / 2 for `shifted`."""
+    if weights == "positive":
+        return adjacency.clamp_min(0.0)  # passes the gradient at 0: an edge that the student lacks can still grow
+    if weights == "shifted":
+        return (1.0 + adjacency) / 2.0
+    raise ValueError(f"weights must be 'positive' or 'shifted', got {weights!r}")
+
+
+def _laplacian_and_trivial(adjacency: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    """𝓛 = I − D^{−1/2} W D^{−1/2}, and its eigenvector of eigenvalue 0, q = D^{1/2} 1 / ‖·‖."""
+    edge = graph_weights(adjacency, weights=weights)
+    degree = edge.sum(dim=-1, keepdim=True)
+    linked = degree > 0  # always, with 1 on the diagonal; a caller's own graph may have isolated vertices
+    root = torch.where(linked, degree, 1.0).sqrt()
+    inverse = torch.where(linked, 1.0 / root, 0.0)
+    identity = torch.eye(edge.shape[-1], dtype=edge.dtype, device=edge.device)
+    trivial = torch.where(linked, root, 0.0) / degree.sum(dim=-2, keepdim=True).clamp_min(1e-30).sqrt()
+    return identity - inverse * edge * inverse.mT, trivial
+
+
+@full_precision
+def laplacian(adjacency: Tensor, *, weights: Weights = "positive") -> Tensor:
+    """Normalised Laplacian 𝓛 = I − D^{−1/2} W D^{−1/2}, d_i = Σ_j W_ij; eigenvalues in [0, 2].
+
+    Args:
+        adjacency: (…, C, C).
+        weights: how similarities become non-negative weights W, see `graph_weights`.
+
+    Returns:
+        (…, C, C), symmetric.
+    """
+    return _laplacian_and_trivial(adjacency, weights)[0]
+
+
+@full_precision
+def laplacian_eigenvalues(adjacency: Tensor, *, weights: Weights = "positive") -> Tensor:
+    """(…, C, C) → (…, C): the whole spectrum of the graph, ascending, the trivial 0 first. Without gradient."""
+    return _eigh(laplacian(adjacency.detach(), weights=weights))[0]
+
+
+def _deflated(adjacency: Tensor, weights: Weights) -> Tensor:
+    """𝓛 + 3 q qᵀ: the same eigenvectors, the trivial one last. So the k smallest are always the ones to keep."""
+    matrix, trivial = _laplacian_and_trivial(adjacency, weights)
+    return matrix + DEFLATION * trivial * trivial.mT
+
+
+def _all_finite(matrix: Tensor) -> Tensor:
+    """(…, n, n) → (…, 1, 1). LAPACK raises on NaN and infinity; a loss that is not finite says more than its error."""
+    return torch.isfinite(matrix).all(dim=-1).all(dim=-1)[..., None, None]
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh` that answers NaN where the matrix is not finite."""
+    finite = _all_finite(matrix)
+    values, vectors = torch.linalg.eigh(torch.where(finite, matrix, 0.0))
+    return torch.where(finite[..., 0], values, torch.nan), torch.where(finite, vectors, torch.nan)
+
+
+class _Projector(torch.autograd.Function):
+    """Projector on the eigenvectors of the `rank` smallest eigenvalues of a symmetric matrix.
+
+    Only the gaps between kept i and dropped j enter its differential:
+    dP = Σ_ij (u_j u_jᵀ d𝓛 u_i u_iᵀ + transpose) / (λ_i − λ_j). The backward of `eigh` divides by all gaps.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, rank: int) -> Tensor:
+        values, vectors = _eigh(matrix)
+        ctx.save_for_backward(values, vectors)
+        ctx.rank = rank
+        kept = vectors[..., :rank]
+        return kept @ kept.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        values, vectors = ctx.saved_tensors
+        kept, dropped = vectors[..., : ctx.rank], vectors[..., ctx.rank :]
+        gap = values[..., : ctx.rank, None] - values[..., None, ctx.rank :]
+        inverse_gap = gap / (gap.square() + broadening(gap.dtype) ** 2)
+        symmetric = (grads[0] + grads[0].mT) / 2
+        half = kept @ ((kept.mT @ symmetric @ dropped) * inverse_gap) @ dropped.mT
+        return half + half.mT, None
+
+
+@full_precision
+def spectral_projector(adjacency: Tensor, *, rank: int, weights: Weights = "positive") -> Tensor:
+    """P = U Uᵀ on the k eigenvectors of the smallest eigenvalues of the Laplacian after the trivial one.
+
+    The gradient is finite everywhere (see `broadening`); second derivatives are refused.
+
+    Args:
+        adjacency: (…, C, C).
+        rank: k, at least 1; clamped to C − 1.
+        weights: see `graph_weights`.
+
+    Returns:
+        (…, C, C), symmetric, trace k.
+    """
+    projector: Tensor = _Projector.apply(_deflated(adjacency, weights), effective_rank(adjacency, rank=rank))
+    return projector
+
+
+@full_precision
+def spectral_embedding(adjacency: Tensor, *, rank: int, weights: Weights = "positive") -> tuple[Tensor, Tensor]:
+    """Each channel as a point: the rows of U, the k eigenvectors of smallest eigenvalue after the trivial one.
+
+    Signs, and the basis of a repeated eigenvalue, are arbitrary. Hence without gradient: `spectral_projector` has one.
+
+    Args:
+        adjacency: (…, C, C).
+        rank: k, at least 1; clamped to C − 1.
+        weights: see `graph_weights`.
+
+    Returns:
+        U (…, C, k) with orthonormal columns, and their eigenvalues (…, k), ascending.
+    """
+    values, vectors = _eigh(_deflated(adjacency.detach(), weights))
+    kept = effective_rank(adjacency, rank=rank)
+    return vectors[..., :kept], values[..., :kept]
+
+
+def effective_rank(adjacency: Tensor, *, rank: int) -> int:
+    """k clamped to C − 1."""
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}")
+    return min(rank, adjacency.shape[-1] - 1)
+
+
+@full_precision
+def heat_kernel(laplacian: Tensor, *, time: float) -> Tensor:
+    """exp(−t 𝓛), (…, C, C): how heat spreads over the graph in time t. Smooth in 𝓛, needs no eigenvectors."""
+    if not time > 0:
+        raise ValueError(f"time must be above 0, got {time}")
+    return torch.linalg.matrix_exp(-time * laplacian)
+
+
+@full_precision
+def subspace_distance(student: Tensor, teacher: Tensor, *, rank: int) -> Tensor:
+    """1 − tr(P_T P_S) / k of two projectors of trace k, as ‖P_S − P_T‖² / 2k, which is exactly 0 for equal ones.
+
+    Args:
+        student: (…, C, C) projector.
+        teacher: (…, C, C) projector.
+        rank: k, their trace, at most C − 1.
+
+    Returns:
+        (…), in [0, 1].
+    """
+    return (student - teacher).square().sum(dim=(-2, -1)) / (2 * max(rank, 1))
+
+
+@full_precision
+def procrustes_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """min over rotations R of ‖U_S R − U_T‖² / 2k = 1 − ‖U_Tᵀ U_S‖_* / k, the mean squared distance of embeddings.
+
+    The singular values of U_Tᵀ U_S are the roots of the eigenvalues of U_Tᵀ P_S U_T, so the student enters by its
+    projector, whose gradient is safe. A direction of the teacher that the student lacks altogether (singular value 0)
+    is a kink, where the gradient 0 is taken.
+
+    Args:
+        student: (…, C, C) projector P_S = U_S U_Sᵀ.
+        teacher: (…, C, k) embedding U_T with orthonormal columns.
+
+    Returns:
+        (…), in [0, 1]; at most 1 − √(machine precision), because of the guard at the kink.
+    """
+    rank = teacher.shape[-1]
+    overlap = teacher.mT @ student @ teacher
+    finite = _all_finite(overlap)
+    # The gradient of eigvalsh is V diag(g) Vᵀ: no gaps. Eigenvalues leave [0, 1] by rounding only.
+    eigenvalues = torch.linalg.eigvalsh(torch.where(finite, overlap, 0.0))
+    cosine = eigenvalues.clamp(torch.finfo(overlap.dtype).eps, 1.0).sqrt()
+    return torch.where(finite[..., 0], 1.0 - cosine, torch.nan).sum(dim=-1) / max(rank, 1)
+
+
+@full_precision
+def heat_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """‖K_S − K_T‖² / C of two heat kernels (…, C, C) → (…), in [0, 1]."""
+    return (student - teacher).square().sum(dim=(-2, -1)) / student.shape[-1]

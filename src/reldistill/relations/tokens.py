@@ -1,0 +1,75 @@
+"""Feature maps as tokens, tokens as maps."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from reldistill.checks import check_axes
+from reldistill.relations.precision import full_precision
+
+Pooling = Literal["average", "max", "none"]
+
+
+def map_to_tokens(feature_map: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, H·W, C), row by row.
+
+    Example:
+        >>> import torch
+        >>> map_to_tokens(torch.zeros(2, 5, 3, 4)).shape
+        torch.Size([2, 12, 5])
+    """
+    check_axes(feature_map, "B C H W", name="feature_map")
+    return feature_map.flatten(2).transpose(1, 2)
+
+
+def tokens_to_map(tokens: Tensor, *, grid: tuple[int, int]) -> Tensor:
+    """(B, N, D) → (B, D, H, W), the inverse of `map_to_tokens`.
+
+    Args:
+        tokens: (B, N, D) patch tokens, class and register tokens removed.
+        grid: (H, W) with H·W = N.
+
+    Raises:
+        ValueError: the grid does not hold N tokens.
+    """
+    check_axes(tokens, "B N D", name="tokens", N=grid[0] * grid[1])
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+@full_precision
+def tokenise(feature_map: Tensor, *, pooling: Pooling = "average", largest_grid: int = 16) -> Tensor:
+    """A convolutional map pooled until it is as small as a grid of patches.
+
+    Height and width are halved (odd sizes rounded up) until neither is above `largest_grid`.
+
+    Args:
+        feature_map: (B, C, H, W).
+        pooling: `average`, `max`, or `none` for the map as it is.
+        largest_grid: the largest height and width to leave.
+
+    Returns:
+        (B, C, h, w).
+
+    Raises:
+        ValueError: an unknown pooling, or a grid below 1.
+    """
+    check_axes(feature_map, "B C H W", name="feature_map")
+    check_tokeniser(pooling, largest_grid)
+    if pooling == "none":
+        return feature_map
+    pool = F.adaptive_max_pool2d if pooling == "max" else F.adaptive_avg_pool2d
+    while max(feature_map.shape[2:]) > largest_grid:
+        height, width = feature_map.shape[2:]
+        feature_map = pool(feature_map, (-(-height // 2), -(-width // 2)))
+    return feature_map
+
+
+def check_tokeniser(pooling: str, largest_grid: int) -> None:
+    """Raise ValueError unless `tokenise` knows these settings."""
+    if pooling not in get_args(Pooling):
+        raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+    if largest_grid < 1:
+        raise ValueError(f"largest_grid must be at least 1, got {largest_grid}")

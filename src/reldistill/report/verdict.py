@@ -1,0 +1,142 @@
+"""What the comparison says, in plain words, and no more than it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reldistill.report.compare import Row, baseline_of, comparison_table, difference, in_order, labels, role_of
+from reldistill.report.intervals import Difference
+from reldistill.report.record import RunRecord
+from reldistill.report.words import count, decimals, known, percent, signed, span, times
+
+
+def verdict(records: Sequence[RunRecord]) -> str:
+    """Lines: the setting, each method against the student alone, and what one seed can and cannot separate."""
+    if not records:
+        return "No runs."
+    rows = comparison_table(records)
+    lines = [*_setting(records), *_references(rows)]
+    gains = sorted((row for row in rows if row.gain), key=lambda row: -(row.gain.points if row.gain else 0))
+    repeated = {row.method for row in gains if len({r.seed for r in gains if r.method == row.method}) > 1}
+    lines += [_over_seeds([row for row in gains if row.method == method]) for method in sorted(repeated)]
+    lines += [_one_gain(row) for row in gains if row.method not in repeated]
+    lines += _best_two(records, gains)
+    lines += [line for row in rows if (line := _not_judged(row))]
+    return "\n".join([*lines, *_caveats(gains, repeated)])
+
+
+def _setting(records: Sequence[RunRecord]) -> list[str]:
+    lines: dict[str, None] = {}
+    for record in in_order(records):
+        if role_of(record, records) == "teacher":
+            continue
+        student, teacher, data = record.student, record.teacher, record.data
+        source = f" learns from {teacher.name} ({count(teacher.parameters)})" if teacher else ""
+        alone_of_pair = not teacher and any(r.teacher and r.student.name == student.name for r in records)
+        if not alone_of_pair:
+            lines[
+                f"{student.name} ({count(student.parameters)} parameters){source} on {data.name}: {len(data.classes)} classes, "
+                f"{data.train_images:,} training and {data.val_images:,} validation images."
+            ] = None
+    return list(lines)
+
+
+def _references(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        if row.role == "method" or not known(row.accuracy_last):
+            continue
+        digits = decimals(row.images)
+        interval = f" (95 % interval {span(row.interval_last, digits)})" if row.interval_last else ""
+        name = row.label if row.role == "alone" else f"{row.label} {row.network}".replace(f"· {row.network} ", "")
+        lines.append(f"{name}: {percent(row.accuracy_last, digits)} % of the validation images right{interval}.")
+    teachers = [row.accuracy_last for row in rows if row.role == "teacher" and row.accuracy_last is not None]
+    alone = [row.accuracy_last for row in rows if row.role == "alone" and row.accuracy_last is not None]
+    if teachers and alone and max(teachers) <= min(alone):
+        lines.append("The teacher is no better than the student alone: there is little it could pass on.")
+    return lines
+
+
+def _one_gain(row: Row) -> str:
+    gain = row.gain
+    assert gain is not None
+    digits = decimals(gain.images)
+    amount = f"{row.label}: {signed(gain.points, digits)} points over the student alone"
+    if not gain.resolved:
+        return (
+            f"{amount}; {gain.images:,} validation images resolve about ±{gain.margin:.{digits}f}, so this is within noise"
+            f"{_cost(row)}."
+        )
+    interval = f"95 % interval {signed(gain.low, digits)} to {signed(gain.high, digits)}"
+    word = "better" if gain.points > 0 else "worse"
+    return f"{amount} ({interval}): {word} by more than the sampling noise of the validation images{_cost(row)}."
+
+
+def _cost(row: Row) -> str:
+    return f" ({times(row.relative_step_time)} the time per step)" if known(row.relative_step_time) else ""
+
+
+def _over_seeds(rows: Sequence[Row]) -> str:
+    points = [row.gain.points for row in rows if row.gain]
+    digits = decimals(rows[0].images)
+    return (
+        f"{rows[0].method}: {signed(sum(points) / len(points), digits)} points over the student alone on average of "
+        f"{len(points)} seeds, {signed(min(points), digits)} to {signed(max(points), digits)} by seed."
+    )
+
+
+def _best_two(records: Sequence[RunRecord], gains: Sequence[Row]) -> list[str]:
+    """The best method against the runner-up: the choice a reader is about to make."""
+    if len(gains) < 2:
+        return []
+    ordered = in_order(records)
+    names = labels(ordered)
+    first, second = (ordered[names.index(row.label)] for row in gains[:2])
+    if baseline_of(first, records) is not baseline_of(second, records):
+        return []
+    between = difference(first, second)
+    return [_pair(gains[0].label, gains[1].label, between)] if between else []
+
+
+def _pair(first: str, second: str, between: Difference) -> str:
+    digits = decimals(between.images)
+    if between.resolved:
+        return f"{first} beats {second} by {between.points:.{digits}f} points, more than the sampling noise."
+    return (
+        f"{first} and {second} are {abs(between.points):.{digits}f} points apart, resolved to about "
+        f"±{between.margin:.{digits}f}: the images cannot tell which is better."
+    )
+
+
+def _not_judged(row: Row) -> str | None:
+    if row.status == "running":
+        return f"{row.label} is still running ({row.epochs} epochs so far): not judged yet."
+    if row.status == "stopped":
+        return f"{row.label} was cut short after {row.epochs} epochs: not judged."
+    if row.role == "method" and row.gain is None:
+        return (
+            f"{row.label}: {percent(row.accuracy_last, decimals(row.images))} %; no finished run of the student alone with the same "
+            "student, images and epochs is here to compare with (--method none)."
+        )
+    return None
+
+
+def _caveats(gains: Sequence[Row], repeated: set[str]) -> list[str]:
+    if not gains:
+        return []
+    lines = []
+    if any(row.method not in repeated for row in gains):
+        lines.append(
+            "One seed each: the intervals cover the choice of validation images, not the seed, which alone can move an accuracy "
+            "by as much. Small differences need further seeds (--seed)."
+        )
+    if any(row.gain and not row.gain.paired for row in gains):
+        lines.append(
+            "Where it is not on record which images each network got right, the intervals are the wider, unpaired ones."
+        )
+    if len(gains) > 1:
+        lines.append(
+            f"Each interval stands alone: among {len(gains)} methods that gain nothing, chance puts at least one outside its interval "
+            f"in up to {min(5 * len(gains), 100)} % of such comparisons."
+        )
+    return lines

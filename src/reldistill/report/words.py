@@ -1,0 +1,67 @@
+"""Numbers as people read them: one way for the terminal, the page and Markdown."""
+
+from __future__ import annotations
+
+import math
+
+NONE = "–"
+
+
+def known(value: float | None) -> bool:
+    """Whether there is a finite number to show."""
+    return value is not None and math.isfinite(value)
+
+
+def decimals(images: int) -> int:
+    """How many decimals an accuracy in percent deserves: one image of 5,000 or more is below a tenth of a point."""
+    return 2 if images >= 5000 else 1
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """94.2 (the unit stands in the heading)."""
+    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else NONE
+
+
+def span(interval: tuple[float, float] | None, digits: int = 1) -> str:
+    """91.3–96.2."""
+    return f"{interval[0]:.{digits}f}–{interval[1]:.{digits}f}" if interval else NONE
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign, a real minus, and no sign on what rounds to nothing."""
+    text = f"{abs(value):.{digits}f}"
+    return text if float(text) == 0 else ("+" if value > 0 else "−") + text
+
+
+def count(value: int) -> str:
+    """Parameters: 270 k, 11.2 M; below ten thousand in full."""
+    if value < 10_000:
+        return f"{value:,}"
+    for size, unit in ((1e9, "G"), (1e6, "M")):
+        if value >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e3:.3g} k"
+
+
+def duration(seconds: float | None) -> str:
+    """From microseconds to hours, three figures."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    if seconds >= 60:
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    for size, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= 0.9995 * size:
+            return f"{_three(seconds / size)} {unit}"
+    return f"{_three(seconds / 1e-6)} µs"
+
+
+def _three(value: float) -> str:
+    """Three figures, zeros kept, so that columns line up: 19.0, 312."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def times(value: float | None) -> str:
+    """A ratio: 1.31×."""
+    return f"{value:.2f}×" if value is not None and math.isfinite(value) else NONE

@@ -1,0 +1,175 @@
+"""A run's network on disk: weights that say which network they are for, so that a run folder can be used as a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from reldistill.checks import UserError
+from reldistill.features.extract import Extractor
+from reldistill.features.zoo import load_network
+from reldistill.train.checkpoint import write_bytes
+
+LAST_WEIGHTS = "student.safetensors"
+BEST_WEIGHTS = "student-best.safetensors"
+_KEY = "reldistill"
+
+
+@dataclass(frozen=True)
+class NetworkCard:
+    """What is needed to build a network again and to feed it.
+
+    Args:
+        name: as the zoo takes it.
+        arguments: keyword arguments of its constructor.
+        num_classes: K of its logits.
+        classes: their names.
+        mean: per-channel mean to subtract from images in [0, 1].
+        std: per-channel standard deviation to divide by.
+        input_size: side of its images, pixels.
+    """
+
+    name: str
+    num_classes: int
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpenedNetwork:
+    """A network ready to be asked for features, and where it came from.
+
+    Args:
+        extractor: the network with its normalisation and size.
+        card: how to build it again.
+        pretrained: where its weights came from, in words.
+        weights_sha256: of the file that held them, where there was one.
+    """
+
+    extractor: Extractor
+    card: NetworkCard
+    pretrained: str
+    weights_sha256: str | None = None
+
+
+def open_network(
+    name: str,
+    *,
+    role: Literal["student", "teacher", "model"],
+    num_classes: int | None,
+    image_size: int | None,
+    weights: str | None = None,
+    pretrained: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+) -> OpenedNetwork:
+    """A network by name or from a run folder, surveyed at the size it will see.
+
+    Args:
+        name: what the zoo takes, or a run folder.
+        role: a teacher must bring weights.
+        num_classes: K that the network must have; None to take what it has.
+        image_size: side of the images; None for the network's own.
+        weights: file to load.
+        pretrained: take the weights that timm or torchvision publish.
+        arguments: keyword arguments of the constructor.
+
+    Raises:
+        UserError: when name, weights and classes don't go together.
+    """
+    classes: tuple[str, ...] = ()
+    if (Path(name) / LAST_WEIGHTS).is_file():
+        card = read_card(Path(name) / LAST_WEIGHTS)
+        weights = weights or str(Path(name) / LAST_WEIGHTS)
+        classes = card.classes
+        name, arguments = card.name, {**card.arguments, **(arguments or {})}
+        image_size = image_size or card.input_size
+        if num_classes is None:
+            num_classes = card.num_classes
+    elif Path(name).is_dir():
+        raise UserError(f"{name} is a folder without {LAST_WEIGHTS}: give a finished run's folder or a network's name")
+    loaded = load_network(
+        name,
+        num_classes=num_classes,
+        weights=weights,
+        pretrained=pretrained,
+        image_size=image_size,
+        arguments=arguments,
+        role=role,
+    )
+    extractor = Extractor(
+        loaded.module, mean=loaded.mean, std=loaded.std, input_size=loaded.input_size, name=loaded.name
+    )
+    extractor.survey(image_size or loaded.input_size or 224)
+    if num_classes is not None and extractor.num_classes != num_classes:
+        raise UserError(
+            f"the {role} {name} says {extractor.num_classes} classes, the data have {num_classes}: give weights that were "
+            f"trained on these classes (reldistill train makes them)"
+        )
+    size = loaded.input_size or image_size or 224
+    card = NetworkCard(
+        name, extractor.num_classes, size, tuple(loaded.mean), tuple(loaded.std), classes, dict(arguments or {})
+    )
+    return OpenedNetwork(extractor, card, loaded.pretrained, sha256(Path(weights)) if weights else None)
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], card: NetworkCard) -> str:
+    """Write a network's state as safetensors with its card inside; the result is the file's sha256."""
+    # Tied weights share memory, which the format refuses; each name gets its own copy.
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    data = save(tensors, metadata={_KEY: json.dumps(asdict(card), sort_keys=True)})
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_card(path: Path) -> NetworkCard:
+    """The card inside a run's weights.
+
+    Raises:
+        UserError: when the file is not a run's weights.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        content = json.loads(metadata[_KEY])
+        for name in ("mean", "std", "classes"):
+            content[name] = tuple(content[name])
+        return NetworkCard(**content)
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} does not say which network it is for: it was not written by a run") from error
+
+
+def sha256(path: Path) -> str | None:
+    """Of a file's content; None for a folder or a file that is not there."""
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Normalised(nn.Module):
+    """A network with its normalisation inside: images (B, 3, H, W) in [0, 1] → logits (B, K)."""
+
+    def __init__(self, network: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] → (B, K)."""
+        return self.network((images - self.mean) / self.std)

@@ -1,0 +1,131 @@
+"""One distillation step: a Batch → the total loss, every part by name, and what the student said."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from reldistill.step.term import Term, value_at
+from reldistill.types import Batch, Features, StepOutput, Task
+
+if TYPE_CHECKING:
+    from reldistill.types import FeatureSource
+
+TASK = "task"
+
+
+class Distiller(nn.Module):
+    """Teacher, student, adapters, terms and task as one module without optimiser, device or logger.
+
+    The teacher stays frozen and in eval mode whatever `train()` says, and no gradient reaches it. Each network is asked
+    only for what the active terms need.
+
+    Args:
+        student: says Features of images, and is trained.
+        teacher: says Features of images; None where there are no terms.
+        terms: what the student is to take over from the teacher.
+        adapters: name → learnable layer on a student's tensor, as the terms name them.
+        task: the student's own loss.
+        task_weight: its weight.
+
+    Raises:
+        ValueError: when there are terms but no teacher, or a term names an adapter that is not there.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        *,
+        terms: Sequence[Term],
+        adapters: Mapping[str, nn.Module],
+        task: Task,
+        task_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if terms and teacher is None:
+            raise ValueError(f"term '{terms[0].name}' needs a teacher")
+        for term in terms:
+            if term.adapter is not None and term.adapter not in adapters:
+                raise ValueError(f"term '{term.name}' names adapter '{term.adapter}', which is not among {[*adapters]}")
+        self.student = student
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.requires_grad_(False)
+        self.terms = nn.ModuleList(terms)
+        self.adapters = nn.ModuleDict({_key(name): adapter for name, adapter in adapters.items()})
+        self.task = task
+        self.task_weight = task_weight
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Distiller:
+        """Set training mode for everything but the teacher."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters of student, adapters and losses: what an optimiser is given."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def export(self) -> nn.Module:
+        """The bare student network: a copy on the CPU in eval mode, without teacher, adapters or hooks."""
+        network = getattr(self.student, "network", self.student)
+        return copy.deepcopy(network).cpu().eval()
+
+    def forward(self, batch: Batch | tuple[Tensor, Tensor], *, progress: float = 1.0) -> StepOutput:
+        """The step's losses.
+
+        Args:
+            batch: images in [0, 1] (or as the student's and teacher's own preparation expects them) with labels.
+            progress: fraction of training done, for the terms' curricula.
+        """
+        if not isinstance(batch, Batch):
+            batch = Batch(*batch)
+        terms = [term for term in self._terms() if term.is_active(progress)]
+        student = _ask(self.student, batch.images, (t.student for t in terms), logits=True)
+        parts: dict[str, Tensor] = {}
+        if self.task_weight:
+            parts[TASK] = self.task_weight * self.task(student, batch)
+        if terms:
+            assert self.teacher is not None
+            with torch.no_grad():
+                teacher = _ask(self.teacher, batch.images, (t.teacher for t in terms), logits=False)
+            for name, value in self._term_values(terms, student, teacher, progress):
+                parts[name] = parts[name] + value if name in parts else value
+        if not parts:
+            raise ValueError("nothing to minimise: the task's weight is 0 and no term is active")
+        total = sum(parts.values(), batch.images.new_zeros((), dtype=torch.float32))
+        return StepOutput(total, {name: value.detach() for name, value in parts.items()}, student)
+
+    def _term_values(
+        self, terms: Sequence[Term], student: Features, teacher: Features, progress: float
+    ) -> Iterable[tuple[str, Tensor]]:
+        adapted: dict[tuple[str, str], Tensor] = {}
+        for term in terms:
+            tensor = value_at(student, term.student)
+            if term.adapter is not None:
+                key = (term.adapter, term.student)
+                if key not in adapted:
+                    adapted[key] = self.adapters[_key(term.adapter)](tensor)
+                tensor = adapted[key]
+            yield from term(tensor, value_at(teacher, term.teacher), progress=progress).items()
+
+    def _terms(self) -> list[Term]:
+        return list(self.terms)  # type: ignore[arg-type]
+
+
+def _ask(network: nn.Module | FeatureSource, images: Tensor, places: Iterable[str], *, logits: bool) -> Features:
+    wanted = dict.fromkeys(places)
+    levels = tuple(p for p in wanted if p not in ("logits", "pooled"))
+    return network(images, levels=levels, logits=logits or "logits" in wanted, pooled="pooled" in wanted)
+
+
+def _key(name: str) -> str:
+    # ModuleDict keys can't hold dots, level names do.
+    return name.replace(".", "_")

@@ -1,0 +1,25 @@
+"""Image classification: the student's own loss."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reldistill.types import Batch, Features
+
+
+class Classification(nn.Module):
+    """Cross entropy of the student's logits (B, K) with the labels (B,).
+
+    Args:
+        label_smoothing: share of the target spread evenly over the classes.
+    """
+
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, student: Features, batch: Batch) -> Tensor:
+        """Scalar mean over the batch, in float32."""
+        assert student.logits is not None, "the task needs the student's logits"
+        return functional.cross_entropy(student.logits.float(), batch.labels, label_smoothing=self.label_smoothing)

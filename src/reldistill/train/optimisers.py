@@ -1,0 +1,73 @@
+"""Optimiser and learning rate; the rate is a function of progress alone, so there is nothing to restore but a count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+OptimizerName = Literal["sgd", "adamw"]
+Schedule = Literal["one-cycle", "cosine", "step", "constant"]
+
+DEFAULT_WEIGHT_DECAY: dict[OptimizerName, float] = {"sgd": 5e-4, "adamw": 0.05}
+
+
+def default_lr(optimizer: OptimizerName, batch_size: int) -> float:
+    """Peak learning rate for a batch size, scaled linearly."""
+    return 0.1 * batch_size / 128 if optimizer == "sgd" else 1e-3 * batch_size / 256
+
+
+def make_optimizer(
+    modules: Sequence[nn.Module], *, optimizer: OptimizerName, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.9, or AdamW that does not decay biases and norms.
+
+    Args:
+        modules: whose trainable parameters are optimised, in order.
+        optimizer: its name.
+        lr: peak learning rate.
+        weight_decay: of the weights.
+    """
+    parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+    if optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr)
+
+
+def lr_factor(
+    progress: float,
+    *,
+    schedule: Schedule,
+    warm_up: float | None = None,
+    milestones: Sequence[float] = (0.625, 0.75, 0.875),
+) -> float:
+    """Learning rate as a share of its peak, at a progress in [0, 1].
+
+    Args:
+        progress: fraction of training done.
+        schedule: its course.
+        warm_up: fraction of training over which it rises; by default 0.3 (one-cycle), 0.05 (others).
+        milestones: where `step` goes down to a tenth.
+
+    >>> [round(lr_factor(p, schedule="one-cycle"), 3) for p in (0.0, 0.3, 1.0)]
+    [0.04, 1.0, 0.0]
+    """
+    rise = (0.3 if schedule == "one-cycle" else 0.05) if warm_up is None else warm_up
+    if schedule == "one-cycle":
+        if progress < rise:
+            return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / rise)) / 2
+        return (1 + math.cos(math.pi * (progress - rise) / max(1 - rise, 1e-9))) / 2
+    if progress < rise:
+        return max(progress / rise, 0.01)
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * (progress - rise) / max(1 - rise, 1e-9))) / 2
+    if schedule == "step":
+        return 0.1 ** sum(progress >= mark for mark in milestones)
+    return 1.0

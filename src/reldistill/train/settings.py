@@ -1,0 +1,134 @@
+"""What a run can be told: plain typed settings, from which the command line and its YAML are derived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """Images.
+
+    Args:
+        data: a folder of class folders (with train/ and val/ or test/ inside, or split by a fixed seed), a .zip of the
+            same, digits, cifar10, cifar100, or a timm data set name (hfds/…, wds/…, tfds/…, torch/…).
+        image_size: side of the square images in a batch; by default their own size if small, else 224.
+        augment: what is done to training images; auto is crop-flip, and crop for digits.
+        val_fraction: share of each class that is held out where the data bring no validation folder.
+        skip_bad_images: go on without images that can't be read, and count them.
+        download: fetch the data set if it is not there.
+        workers: processes that decode images which don't fit in memory; by default by the number of cores.
+    """
+
+    data: str
+    image_size: int | None = None
+    augment: Literal["auto", "none", "crop", "crop-flip", "strong"] = "auto"
+    val_fraction: float = 0.1
+    skip_bad_images: bool = False
+    download: bool = False
+    workers: int | None = None
+
+
+@dataclass(kw_only=True)
+class ModelSettings:
+    """The network of `train`.
+
+    Args:
+        model: a timm or torchvision name, a CIFAR net of the literature (resnet20, wrn_40_2, …), or FILE.py:factory.
+        model_weights: a .safetensors or .pth file, or a run folder, to start from.
+        model_pretrained: start from the weights that timm or torchvision publish.
+        model_arguments: keyword arguments for the network's constructor, e.g. '{"patch_size": 4}'.
+    """
+
+    model: str
+    model_weights: str | None = None
+    model_pretrained: bool = False
+    model_arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class PairSettings:
+    """Teacher, student and method.
+
+    Args:
+        teacher: a timm or torchvision name, a CIFAR net of the literature, FILE.py:factory, or a run folder.
+        student: the same for the student.
+        method: a method's name (see: reldistill list methods), or several joined by +.
+        teacher_weights: a .safetensors or .pth file with the teacher's weights; otherwise the published ones are taken.
+        teacher_image_size: side of the images the teacher gets; by default what it needs, else the student's.
+        teacher_arguments: keyword arguments for the teacher's constructor.
+        student_weights: weights that the student starts from.
+        student_pretrained: start the student from the weights that timm or torchvision publish.
+        student_arguments: keyword arguments for the student's constructor, e.g. '{"patch_size": 4}'.
+        levels: pairs STUDENT_LEVEL:TEACHER_LEVEL to use instead of the automatic choice (see: reldistill layers).
+        weights: part name to weight, e.g. '{"kd": 2, "serkd.angle": 4, "task": 0.5}'.
+        settings: loss name to its settings, e.g. '{"serkd": {"iterations": 2}}'.
+        warm_up: fraction of training over which the weights of all but the logit terms rise from 0.
+    """
+
+    teacher: str
+    student: str
+    method: str = "serkd"
+    teacher_weights: str | None = None
+    teacher_image_size: int | None = None
+    teacher_arguments: dict[str, Any] = field(default_factory=dict)
+    student_weights: str | None = None
+    student_pretrained: bool = False
+    student_arguments: dict[str, Any] = field(default_factory=dict)
+    levels: list[str] = field(default_factory=list)
+    weights: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warm_up: float = 0.0
+
+
+@dataclass(kw_only=True)
+class TrainSettings:
+    """Training.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images a step, over all devices together.
+        lr: peak learning rate; by default 0.1 for each 128 images (sgd), 0.001 for each 256 (adamw).
+        optimizer: auto is adamw for networks of tokens and sgd (Nesterov, momentum 0.9) for all others.
+        weight_decay: by default 5e-4 (sgd), 0.05 (adamw, not on biases and norms).
+        schedule: course of the learning rate: one-cycle, cosine (after the warm-up), step (a tenth at each milestone),
+            or constant.
+        milestones: fractions of training at which the step schedule goes down.
+        lr_warm_up: fraction of training over which the learning rate rises; by default 0.3 (one-cycle), 0.05 (others).
+        label_smoothing: share of the target spread evenly over the classes.
+        clip: largest norm of the gradient; 0 for none.
+        accumulate: batches whose gradients are added before a step.
+        ema: decay of the moving average of the student's weights that is evaluated and saved; 0 for none.
+        patience: stop after so many epochs without a better validation accuracy; 0 for never.
+        precision: auto is bf16-mixed where the device has it, else 32-true.
+        accelerator: where to run.
+        devices: how many devices (with the CPU: processes), or auto.
+        nodes: how many machines.
+        seed: of the initial weights, the order of the images, augmentation and dropout.
+        checkpoint_every: steps between checkpoints within an epoch; one is written after every epoch anyway.
+        channels_last: memory layout of images and weights.
+        wandb: log to Weights & Biases as well.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    lr: float | None = None
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    weight_decay: float | None = None
+    schedule: Literal["one-cycle", "cosine", "step", "constant"] = "one-cycle"
+    milestones: list[float] = field(default_factory=lambda: [0.625, 0.75, 0.875])
+    lr_warm_up: float | None = None
+    label_smoothing: float = 0.0
+    clip: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.0
+    patience: int = 0
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    devices: str = "auto"
+    nodes: int = 1
+    seed: int = 0
+    checkpoint_every: int = 0
+    channels_last: bool = True
+    wandb: bool = False
