@@ -6,7 +6,7 @@ import contextlib
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -107,7 +107,7 @@ class TimmSource:
             module = timm.create_model(self.name, pretrained=pretrained, **settings)
         config: Any = module.pretrained_cfg
         mean, std = (triple(config[key], name=key, what=self.what) for key in ("mean", "std"))
-        return BuiltNetwork(module, mean, std, own_size=int(config["input_size"][-1]))
+        return BuiltNetwork(module, mean, std, own_size=_side(settings.get("img_size", config["input_size"])))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class TorchvisionSource:
             _replace_classifier(module, classes=classes, num_classes=num_classes, what=self.what)
         preset = self._default_weights().transforms()
         mean, std = (triple(value, name="mean or std", what=self.what) for value in (preset.mean, preset.std))
-        return BuiltNetwork(module, mean, std, own_size=int(preset.crop_size[0]))
+        return BuiltNetwork(module, mean, std, own_size=_side(settings.get("image_size", preset.crop_size)))
 
 
 def triple(values: Any, *, name: str, what: str, positive: bool = False) -> Triple:
@@ -165,6 +165,10 @@ def triple(values: Any, *, name: str, what: str, positive: bool = False) -> Trip
     if not all(smallest <= value <= 1 for value in (red, green, blue)):
         raise UserError(f"{what}: {name} must fit images in [0, 1] (divide by 255?); it is {values!r}")
     return red, green, blue
+
+
+def _side(size: int | Sequence[int]) -> int:
+    return int(size) if isinstance(size, int) else int(size[-1])
 
 
 def _replace_classifier(module: nn.Module, *, classes: int | None, num_classes: int, what: str) -> None:

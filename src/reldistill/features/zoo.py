@@ -113,7 +113,8 @@ def load_network(
     state = None if weights is None else read_weights(weights, what=what)
     pretrained = pretrained and weights is None
     _check_origin(source, role=role, what=what, has_weights=state is not None, pretrained=pretrained)
-    keeps_head = pretrained and role != "student"
+    from_file = isinstance(source, FileSource)
+    keeps_head = pretrained and role != "student" and not from_file
     known = source.pretrained_classes() if pretrained else None
     if keeps_head and known is not None and num_classes not in (None, known):
         raise _wrong_classes(what, role=role, found=known, wanted=num_classes)
@@ -133,7 +134,7 @@ def load_network(
     if pretrained and known is not None and known != classes:
         logger.info("%s: its classifier for %d classes starts from random weights", what, classes)
     _warn_of_namesake(name, image_size=image_size)
-    origin = source.label if pretrained or isinstance(source, FileSource) else "no"
+    origin = source.label if pretrained or from_file else "no"
     return LoadedNetwork(
         module=built.module,
         name=name,
