@@ -204,12 +204,13 @@ def read_splits(store: Store, *, where: str, val_fraction: float) -> Splits:
     """Find the class folders of a Store, and its training and validation images."""
     top = _look_through(store)
     train_folder, val_folder = _split_folders(store, top, where)
-    train_images = _images_by_class(store, top if train_folder is None else train_folder)
+    folder = top if train_folder is None else train_folder
+    train_images = _images_by_class(store, folder)
     classes = tuple(train_images)
     _check_classes(store, train_images, where if train_folder is None else f"{where}: {train_folder}/")
     train = _labelled(FileReader(store), train_images, classes)
     if val_folder is None:
-        train, val = split_by_name(train, val_fraction, classes=classes, where=where)
+        train, val = split_by_name(train, val_fraction, classes=classes, where=where, prefix=f"{folder}/")
     else:
         val_images = _images_by_class(store, val_folder)
         for name in sorted(set(val_images) ^ set(classes)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,13 @@ from .samples import Samples, Splits, split_by_name
 
 CIFAR = ("cifar10", "cifar100")
 NAMES = ("digits", *CIFAR)
-TIMM_PREFIXES = ("hfds", "hfids", "wds", "tfds", "torch")
+TIMM_PREFIXES = {  # → the package that each needs
+    "hfds": "datasets",
+    "hfids": "datasets",
+    "wds": "webdataset",
+    "tfds": "tensorflow_datasets",
+    "torch": "torchvision",
+}
 TIMM_VAL_SPLITS = ("validation", "val", "valid", "test")
 STREAM_LIMIT = 2 << 30  # bytes of decoded images of a data set that can only be read in order
 DIGITS_VAL_FRACTION = 0.2
@@ -200,8 +207,16 @@ def _timm_samples(name: str, split: str, download: bool) -> tuple[Samples, dict[
     return Samples(ArrayReader(prefix, arrays), range(len(arrays)), labels), _timm_classes(dataset)
 
 
+def _missing(name: str, package: str) -> UserError:
+    install = "'reldistill[hub]'" if package in ("datasets", "webdataset") else package.replace("_", "-")
+    return UserError(f"{name}: needs the package {package!r}; install it with: pip install {install}")
+
+
 def from_timm(name: str, *, download: bool, val_fraction: float) -> Splits:
     """A data set by one of timm's names, e.g. `hfds/owner/name` or `torch/fashion_mnist`."""
+    package = TIMM_PREFIXES[name.partition("/")[0]]
+    if importlib.util.find_spec(package) is None:
+        raise _missing(name, package)
     try:
         train, known = _timm_samples(name, "train", download)
         val = None
@@ -218,9 +233,7 @@ def from_timm(name: str, *, download: bool, val_fraction: float) -> Splits:
     except UserError:
         raise
     except ImportError as error:
-        missing = error.name or str(error)
-        package = "'reldistill[hub]'" if missing in ("datasets", "webdataset") else missing.replace("_", "-")
-        raise UserError(f"{name}: needs the package {missing!r}; install it with: pip install {package}") from None
+        raise _missing(name, error.name or str(error)) from None
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         fetched = download or name.partition("/")[0] not in ("torch", "tfds")

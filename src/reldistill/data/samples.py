@@ -95,15 +95,18 @@ class Splits:
     flips: bool = True
 
 
-def split_by_name(samples: Samples, fraction: float, *, classes: Sequence[str], where: str) -> tuple[Samples, Samples]:
-    """Cut (train, val), class by class, by a hash of each image's name.
+def split_by_name(
+    samples: Samples, fraction: float, *, classes: Sequence[str], where: str, prefix: str = ""
+) -> tuple[Samples, Samples]:
+    """Cut (train, val), class by class, by a hash of each image's name (without `prefix`).
 
     The cut depends on nothing but the names: no seed, no order, no library's generator. An image added later moves at
-    most one other per class across it.
+    most one other of its class across it.
     """
     by_class: dict[int, list[tuple[bytes, int]]] = {}
     for position, (name, label) in enumerate(zip(samples.names(), samples.labels, strict=True)):
-        digest = hashlib.blake2b(f"{SPLIT_SEED}/{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        text = f"{SPLIT_SEED}/{name.removeprefix(prefix)}"
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         by_class.setdefault(label, []).append((digest, position))
     chosen: set[int] = set()
     for label, ranked in by_class.items():
