@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -22,7 +22,7 @@ SERIES = tuple(f"#0a0a{i:02x}" for i in range(1, 9))  # page.css: --c1 … --c8,
 _VARIABLES = {INK: "ink", QUIET: "quiet", RULE: "rule", PAPER: "paper"} | {c: f"c{i + 1}" for i, c in enumerate(SERIES)}
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # matplotlib's stubs list every key of every release
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],
     "font.size": 8,
@@ -79,12 +79,12 @@ def accuracy_plot(
             colour, dash = (QUIET, (0, (4, 1.5))) if name in alone else style_of(place)
             place += name not in alone
             marker = "o" if len(epochs) <= 12 else ""
-            axes.plot(epochs, accuracy, color=colour, linestyle=dash, marker=marker, markersize=3, clip_on=False)
+            axes.plot(epochs, accuracy, color=colour, linestyle=dash, marker=marker, markersize=3)
             ends.append((accuracy[-1], name, colour))
         for name, level in references.items():
             axes.axhline(level, color=INK, linewidth=0.8)
             ends.append((level, name, INK))
-        _zoom(axes, [a for _, values in curves.values() for a in values] + list(references.values()))
+        _zoom(axes, [accuracy for _, accuracy in curves.values()], references.values())
         _name_ends(axes, ends)
         _epochs(axes, [e for epochs, _ in curves.values() for e in epochs])
         axes.set_ylabel("validation accuracy, %")
@@ -141,7 +141,7 @@ def matrix_plot(matrix: np.ndarray, *, title: str, unit: str, diverging: bool, l
         axes.set(xticks=[], yticks=[])
         axes.set_title(title)
         bar = figure.colorbar(image, cax=figure.add_axes((0.02, 0.125, 0.96, 0.022)), orientation="horizontal")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.xaxis.set_major_locator(MaxNLocator(4))
         bar.set_label(unit, labelpad=1)
         bar.ax.tick_params(length=0, pad=2)
@@ -156,7 +156,13 @@ def spectrum_plot(spectra: Mapping[str, np.ndarray], *, prefix: str) -> str:
         for name, values in spectra.items():
             place = (np.arange(len(values)) + 0.5) / len(values)
             dashed = name == "student"
-            axes.plot(place, values, color=SERIES[1] if dashed else INK, linestyle=(0, (4, 1.5)) if dashed else "-", label=name)
+            axes.plot(
+                place,
+                values,
+                color=SERIES[1] if dashed else INK,
+                linestyle=(0, (4, 1.5)) if dashed else "-",
+                label=name,
+            )
         axes.set_xlim(0, 1)
         axes.set_ylim(bottom=min(0.0, *(float(v.min()) for v in spectra.values())))
         axes.set_xlabel("place among the eigenvalues (0 smallest, 1 largest)")
@@ -171,14 +177,12 @@ def page_colour(placeholder: str) -> str:
     return f"var(--{_VARIABLES[placeholder]})"
 
 
-def _zoom(axes: Axes, values: Sequence[float]) -> None:
-    """From just below the lower tenth of what is shown (the first epochs would flatten the rest) to the top."""
-    finite = np.asarray([v for v in values if np.isfinite(v)])
-    low, high = float(np.quantile(finite, 0.1)), float(finite.max())
+def _zoom(axes: Axes, curves: Iterable[Sequence[float]], levels: Iterable[float]) -> None:
+    """Where the comparison happens: from the lowest point after a third of any run, up to the top of what is shown."""
+    late = np.concatenate([np.asarray(values, dtype=float)[len(values) // 3 :] for values in curves])
+    low, high = float(late.min()), max(float(late.max()), *levels, 0.0)
     room = max(high - low, 1.0)
-    axes.set_ylim(max(low - 0.15 * room, 0.0), min(high + 0.08 * room, 100.0 + 0.02 * room))
-    for line in axes.lines:
-        line.set_clip_on(True)
+    axes.set_ylim(max(low - 0.1 * room, 0.0), min(high + 0.08 * room, 100.0 + 0.02 * room))
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:

@@ -31,9 +31,7 @@ def region_map(assignment: np.ndarray, *, image_id: str, aspect: float, label: s
         f'<path d="{_cells(assignment == index)}" fill="{_tint(int(index))}"/>' for index in np.unique(assignment)
     )
     edges = " ".join(_edges(assignment))
-    lines = (
-        f'<path class="casing" d="{edges}"/><path class="border" d="{edges}"/>' if edges else ""
-    )
+    lines = f'<path class="casing" d="{edges}"/><path class="border" d="{edges}"/>' if edges else ""
     return (
         f'<svg class="map" viewBox="0 0 100 {height:g}" role="img" aria-label="{label}"><use href="#{image_id}"/>'
         f'<g transform="scale({100 / columns:.6g} {height / rows:.6g})"><g class="tint">{tints}</g>{lines}</g></svg>'
@@ -55,7 +53,9 @@ def _cells(mask: np.ndarray) -> str:
     parts = []
     for row, line in enumerate(mask):
         steps = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
-        parts += [f"M{start} {row}H{stop}V{row + 1}H{start}Z" for start, stop in zip(steps[::2], steps[1::2], strict=True)]
+        parts += [
+            f"M{start} {row}H{stop}V{row + 1}H{start}Z" for start, stop in zip(steps[::2], steps[1::2], strict=True)
+        ]
     return "".join(parts)
 
 

@@ -49,16 +49,34 @@ def print_table(records: Sequence[RunRecord], console: Console) -> None:
     rows = comparison_table(records)
     best = best_gain(rows)
     networks = len({row.network for row in rows if row.role != "teacher"}) > 1
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(console.width >= 90), 0, 0), header_style="dim", show_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, int(console.width >= 90), 0, 0),
+        header_style="dim",
+        show_edge=False,
+    )
     table.add_column("", overflow="fold")
-    for heading in ("para-\nmeters", "last\n%", "95 %\ninterval", "best %\n(epoch)", "gain\npoints", "time per\nstep", "×\nalone"):
+    for heading in (
+        "para-\nmeters",
+        "last\n%",
+        "95 %\ninterval",
+        "best %\n(epoch)",
+        "gain\npoints",
+        "time per\nstep",
+        "×\nalone",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for place, row in enumerate(rows):
         digits, unfinished = decimals(row.images), row.status in ("running", "stopped")
         gain_style = " ".join(
             ["bold"] * (row is best) + ["green"] * bool(row.gain and row.gain.resolved and row.gain.points > 0)
         )
-        name = f"{row.label} {row.network}" if row.label == "teacher" or (networks and row.network not in row.label) else row.label
+        name = (
+            f"{row.label} {row.network}"
+            if row.label == "teacher" or (networks and row.network not in row.label)
+            else row.label
+        )
         cells = [
             Text(f"{name} ({row.status})" if unfinished else name, style="italic" if unfinished else ""),
             Text(count(row.parameters)),
@@ -81,7 +99,17 @@ def print_verdict(records: Sequence[RunRecord], console: Console) -> None:
         console.print(Text(f"• {line}"))
 
 
-COLUMNS = ("Run", "Network", "Parameters", "Last epoch, %", "95 % interval", "Best, % (epoch)", "Gain, points", "Step", "×")
+COLUMNS = (
+    "Run",
+    "Network",
+    "Parameters",
+    "Last epoch, %",
+    "95 % interval",
+    "Best, % (epoch)",
+    "Gain, points",
+    "Step",
+    "×",
+)
 
 
 def render_markdown(records: Sequence[RunRecord]) -> str:

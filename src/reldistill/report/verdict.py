@@ -12,20 +12,30 @@ from reldistill.report.words import count, decimals, known, percent, signed, spa
 
 def verdict(records: Sequence[RunRecord]) -> str:
     """Lines: the setting, each method against the student alone, and what one seed can and cannot separate."""
-    if not records:
-        return "No runs."
+    return "\n".join([*setting(records), *findings(records), *caveats(records)]) or "No runs."
+
+
+def findings(records: Sequence[RunRecord]) -> list[str]:
+    """The accuracies to hold against, each method's gain from the largest down, and what is not judged."""
     rows = comparison_table(records)
-    lines = [*_setting(records), *_references(rows)]
+    gains, repeated = _gains(rows)
+    return [
+        *_references(rows),
+        *(_over_seeds([row for row in gains if row.method == method]) for method in sorted(repeated)),
+        *(_one_gain(row) for row in gains if row.method not in repeated),
+        *_best_two(records, gains),
+        *(line for row in rows if (line := _not_judged(row))),
+    ]
+
+
+def _gains(rows: Sequence[Row]) -> tuple[list[Row], set[str]]:
+    """The compared rows, the largest gain first, and the methods that ran with several seeds."""
     gains = sorted((row for row in rows if row.gain), key=lambda row: -(row.gain.points if row.gain else 0))
-    repeated = {row.method for row in gains if len({r.seed for r in gains if r.method == row.method}) > 1}
-    lines += [_over_seeds([row for row in gains if row.method == method]) for method in sorted(repeated)]
-    lines += [_one_gain(row) for row in gains if row.method not in repeated]
-    lines += _best_two(records, gains)
-    lines += [line for row in rows if (line := _not_judged(row))]
-    return "\n".join([*lines, *_caveats(gains, repeated)])
+    return gains, {row.method for row in gains if len({r.seed for r in gains if r.method == row.method}) > 1}
 
 
-def _setting(records: Sequence[RunRecord]) -> list[str]:
+def setting(records: Sequence[RunRecord]) -> list[str]:
+    """Which student learns from which teacher, on what."""
     lines: dict[str, None] = {}
     for record in in_order(records):
         if role_of(record, records) == "teacher":
@@ -121,14 +131,16 @@ def _not_judged(row: Row) -> str | None:
     return None
 
 
-def _caveats(gains: Sequence[Row], repeated: set[str]) -> list[str]:
+def caveats(records: Sequence[RunRecord]) -> list[str]:
+    """What the intervals leave out."""
+    gains, repeated = _gains(comparison_table(records))
     if not gains:
         return []
     lines = []
     if any(row.method not in repeated for row in gains):
         lines.append(
-            "One seed each: the intervals cover the choice of validation images, not the seed, which alone can move an accuracy "
-            "by as much. Small differences need further seeds (--seed)."
+            "One seed each: the intervals cover the choice of validation images, not the seed, which alone can move an "
+            "accuracy by as much. Small differences need further seeds (--seed)."
         )
     if any(row.gain and not row.gain.paired for row in gains):
         lines.append(
@@ -136,7 +148,7 @@ def _caveats(gains: Sequence[Row], repeated: set[str]) -> list[str]:
         )
     if len(gains) > 1:
         lines.append(
-            f"Each interval stands alone: among {len(gains)} methods that gain nothing, chance puts at least one outside its interval "
-            f"in up to {min(5 * len(gains), 100)} % of such comparisons."
+            f"Each interval stands alone: among {len(gains)} methods that gain nothing, chance puts at least one outside "
+            f"its interval in up to {min(5 * len(gains), 100)} % of such comparisons."
         )
     return lines
