@@ -135,6 +135,23 @@ def test_workers_change_nothing(samples: Samples, training: bool) -> None:
     assert_same(list(shared), list(alone))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_rank_may_be_told_late(kind: str, training: bool, samples: Samples) -> None:
+    told = make(kind, samples, training=training)
+    told.shard(1, 3)
+    assert_same(list(told), list(make(kind, samples, training=training, rank=1, world_size=3)))
+
+
+def test_processes_that_cannot_share_a_batch(samples: Samples) -> None:
+    with pytest.raises(UserError, match="batch size 6 cannot be shared equally by 4 processes; give a multiple"):
+        make("memory", samples).shard(0, 4)
+    with pytest.raises(UserError, match="23 validation images for 24 processes"):
+        make("memory", samples, training=False).shard(0, 24)
+    with pytest.raises(ValueError, match="rank 2 is not one of 2"):
+        make("memory", samples).shard(2, 2)
+
+
 def test_training_takes_complete_batches_of_different_images(samples: Samples) -> None:
     loader = make("memory", samples)
     seen = Counter(int(i) for b in loader for i in b.indices)

@@ -178,6 +178,16 @@ class Loader:
 
     def shard(self, rank: int, world_size: int) -> None:
         """Make only this process's part of every batch from now on: which process it is may be known late."""
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not one of {world_size}")
+        if self._training and self.batch_size % world_size:
+            raise UserError(
+                f"batch size {self.batch_size} cannot be shared equally by {world_size} processes; give a multiple"
+            )
+        if not self._training and self.images < world_size:
+            raise UserError(
+                f"{self.images} validation images for {world_size} processes; add images or use fewer processes"
+            )
         self._rank, self._world_size = rank, world_size
         if self._training:
             self._count = self.images // self.batch_size
