@@ -253,7 +253,7 @@ def _images(data: DataSettings, training: TrainSettings) -> ImageData:
         augment=data.augment,
         val_fraction=data.val_fraction,
         skip_bad_images=data.skip_bad_images,
-        workers=data.workers,
+        workers=_workers(data, devices),
         download=data.download,
     )
     skipped = f", {len(images.skipped)} bad images left out" if images.skipped else ""
@@ -262,6 +262,13 @@ def _images(data: DataSettings, training: TrainSettings) -> ImageData:
         f"{len(images.classes)} classes at {images.image_size}x{images.image_size}{skipped}"
     )
     return images
+
+
+def _workers(data: DataSettings, devices: int | str) -> int | None:
+    """Decoding processes of this process: the devices of a machine share its cores."""
+    if data.workers is not None or not isinstance(devices, int) or devices == 1:
+        return data.workers
+    return max((os.cpu_count() or 1) // devices, 1)
 
 
 def _trusted_teacher(teacher: OpenedNetwork, images: ImageData, training: TrainSettings) -> Measured:
