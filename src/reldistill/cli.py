@@ -1,107 +1,178 @@
-"""The command `reldistill`: every subcommand's flags come from a typed signature; heavy imports wait until they run."""
+"""The command `reldistill`: every command's options come from a typed signature; heavy imports wait until they run."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import inspect
-import json
+import json as json_format
 import os
-import re
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
-
-from jsonargparse import ArgumentParser, Namespace
+from typing import Any
 
 from reldistill.checks import UserError
+from reldistill.options import Options
 from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
-_CLASS_NAME = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
-_OPTION = re.compile(r"--[a-z][a-z_]*")
+_JSON_HELP = "print one JSON document on standard output, all else on standard error"
+Given = Mapping[str, Any]
 
 
-class _Parser(ArgumentParser):
-    """Options with dashes, a short usage, and errors of one line."""
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: as JSON, and as it is shown to a person."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = " ".join(_CLASS_NAME.sub(r"\1", str(message)).split())
-        text = re.sub(r'Parser key "([\w.]+)": ?', lambda m: f"--{m[1].replace('_', '-')}: ", text)
-        raise UserError(f"{_dashed(text)} (see: {self.prog.replace(' [options]', '')} --help)")
+    json: Any
+    show: Callable[[], None]
 
-    def format_help(self) -> str:
-        text = super().format_help().replace(" [options]", "")
-        text = _CLASS_NAME.sub(lambda m: m[1].lower(), text.replace(" {true,false}", ""))
-        return _dashed(text)
+
+@dataclass(frozen=True)
+class Command:
+    """One word after `reldistill`.
+
+    Args:
+        summary: what it does.
+        options: what it can be told.
+        run: does it.
+    """
+
+    summary: str
+    options: Callable[[str], Options]
+    run: Callable[[Given], Answer | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the result is the exit code: 0, 2 after bad input, 130 after an interrupt."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        parser, subparsers = _parsers()
-        chosen = parser.parse_args(_normalised(given, subparsers))
-        _COMMANDS[chosen.subcommand](chosen[chosen.subcommand])
+        _dispatch(given)
     except UserError as error:
-        print(f"reldistill: {error}", file=sys.stderr)
+        print(f"reldistill: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("reldistill: stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        print("reldistill: stopped; a run goes on from its last checkpoint by the same command with --resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 0
 
 
-# The subcommands -----------------------------------------------------------------------------------------------------
+def _dispatch(given: list[str]) -> None:
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview("reldistill", "Distil the relations inside a large vision model into a small one.", COMMANDS))
+        return
+    if given[0] == "--version":
+        import reldistill
+
+        print(f"reldistill {reldistill.__version__}")
+        return
+    name, rest = "reldistill", given
+    command = _chosen(rest, COMMANDS, what="command", prog=name)
+    name, rest = f"{name} {rest[0]}", rest[1:]
+    if command is COMMANDS["run"]:
+        recipes = _recipes()
+        if rest[:1] in (["-h"], ["--help"]):
+            print(_overview(name, command.summary, recipes, what="RECIPE"))
+            return
+        command = _chosen(rest, recipes, what="recipe", prog=name)
+        name, rest = f"{name} {rest[0]}", rest[1:]
+    try:
+        values = command.options(name).parse(rest)
+    except SystemExit:  # after --help and --print_config
+        return
+    with _results_only():
+        answer = command.run(values)
+    if answer is not None and values["json"]:
+        print(json_format.dumps(answer.json, indent=2, ensure_ascii=False))
+    elif answer is not None:
+        answer.show()
+    sys.stdout.flush()
+
+
+def _chosen(words: Sequence[str], known: Mapping[str, Command], *, what: str, prog: str) -> Command:
+    if words and words[0] in known:
+        return known[words[0]]
+    if not words or words[0].startswith("-"):
+        raise UserError(f"say which {what} first: {', '.join(known)} (see: {prog} --help)")
+    close = difflib.get_close_matches(words[0], known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    raise UserError(f"there is no {what} '{words[0]}': {hint} (see: {prog} --help)")
+
+
+def _overview(prog: str, summary: str, known: Mapping[str, Command], *, what: str = "COMMAND") -> str:
+    width = min(shutil.get_terminal_size().columns, 100) - 2
+    indent = max(map(len, known)) + 4
+    lines = [
+        textwrap.fill(command.summary, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent)
+        for name, command in known.items()
+    ]
+    return "\n".join(
+        [f"usage: {prog} {what} [options]", "", summary, "", *lines, "", f"{prog} {what} --help explains each."]
+    )
+
+
+@contextlib.contextmanager
+def _results_only() -> Iterator[None]:
+    """Send what libraries and child processes print to standard error: standard output is for the command's result."""
+    sys.stdout.flush()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ValueError):  # closed, or not a file
+            kept = os.dup(1)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 1)
+            os.dup2(2, 1)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+# The commands --------------------------------------------------------------------------------------------------------
 
 
 def quickstart(
     out: Path = Path("runs/quickstart"),
     methods: list[str] = ["none", "kd", "rkd", "serkd", "sekd"],  # noqa: B006 - a default that help shows
+    epochs: int = 6,
+    teacher_epochs: int = 20,
     seed: int = 0,
     resume: bool = False,
     json: bool = False,
-) -> None:
+) -> Answer | None:
     """Train a teacher on 1,797 scans of digits, then a small student alone and by each method; under four minutes.
 
     Args:
         out: folder for the runs and report.html.
         methods: what to compare.
+        epochs: passes over the training images for each student.
+        teacher_epochs: passes over the training images for the teacher.
         seed: of weights, order and augmentation.
         resume: go on with what is there.
-        json: print one JSON document on standard output.
+        json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.recipes.quickstart import quickstart as run
 
-    records = run(out=out, methods=methods, seed=seed, resume=resume)
-    _show(records, as_json=json, page=out / "report.html")
+    records = run(out=out, methods=methods, epochs=epochs, teacher_epochs=teacher_epochs, seed=seed, resume=resume)
+    return _runs(records, page=out / "report.html")
 
 
-def _distill(given: Namespace) -> None:
+def _distill(given: Given) -> Answer | None:
     from reldistill.run import distill
 
-    record = distill(
-        _part(given, DataSettings),
-        _part(given, PairSettings),
-        _part(given, TrainSettings),
-        out=given.out,
-        resume=given.resume,
-    )
-    _show([record], as_json=given.json, page=given.out / "report.html")
+    groups = (_part(given, DataSettings), _part(given, PairSettings), _part(given, TrainSettings))
+    record = distill(*groups, out=given["out"], resume=given["resume"])
+    return _runs([record], page=given["out"] / "report.html")
 
 
-def _train(given: Namespace) -> None:
+def _train(given: Given) -> Answer | None:
     from reldistill.run import train
 
-    record = train(
-        _part(given, DataSettings),
-        _part(given, ModelSettings),
-        _part(given, TrainSettings),
-        out=given.out,
-        resume=given.resume,
-    )
-    _show([record], as_json=given.json, page=given.out / "report.html")
+    groups = (_part(given, DataSettings), _part(given, ModelSettings), _part(given, TrainSettings))
+    record = train(*groups, out=given["out"], resume=given["resume"])
+    return _runs([record], page=given["out"] / "report.html")
 
 
 def evaluate(
@@ -117,12 +188,12 @@ def evaluate(
     download: bool = False,
     precision: str = "32-true",
     json: bool = False,
-) -> None:
+) -> Answer:
     """Measure a network on the validation images.
 
     Args:
         model: a run folder, or a network's name.
-        data: as in distill.
+        data: images, as in reldistill distill.
         weights: file with the network's weights; for a run folder, student-best.safetensors in it is the best epoch.
         pretrained: take the published weights.
         arguments: keyword arguments of the network's constructor.
@@ -132,7 +203,7 @@ def evaluate(
         skip_bad_images: leave out images that can't be read.
         download: fetch the data set if it is not there.
         precision: 32-true or bf16-mixed.
-        json: print one JSON document on standard output.
+        json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.run import evaluate as run
 
@@ -148,58 +219,50 @@ def evaluate(
         batch_size=batch_size,
         precision=precision,
     )
-    if json:
-        _print_json(result)
-        return
     low, high = result["accuracy_interval"]
-    print(
+    text = (
         f"{result['model']}: {result['accuracy']:.2f} % of {result['images']:,} validation images right "
         f"(95 % interval {low:.2f} to {high:.2f}), cross entropy {result['loss']:.4f}"
     )
+    return Answer(result, lambda: print(text))
 
 
 def layers(
     model: str,
     arguments: dict[str, Any] = {},  # noqa: B006
     image_size: int | None = None,
-    num_classes: int = 10,
+    num_classes: int | None = None,
     all: bool = False,
     json: bool = False,
-) -> None:
+) -> Answer:
     """List the places of a network that can be tapped, and which the automatic choice would take.
 
     Args:
         model: a network's name, FILE.py:factory, or a run folder.
         arguments: keyword arguments of the network's constructor.
-        image_size: side of its images.
-        num_classes: classes of the network that is built for the list.
+        image_size: side of its images; by default its own.
+        num_classes: classes of the network that is built for the list; by default its own.
         all: every place, not just the stages.
-        json: print one JSON document on standard output.
+        json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.listing import layers_of, print_layers
 
     rows = layers_of(model, arguments=arguments, image_size=image_size, num_classes=num_classes, everything=all)
-    if json:
-        _print_json(rows)
-    else:
-        print_layers(rows)
+    return Answer(rows, lambda: print_layers(rows))
 
 
-def list_(what: str, pattern: str = "", json: bool = False) -> None:
+def list_(what: str, pattern: str = "", json: bool = False) -> Answer:
     """List methods, models or recipes.
 
     Args:
         what: methods, models or recipes.
         pattern: show only names that hold this, e.g. resnet.
-        json: print one JSON document on standard output.
+        json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.listing import print_listing, rows_of
 
     rows = rows_of(what, pattern)
-    if json:
-        _print_json(rows)
-    else:
-        print_listing(rows)
+    return Answer(rows, lambda: print_listing(rows))
 
 
 def export(
@@ -209,7 +272,7 @@ def export(
     best: bool = False,
     raw: bool = False,
     json: bool = False,
-) -> None:
+) -> Answer:
     """Write a run's student without teacher, adapters or anything of this package.
 
     Args:
@@ -218,15 +281,12 @@ def export(
         out: the file; by default student.FORMAT in the run's folder.
         best: the best epoch's weights, not the last's.
         raw: leave the normalisation out of the ONNX graph, which otherwise takes RGB images in [0, 1].
-        json: print one JSON document on standard output.
+        json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.export import export_run
 
     result = export_run(run, format=format, out=out, best=best, raw=raw)
-    if json:
-        _print_json(result)
-    else:
-        print(result["summary"])
+    return Answer(result, lambda: print(result["summary"]))
 
 
 def report(
@@ -235,7 +295,7 @@ def report(
     markdown: Path | None = None,
     csv: Path | None = None,
     json: bool = False,
-) -> None:
+) -> Answer | None:
     """Compare runs: a table and a verdict, and one HTML page that opens without a network.
 
     Args:
@@ -243,7 +303,7 @@ def report(
         out: the page; by default report.html in the first folder.
         markdown: file for the table as Markdown.
         csv: file for the table as CSV.
-        json: print one JSON document on standard output.
+        json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.report.record import find_runs, read_record, write_atomically
     from reldistill.report.render import render_csv, render_html, render_markdown
@@ -251,181 +311,113 @@ def report(
     folders = find_runs(runs)
     records = [read_record(folder) for folder in folders]
     page = out or runs[0] / "report.html"
-    render_html(folders, page)
-    if markdown is not None:
-        write_atomically(markdown, render_markdown(records))
-    if csv is not None:
-        write_atomically(csv, render_csv(records))
-    _show(records, as_json=json, page=page)
+    with _writable(page):
+        render_html(folders, page)
+    for path, text in ((markdown, render_markdown), (csv, render_csv)):
+        if path is not None:
+            with _writable(path):
+                write_atomically(path, text(records))
+    return _runs(records, page=page)
+
+
+def _recipe(function: Callable[..., Any]) -> Command:
+    def run(given: Given) -> Answer | None:
+        record = function(**{name: given[name] for name in inspect.signature(function).parameters})
+        return _runs([record], page=given["out"] / "report.html")
+
+    def options(prog: str) -> Options:
+        found = Options(prog, _before_arguments(function))
+        found.add(function)
+        found.add_one("json", bool, _JSON_HELP, default=False)
+        return found
+
+    return Command(_first_sentence(function), options, run)
+
+
+def _recipes() -> dict[str, Command]:
+    from reldistill.recipes import RECIPES
+
+    return {name: _recipe(function) for name, function in RECIPES.items()}
 
 
 # How they are put together -------------------------------------------------------------------------------------------
 
 
-def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
-    import reldistill
+def _of_function(function: Callable[..., Answer | None], *, positional: Sequence[str] = ()) -> Command:
+    def options(prog: str) -> Options:
+        found = Options(prog, _before_arguments(function))
+        found.add(function, positional=positional)
+        return found
 
-    parser = _Parser(prog="reldistill", description="Distil the relations inside a large vision model into a small one.")
-    parser.add_argument("--version", action="version", version=f"reldistill {reldistill.__version__}")
-    commands = parser.add_subcommands(required=True, metavar="COMMAND")
-    made: dict[str, _Parser] = {}
-    for name in _COMMANDS:
-        sub = _SIGNATURES[name]()
-        made[name] = sub
-        commands.add_subcommand(name, sub, help=(sub.description or "").split(".")[0])
-    _add_recipes(made["run"])
-    return parser, made
+    def run(given: Given) -> Answer | None:
+        return function(**{name: given[name] for name in inspect.signature(function).parameters})
+
+    return Command(_first_sentence(function), options, run)
 
 
-def _from_function(function: Callable[..., None], *, positional: Sequence[str] = ()) -> Callable[[], _Parser]:
-    def make() -> _Parser:
-        parser = _Parser(description=(inspect.getdoc(function) or "").split("\n\n")[0])
-        parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
-        parser.add_function_arguments(function, as_group=False, skip=set(positional))
-        for name in positional:
-            kind = inspect.signature(function, eval_str=True).parameters[name]
-            optional = kind.default is not inspect.Parameter.empty
-            many = "list" in str(kind.annotation)
-            extra: dict[str, Any] = {"nargs": "?", "default": kind.default} if optional else {}
-            if many:
-                extra = {"nargs": "+"}
-            parser.add_argument(name, type=Path if "Path" in str(kind.annotation) else str, help=_argument(function, name), **extra)
-        return parser
-
-    return make
-
-
-def _argument(function: Callable[..., None], name: str) -> str:
-    found = re.search(rf"^    {name}: (.*)$", inspect.getdoc(function) or "", flags=re.MULTILINE)
-    return found[1] if found else ""
-
-
-def _run_parser(*groups: type, description: str) -> Callable[[], _Parser]:
-    def make() -> _Parser:
-        parser = _Parser(description=description)
-        parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
-        parser.add_argument("--out", type=Path, required=True, help="folder for everything that comes of the run")
-        parser.add_argument("--resume", type=bool, default=False, help="go on with the run in --out from its last checkpoint")
-        parser.add_argument("--json", type=bool, default=False, help="print one JSON document on standard output")
+def _of_settings(summary: str, run: Callable[[Given], Answer | None], *groups: type) -> Command:
+    def options(prog: str) -> Options:
+        found = Options(prog, summary)
+        found.add_one("out", Path, "folder for everything that comes of the run", required=True)
+        found.add_one("resume", bool, "go on with the run in --out from its last checkpoint", default=False)
+        found.add_one("json", bool, _JSON_HELP, default=False)
         for group in groups:
-            parser.add_class_arguments(group, None)
-        return parser
+            found.add(group)
+        return found
 
-    return make
-
-
-def _run_recipe_parser() -> _Parser:
-    return _Parser(description="Run a recipe: one reproduction with its command, cost and expected score.")
+    return Command(summary, options, run)
 
 
-def _add_recipes(parser: _Parser) -> None:
-    from reldistill.recipes import RECIPES
-
-    commands = parser.add_subcommands(required=True, metavar="RECIPE")
-    for name, recipe in RECIPES.items():
-        sub = _Parser(description=inspect.getdoc(recipe))
-        sub.add_function_arguments(recipe, as_group=False)
-        sub.add_argument("--json", type=bool, default=False, help="print one JSON document on standard output")
-        commands.add_subcommand(name, sub, help=(inspect.getdoc(recipe) or "").split("\n")[0])
+def _before_arguments(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
 
 
-def _run_recipe(given: Namespace) -> None:
-    from reldistill.recipes import RECIPES
-
-    chosen = given[given.subcommand]
-    keywords = {name: chosen[name] for name in inspect.signature(RECIPES[given.subcommand]).parameters}
-    record = RECIPES[given.subcommand](**keywords)
-    _show([record], as_json=chosen.json, page=chosen.out / "report.html")
+def _first_sentence(function: Callable[..., Any]) -> str:
+    return " ".join(_before_arguments(function).split("\n\n")[0].split())
 
 
-def _call(function: Callable[..., None]) -> Callable[[Namespace], None]:
-    def call(given: Namespace) -> None:
-        names = inspect.signature(function).parameters
-        function(**{name: _plain(given[name]) for name in names})
-
-    return call
+def _part(given: Given, kind: type) -> Any:
+    return kind(**{field.name: given[field.name] for field in fields(kind)})
 
 
-_COMMANDS: dict[str, Callable[[Namespace], None]] = {
-    "quickstart": _call(quickstart),
-    "distill": _distill,
-    "train": _train,
-    "evaluate": _call(evaluate),
-    "layers": _call(layers),
-    "list": _call(list_),
-    "run": _run_recipe,
-    "export": _call(export),
-    "report": _call(report),
-}
-_SIGNATURES: dict[str, Callable[[], _Parser]] = {
-    "quickstart": _from_function(quickstart),
-    "distill": _run_parser(
-        DataSettings, PairSettings, TrainSettings, description="Distil a teacher into a student on labelled images."
+def _runs(records: Sequence[Any], *, page: Path) -> Answer | None:
+    """The comparison of runs; nothing in a process that is not the first of several."""
+    from reldistill.report.render import print_table, print_verdict, to_json
+
+    if int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("NODE_RANK") or 0):
+        return None
+
+    def show() -> None:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        print_table(records, console)
+        print_verdict(records, console)
+        print(f"report: {page}")
+
+    return Answer(to_json(records), show)
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+COMMANDS: dict[str, Command] = {
+    "quickstart": _of_function(quickstart),
+    "distill": _of_settings(
+        "Distil a teacher into a student on labelled images.", _distill, DataSettings, PairSettings, TrainSettings
     ),
-    "train": _run_parser(
-        DataSettings, ModelSettings, TrainSettings, description="Train a network: a teacher, or a student alone."
+    "train": _of_settings(
+        "Train a network: a teacher, or a student alone.", _train, DataSettings, ModelSettings, TrainSettings
     ),
-    "evaluate": _from_function(evaluate, positional=["model"]),
-    "layers": _from_function(layers, positional=["model"]),
-    "list": _from_function(list_, positional=["what", "pattern"]),
-    "run": _run_recipe_parser,
-    "export": _from_function(export, positional=["run"]),
-    "report": _from_function(report, positional=["runs"]),
+    "evaluate": _of_function(evaluate, positional=["model"]),
+    "layers": _of_function(layers, positional=["model"]),
+    "list": _of_function(list_, positional=["what", "pattern"]),
+    "run": Command("Run a recipe: one reproduction with its command, cost and expected score.", Options.nothing, lambda _: None),
+    "export": _of_function(export, positional=["run"]),
+    "report": _of_function(report, positional=["runs"]),
 }
-
-
-def _normalised(arguments: list[str], parsers: dict[str, _Parser]) -> list[str]:
-    """`--batch-size` → `--batch_size`; a switch without a value is true."""
-    command = next((a for a in arguments if not a.startswith("-")), "")
-    parser = parsers.get(command)
-    if command == "run":
-        recipe = next((a for a in arguments[arguments.index(command) + 1 :] if not a.startswith("-")), "")
-        found = getattr(parser, "_subcommands_action", None)
-        parser = found.choices.get(recipe) if found is not None else None
-    switches = {o for a in parser._actions if a.type is bool for o in a.option_strings} if parser else set()
-    result = []
-    for position, argument in enumerate(arguments):
-        if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            name = name.replace("-", "_").replace("__", "--", 1)
-            argument = name + equals + value
-            following = arguments[position + 1].lower() if position + 1 < len(arguments) else ""
-            if name in switches and not equals and following not in ("true", "false"):
-                argument = f"{name}=true"
-        result.append(argument)
-    return result
-
-
-def _part(given: Namespace, kind: type) -> Any:
-    return kind(**{name: _plain(given[name]) for name in inspect.signature(kind).parameters})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Namespace):
-        return {name: _plain(item) for name, item in vars(value).items()}
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return value
-
-
-def _dashed(text: str) -> str:
-    return _OPTION.sub(lambda m: m[0] if m[0] == "--print_config" else m[0].replace("_", "-"), text)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _show(records: Sequence[Any], *, as_json: bool, page: Path) -> None:
-    from rich.console import Console
-
-    from reldistill.report.render import print_table, to_json, verdict
-
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return
-    if as_json:
-        _print_json(to_json(records))
-        return
-    print_table(records, Console())
-    print(verdict(records))
-    print(f"report: {page}")

@@ -325,6 +325,7 @@ def _fit(
         ),
         terms=[TermRecord(t.name, _full_weights(t), t.student, t.teacher) for t in distiller.terms],
         environment=_environment(precision),
+        folder=out,
     )
     state = unpack(out / LAST) if resume and (out / LAST).is_file() else None
     keeper = RunKeeper(

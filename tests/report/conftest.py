@@ -25,7 +25,7 @@ IMAGES = 360
 
 
 def make_record(method: str = "serkd", **changes: Any) -> RunRecord:
-    """A finished run; `hits` (of 360 images at the last epoch), `epochs` and `seed` shape it, the rest are its fields."""
+    """A finished run; `hits` (of 360 images at the last epoch), `epochs` and `seed` shape it, the rest are fields."""
     hits, epochs, seed = changes.pop("hits", 340), changes.pop("epochs", 8), changes.pop("seed", 0)
     parts = {"none": ["task"], "kd": ["task", "kd"], "rkd": ["task", "rkd.distance", "rkd.angle"]}.get(
         method, ["task", "kd", f"{method}.distance", f"{method}.angle", f"{method}.feature"]

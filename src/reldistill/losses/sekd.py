@@ -234,7 +234,7 @@ def sekd_loss(
     edge_weight: float = 1.0,
     spectral_weight: float = 1.0,
 ) -> Tensor:
-    """`SEKD` as a function: the weighted sum of the three parts for maps (B, C, H, W); the settings are explained there.
+    """`SEKD` as a function of maps (B, C, H, W): the weighted sum of its parts. The settings are explained there.
 
     >>> import torch
     >>> maps = torch.rand(2, 8, 4, 4)

@@ -37,7 +37,7 @@ def quickstart(*, out: Path, methods: Sequence[str], seed: int = 0, resume: bool
         method_names(method)
     if (out / "teacher").exists() and not resume:
         raise UserError(f"{out} already holds a quickstart: go on with it by --resume, or give another --out")
-    images = DataSettings(data="digits", image_size=16)
+    images = DataSettings(data="digits", image_size=32)
     say(f"1 of {len(methods) + 1}: the teacher, {TEACHER}")
     teacher = out / "teacher"
     budget = TrainSettings(epochs=20, batch_size=64, lr=0.1, seed=seed)

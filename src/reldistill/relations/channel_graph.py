@@ -46,7 +46,7 @@ class _UnitChannels(torch.autograd.Function):
 def unit_channels(feature_map: Tensor) -> Tensor:
     """(…, C, H, W) → (…, C, HW): every channel as a vector of length 1, or 0 where the channel is dead.
 
-    The gradient of a dead channel is 0. Second derivatives are refused.
+    The gradient of a dead channel is 0. It has first derivatives only.
     """
     unit: Tensor = _UnitChannels.apply(feature_map.flatten(-2))
     return unit

@@ -33,7 +33,8 @@ def broadening(dtype: torch.dtype) -> float:
 def graph_weights(adjacency: Tensor, *, weights: Weights = "positive") -> Tensor:
     """Non-negative edge weights of similarities: max(A, 0) for `positive`, (1 + A) / 2 for `shifted`."""
     if weights == "positive":
-        return adjacency.clamp_min(0.0)  # passes the gradient at 0: an edge that the student lacks can still grow
+        # Not clamp_min, whose gradient at 0 is 0: an edge that the student lacks has to be able to grow.
+        return torch.where(adjacency < 0, 0.0, adjacency)
     if weights == "shifted":
         return (1.0 + adjacency) / 2.0
     raise ValueError(f"weights must be 'positive' or 'shifted', got {weights!r}")
@@ -120,7 +121,7 @@ class _Projector(torch.autograd.Function):
 def spectral_projector(adjacency: Tensor, *, rank: int, weights: Weights = "positive") -> Tensor:
     """P = U Uᵀ on the k eigenvectors of the smallest eigenvalues of the Laplacian after the trivial one.
 
-    The gradient is finite everywhere (see `broadening`); second derivatives are refused.
+    The gradient is finite everywhere (see `broadening`). It has first derivatives only.
 
     Args:
         adjacency: (…, C, C).

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from reldistill.report import captions
+from reldistill.report.captions import caption
 from reldistill.report.plots import matrix_plot, spectrum_plot
 from reldistill.report.relations_file import Relations, spectral_order, thin_out
 from reldistill.report.superpixel_map import image_data, plain_map, region_map
@@ -26,13 +28,7 @@ def superpixel_section(relations: Mapping[str, Relations]) -> str:
     if not groups:
         return ""
     grids = "\n".join(_grid(key, runs) for key, runs in groups.items())
-    return (
-        f'<section>\n<h2 id="superpixels">Superpixels</h2>\n{grids}\n'
-        '<p class="caption">Each patch of the image belongs to the superpixel token it contributes to most; the lines are the borders, '
-        "and a colour is the same superpixel in every row. The percentage is the share of patches that student and teacher give to "
-        "the same superpixel. A good student cuts objects where its teacher does; a regular checkerboard means that "
-        "the tokens tell the patches apart by position only.</p>\n</section>"
-    )
+    return f'<section>\n<h2 id="superpixels">Superpixels</h2>\n{grids}\n{caption(captions.SUPERPIXELS)}\n</section>'
 
 
 def _grid(key: str, runs: Mapping[str, Relations]) -> str:
@@ -55,8 +51,11 @@ def _grid(key: str, runs: Mapping[str, Relations]) -> str:
     if any(captions):
         cells.append('<div class="who"></div>')
         cells += [f'<div class="class">{html.escape(name)}</div>' for name in captions]
-    columns = f"grid-template-columns: minmax(5.5rem, 9rem) repeat({shown}, minmax(0, 7.5rem))"
-    return f'<svg class="store" aria-hidden="true"><defs>{store}</defs></svg>\n<div class="maps" style="{columns}">{"".join(cells)}</div>'
+    columns = f"--n: {shown}"
+    return (
+        f'<svg class="store" aria-hidden="true"><defs>{store}</defs></svg>\n'
+        f'<div class="maps" style="{columns}">{"".join(cells)}</div>'
+    )
 
 
 def _rows(runs: Mapping[str, Relations]) -> list[tuple[str, np.ndarray]]:
@@ -73,14 +72,15 @@ def _rows(runs: Mapping[str, Relations]) -> list[tuple[str, np.ndarray]]:
         if student is None:
             continue
         same_grid = teacher is not None and teacher.shape == student.shape
-        agreement = f", {100 * float(np.mean(student == teacher)):.0f} %" if same_grid else ""
-        rows.append((f"student, {name}{agreement}", student))
+        agreement = f", {100 * float(np.mean(student == teacher)):.0f}\u00a0%" if same_grid else ""
+        rows.append((f"{name}{agreement}", student))
     return rows
 
 
 def _stored(image: np.ndarray, name: str, aspect: float) -> str:
     small = ' class="small"' if max(image.shape[:2]) <= 64 else ""
-    return f'<image id="{name}"{small} width="100" height="{100 * aspect:g}" preserveAspectRatio="none" href="{image_data(image)}"/>'
+    size = f'width="100" height="{100 * aspect:g}" preserveAspectRatio="none"'
+    return f'<image id="{name}"{small} {size} href="{image_data(image)}"/>'
 
 
 def _class_names(content: Relations, shown: int) -> list[str]:
@@ -95,68 +95,73 @@ def _key(images: np.ndarray) -> str:
 
 
 def graph_section(relations: Mapping[str, Relations]) -> str:
-    """One line of panels for each run: both graphs, their difference, both spectra."""
-    blocks = [_graphs(f"graph{place}", name, content) for place, (name, content) in enumerate(relations.items())]
+    """One line of panels for each run: both graphs, their difference, both spectra; one colour scale for all runs."""
+    most, change = _scales(relations.values())
+    blocks = [
+        _graphs(f"graph{place}", name, content, most=most, change=change)
+        for place, (name, content) in enumerate(relations.items())
+    ]
     shown = "\n".join(block for block in blocks if block)
     if not shown:
         return ""
+    return f'<section>\n<h2 id="graphs">Channel graphs</h2>\n{shown}\n{caption(captions.GRAPHS)}\n</section>'
+
+
+def _scales(contents: Iterable[Relations]) -> tuple[float, float]:
+    """Ends of the colour scales, of similarities and of differences: the 99.5 % quantiles off the diagonals."""
+    similarities, changes = [0.2], [0.05]
+    for content in contents:
+        student, teacher = content.student_adjacency, content.teacher_adjacency
+        similarities += [_high(a) for a in (student, teacher) if a is not None]
+        if student is not None and teacher is not None and student.shape == teacher.shape:
+            changes.append(_high(student - teacher))
+    return min(max(similarities), 1.0), max(changes)
+
+
+def _high(matrix: np.ndarray) -> float:
+    off = _off_diagonal(matrix)
+    return float(np.quantile(np.abs(off), 0.995)) if off.size else 0.0
+
+
+def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
+    return matrix[~np.eye(len(matrix), dtype=bool)]
+
+
+def _graphs(prefix: str, name: str, content: Relations, *, most: float, change: float) -> str:
+    matrices, said = _matrices(prefix, content, most=most, change=change)
+    spectra = {"teacher": content.teacher_spectrum, "student": content.student_spectrum}
+    drawn = {who: values for who, values in spectra.items() if values is not None}
+    panels = matrices + ([spectrum_plot(drawn, prefix=f"{prefix}spectrum")] if drawn else [])
+    if not panels:
+        return ""
+    student, _, teacher = content.level.partition(":")
+    where = f"student {student}, teacher {teacher}" if teacher and teacher != student else student
+    cells = "".join(f"<div>{panel}</div>" for panel in panels)
     return (
-        f'<section>\n<h2 id="graphs">Channel graphs</h2>\n{shown}\n'
-        '<p class="caption">Each row and column is a channel, its colour how alike two channels respond (cosine similarity, '
-        "averaged over a batch). Channels stand in the order of the teacher’s Fiedler vector, so that groups that respond together form "
-        "blocks. The student has learned the teacher’s relations where its matrix shows the same blocks, the difference is "
-        "pale, and the two spectra (eigenvalues of the normalised Laplacian; small ones count the groups) lie on each other."
-        "</p>\n</section>"
+        f'<h3>{html.escape(name)} <span class="range">{html.escape(where)}</span></h3>\n'
+        f'<div class="graphs">{cells}</div>\n{said}'
     )
 
 
-def _graphs(prefix: str, name: str, content: Relations) -> str:
-    student, teacher = content.student_adjacency, content.teacher_adjacency
-    reference = teacher if teacher is not None else student
+def _matrices(prefix: str, content: Relations, *, most: float, change: float) -> tuple[list[str], str]:
+    """The panels of the graphs that are there, and what to say of their difference."""
+    graphs = {"student": content.student_adjacency, "teacher": content.teacher_adjacency}
+    drawn = {who: graph for who, graph in graphs.items() if graph is not None}
+    if not drawn:
+        return [], ""
+    order = spectral_order(drawn.get("teacher", next(iter(drawn.values()))))
+    unit, signed = "cosine similarity", any(float(graph.min()) < -0.05 for graph in drawn.values())
     panels = []
-    said = ""
-    if reference is not None:
-        order = spectral_order(reference)
-        signed = any(a is not None and float(a.min()) < -0.05 for a in (student, teacher))
-        for who, adjacency in (("student", student), ("teacher", teacher)):
-            if adjacency is not None:
-                own = order if len(adjacency) == len(order) else spectral_order(adjacency)
-                panels.append(
-                    matrix_plot(
-                        thin_out(adjacency[np.ix_(own, own)]),
-                        title=who,
-                        unit="cosine similarity",
-                        diverging=signed,
-                        limit=1.0,
-                        prefix=f"{prefix}{who}",
-                    )
-                )
-        if student is not None and teacher is not None and student.shape == teacher.shape:
-            change = (student - teacher)[np.ix_(order, order)]
-            off = np.abs(change[~np.eye(len(change), dtype=bool)])
-            limit = max(float(np.quantile(off, 0.99)) if off.size else 0.0, 0.1)
-            panels.append(
-                matrix_plot(
-                    thin_out(change),
-                    title="student − teacher",
-                    unit="difference",
-                    diverging=True,
-                    limit=limit,
-                    prefix=f"{prefix}change",
-                )
-            )
-            said = (
-                f" Two channels’ similarity differs from the teacher’s by {off.mean():.3f} on average."
-                if off.size
-                else ""
-            )
-    spectra = {"teacher": content.teacher_spectrum, "student": content.student_spectrum}
-    drawn = {who: values for who, values in spectra.items() if values is not None}
-    if drawn:
-        panels.append(spectrum_plot(drawn, prefix=f"{prefix}spectrum"))
-    if not panels:
-        return ""
-    where = f' <span class="range">{html.escape(content.level.replace(":", " : "))}</span>' if content.level else ""
-    cells = "".join(f"<div>{panel}</div>" for panel in panels)
-    note = f'<p class="small">{said.strip()}</p>' if said else ""
-    return f'<h3>{html.escape(name)}{where}</h3>\n<div class="graphs">{cells}</div>\n{note}'
+    for who, graph in drawn.items():
+        own = order if len(graph) == len(order) else spectral_order(graph)
+        ordered = thin_out(graph[np.ix_(own, own)])
+        panels.append(matrix_plot(ordered, title=who, unit=unit, diverging=signed, limit=most, prefix=f"{prefix}{who}"))
+    if len(drawn) < 2 or drawn["student"].shape != drawn["teacher"].shape:
+        return panels, ""
+    difference = drawn["student"] - drawn["teacher"]
+    ordered = thin_out(difference[np.ix_(order, order)])
+    title, unit = "student − teacher", "difference"
+    panels.append(matrix_plot(ordered, title=title, unit=unit, diverging=True, limit=change, prefix=f"{prefix}change"))
+    off = np.abs(_off_diagonal(difference))
+    mean = f"{off.mean():.3f}" if off.size else "0"
+    return panels, f'<p class="small">Mean size of the difference, off the diagonal: {mean}.</p>'

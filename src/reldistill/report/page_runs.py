@@ -9,6 +9,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reldistill.report import captions
+from reldistill.report.captions import caption
 from reldistill.report.compare import Row, role_of
 from reldistill.report.plots import accuracy_plot, line_key, part_style, parts_plot
 from reldistill.report.record import RunRecord
@@ -22,12 +24,12 @@ def comparison_html(rows: Sequence[Row]) -> str:
     heads = [
         ("text", "run"),
         ("text extra", "network"),
-        ("", "parameters"),
+        ("more", "parameters"),
         ("", "last epoch<br>%"),
         ("extra", "95 %<br>interval"),
         ("", "best %<br>(epoch)"),
         ("", "gain<br>points"),
-        ("", _gain_scale(*ends) if ends else ""),
+        ("more", _gain_scale(*ends) if ends else ""),
         ("", "time per<br>step"),
         ("", "×<br>alone"),
     ]
@@ -40,12 +42,12 @@ def comparison_html(rows: Sequence[Row]) -> str:
         cells = [
             ("text", html.escape(row.label + (f" ({row.status})" if unfinished else ""))),
             ("text extra range", html.escape(row.network)),
-            ("", count(row.parameters)),
+            ("more", count(row.parameters)),
             ("", percent(row.accuracy_last, decimals(row.images))),
             ("extra range", span(row.interval_last, decimals(row.images))),
             ("", best_text(row)),
             (f"{'best ' if row is best else ''}{'beyond' if gained else ''}".strip(), gain_text(row)),
-            ("", _gain_bar(row, *ends) if ends and row.gain else ""),
+            ("more", _gain_bar(row, *ends) if ends and row.gain else ""),
             ("", duration(row.seconds_per_step)),
             ("", times(row.relative_step_time)),
         ]
@@ -54,10 +56,7 @@ def comparison_html(rows: Sequence[Row]) -> str:
     return (
         '<section>\n<h2 id="comparison">Comparison</h2>\n<div class="scroll"><table class="comparison">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>\n"
-        '<p class="caption">Accuracy is the share of validation images whose class comes out first. The 95 % interval says how far '
-        "it may move with another draw of such images (Wilson). Gains are over the student alone at the last epoch, with the "
-        "95 % interval drawn beside them; a bar that keeps clear of 0 is a gain that the draw of images does not explain. "
-        "The best epoch was picked on these same images and flatters every run a little.</p>\n</section>"
+        f"{caption(captions.COMPARISON)}\n</section>"
     )
 
 
@@ -69,7 +68,7 @@ def _gain_ends(rows: Sequence[Row]) -> tuple[float, float] | None:
 
 
 def _place(value: float, low: float, high: float) -> float:
-    return 8 + 136 * (value - low) / ((high - low) or 1.0)
+    return 8 + 104 * (value - low) / ((high - low) or 1.0)
 
 
 def _gain_scale(low: float, high: float) -> str:
@@ -83,7 +82,7 @@ def _gain_scale(low: float, high: float) -> str:
         if value == 0 or abs(_place(value, low, high) - _place(0, low, high)) > 22
     ]
     labels = "".join(f'<text x="{_place(value, low, high):.1f}" y="14">{text}</text>' for value, text in shown)
-    return f'<svg class="gain" viewBox="0 0 152 20" aria-label="gain in points">{labels}</svg>'
+    return f'<svg class="gain" viewBox="0 0 120 20" aria-label="gain in points">{labels}</svg>'
 
 
 def _gain_bar(row: Row, low: float, high: float) -> str:
@@ -92,8 +91,8 @@ def _gain_bar(row: Row, low: float, high: float) -> str:
     zero, left, right, dot = (_place(value, low, high) for value in (0.0, gain.low, gain.high, gain.points))
     colour = "var(--good)" if gain.resolved and gain.points > 0 else "var(--ink)"
     return (
-        f'<svg class="gain" viewBox="0 0 152 20" aria-hidden="true">'
-        f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="-6" y2="26" stroke="var(--quiet)" stroke-width="1" stroke-dasharray="2 2"/>'
+        f'<svg class="gain" viewBox="0 0 120 20" aria-hidden="true">'
+        f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="-6" y2="26" stroke="var(--quiet)" stroke-dasharray="2 2"/>'
         f'<line x1="{left:.1f}" x2="{right:.1f}" y1="10" y2="10" stroke="{colour}" stroke-width="2"/>'
         f'<circle cx="{dot:.1f}" cy="10" r="4" fill="{colour}"/></svg>'
     )
@@ -103,7 +102,8 @@ def curves_section(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     """Accuracy of every run in one plot, and every part of every run's loss."""
     started = [(record, name) for record, name in zip(records, names, strict=True) if record.history]
     if not started:
-        return '<section>\n<h2 id="curves">Learning curves</h2>\n<p class="small">No epoch is finished yet.</p>\n</section>'
+        nothing = '<p class="small">No epoch is finished yet.</p>'
+        return f'<section>\n<h2 id="curves">Learning curves</h2>\n{nothing}\n</section>'
     return (
         f'<section>\n<h2 id="curves">Learning curves</h2>\n{_accuracy(started, records)}\n'
         f"<h3>Every part of the loss</h3>\n{_parts(started)}\n</section>"
@@ -127,13 +127,7 @@ def _accuracy(started: Sequence[tuple[RunRecord, str]], records: Sequence[RunRec
             references.setdefault(f"teacher {teacher.name}", teacher.accuracy)
     alone = [name for name in curves if roles[name] == "alone"]
     plot = accuracy_plot(curves, alone=alone, references=references, title="Validation accuracy by epoch")
-    dashed = " The student alone is the grey dashed line." if alone else ""
-    level = " The level line is the teacher." if references else ""
-    return (
-        f'<div class="wide-plot">{plot}</div>\n<p class="caption">Validation accuracy after every epoch; the number is that of the '
-        f"last.{dashed}{level} A method that helps lies above the student alone to the end, not only early on. The first "
-        "third of a run may lie below the scale.</p>"
-    )
+    return f'<div class="wide-plot">{plot}</div>\n{caption(captions.ACCURACY)}'
 
 
 def _parts(started: Sequence[tuple[RunRecord, str]]) -> str:
@@ -152,12 +146,7 @@ def _parts(started: Sequence[tuple[RunRecord, str]]) -> str:
         for part in (["total"] * has_total) + order
     )
     shown = "".join(f"<div>{panel}</div>" for panel in panels)
-    return (
-        f'<div class="legend">{legend}</div>\n<div class="panels">{shown}</div>\n'
-        '<p class="caption">Epoch means of what is minimised, each part with its weight, on logarithmic axes: parts add up to the '
-        "total. In a good run every part falls and none stays far above the others; a part that lies orders of magnitude "
-        "below the rest has no say.</p>"
-    )
+    return f'<div class="legend">{legend}</div>\n<div class="panels">{shown}</div>\n{caption(captions.PARTS)}'
 
 
 # How to reproduce ----------------------------------------------------------------------------------------------------
@@ -166,18 +155,19 @@ def _parts(started: Sequence[tuple[RunRecord, str]]) -> str:
 def reproduce_section(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     """Commands, data, settings, loss terms and environment; what is common to all runs is said once."""
     commands = "".join(
-        f"<h3>{html.escape(name)}</h3>\n<pre>{html.escape(shlex.join(record.command))}</pre>\n"
+        f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(shlex.join(record.command))}</code></dd>"
         for record, name in zip(records, names, strict=True)
     )
     blocks = [
         ("Data", [_data(record) for record in records]),
-        ("Settings", [record.settings for record in records]),
-        ("Networks", [_networks(record) for record in records]),
+        ("Settings", [{k: v for k, v in record.settings.items() if k != "method"} for record in records]),
         ("Environment", [{"reldistill": record.version, **record.environment} for record in records]),
     ]
     tables = "".join(f"<h3>{title}</h3>\n{_shared(values, names)}\n" for title, values in blocks)
     return (
-        f'<section>\n<h2 id="reproduce">How to reproduce</h2>\n{commands}{tables}{_terms(records, names)}\n</section>'
+        f'<section>\n<h2 id="reproduce">How to reproduce</h2>\n<h3>Commands</h3>\n'
+        f'<dl class="commands">{commands}</dl>\n<h3>Networks</h3>\n{_networks(records)}\n'
+        f"{tables}{_terms(records, names)}\n</section>"
     )
 
 
@@ -187,22 +177,27 @@ def _data(record: RunRecord) -> dict[str, Any]:
     return {
         "name": data.name,
         "classes": f"{len(data.classes)}: {classes}",
-        "images": f"{data.train_images:,} training, {data.val_images:,} validation, {data.image_size} × {data.image_size} px",
+        "images": f"{data.train_images:,} training, {data.val_images:,} validation",
+        "image size": f"{data.image_size} × {data.image_size} px",
         "fingerprint": data.fingerprint or NONE,
     }
 
 
-def _networks(record: RunRecord) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for role, network in (("student", record.student), ("teacher", record.teacher)):
-        if network:
+def _networks(records: Sequence[RunRecord]) -> str:
+    """Every different network once, by the part it has."""
+    found: dict[tuple[str, str], None] = {}
+    for record in records:
+        learns = role_of(record, records) != "teacher"
+        for role, network in (("student" if learns else "teacher", record.student), ("teacher", record.teacher)):
+            if network is None:
+                continue
             weights = f", sha256 {network.weights_sha256[:16]}…" if network.weights_sha256 else ""
             speed = f", {duration(network.seconds_per_image)} an image" if network.seconds_per_image else ""
-            found[role] = (
-                f"{network.name}: {network.parameters:,} parameters, input {network.input_size} × {network.input_size} px, "
-                f"pretrained: {network.pretrained}{weights}{speed}"
-            )
-    return found
+            side = network.input_size
+            words = f"{network.name}: {network.parameters:,} parameters, input {side} × {side} px"
+            found[role, f"{words}, weights from: {network.pretrained}{weights}{speed}"] = None
+    lines = (f"<dt>{role}</dt><dd>{html.escape(words)}</dd>" for role, words in sorted(found))
+    return f"<dl>{''.join(lines)}</dl>"
 
 
 def _shared(values: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -220,7 +215,7 @@ def _shared(values: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
             + "</tr>"
             for name, value in zip(names, values, strict=True)
         )
-        table = f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+        table = _plain_table(head, lines)
     return (f"<dl>{listed}</dl>" if listed else "") + table
 
 
@@ -238,7 +233,10 @@ def _terms(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     )
     if not lines:
         return ""
-    return (
-        '<h3>Loss terms</h3>\n<div class="scroll"><table class="plain"><thead><tr><th>run</th><th>term</th><th>parts × weight</th>'
-        f"<th>in the student</th><th>in the teacher</th></tr></thead><tbody>{lines}</tbody></table></div>"
-    )
+    heads = ("run", "term", "parts × weight", "in the student", "in the teacher")
+    return f"<h3>Loss terms</h3>\n{_plain_table(''.join(f'<th>{head}</th>' for head in heads), lines)}"
+
+
+def _plain_table(head: str, lines: str) -> str:
+    inner = f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody>"
+    return f'<div class="scroll"><table class="plain">{inner}</table></div>'

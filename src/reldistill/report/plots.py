@@ -134,13 +134,13 @@ def line_key(colour: str, dash: Any) -> str:
 def matrix_plot(matrix: np.ndarray, *, title: str, unit: str, diverging: bool, limit: float, prefix: str) -> str:
     """A square matrix as colours with its scale below: from 0 to `limit`, or from -limit to limit."""
     with matplotlib.rc_context({**_STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
-        figure = Figure(figsize=(2.3, 2.75))
-        axes = figure.add_axes((0.02, 0.16, 0.96, 0.76))
+        figure = Figure(figsize=(2.3, 2.8))
+        axes = figure.add_axes((0.04, 0.17, 0.92, 0.92 * 2.3 / 2.8))
         low, colours = (-limit, "PuOr_r") if diverging else (0.0, "cividis")
         image = axes.imshow(matrix, cmap=colours, vmin=low, vmax=limit, interpolation="none", aspect="equal")
         axes.set(xticks=[], yticks=[])
         axes.set_title(title)
-        bar = figure.colorbar(image, cax=figure.add_axes((0.02, 0.125, 0.96, 0.022)), orientation="horizontal")
+        bar = figure.colorbar(image, cax=figure.add_axes((0.04, 0.135, 0.92, 0.022)), orientation="horizontal")
         bar.outline.set_visible(False)
         bar.ax.xaxis.set_major_locator(MaxNLocator(4))
         bar.set_label(unit, labelpad=1)
@@ -151,8 +151,8 @@ def matrix_plot(matrix: np.ndarray, *, title: str, unit: str, diverging: bool, l
 def spectrum_plot(spectra: Mapping[str, np.ndarray], *, prefix: str) -> str:
     """Eigenvalues of both graphs against their place in the order, 0 to 1, so that different C can be compared."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(3.3, 2.75))
-        axes = figure.add_axes((0.14, 0.155, 0.83, 0.765))
+        figure = Figure(figsize=(3.3, 2.8))
+        axes = figure.add_axes((0.14, 0.165, 0.83, 0.76))
         for name, values in spectra.items():
             place = (np.arange(len(values)) + 0.5) / len(values)
             dashed = name == "student"

@@ -1,4 +1,4 @@
-"""`relations.npz`: what a run shows of the relations inside its two networks, written by the trainer, drawn by the page."""
+"""`relations.npz`: what a run shows of the relations inside its two networks: the trainer writes it, the page draws it."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def spectral_order(adjacency: np.ndarray) -> np.ndarray:
 
 
 def thin_out(matrix: np.ndarray, *, most: int = 112) -> np.ndarray:
-    """(C, C) → at most (`most`, `most`), each entry the mean of a block: beyond the page's pixels, detail is only weight."""
+    """(C, C) → at most (`most`, `most`), each entry the mean of a block: finer detail is only file size."""
     size = len(matrix)
     if size <= most:
         return matrix

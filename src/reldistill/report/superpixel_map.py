@@ -24,23 +24,28 @@ def image_data(image: np.ndarray) -> str:
 
 
 def region_map(assignment: np.ndarray, *, image_id: str, aspect: float, label: str) -> str:
-    """(h, w) superpixel of each token → the image with its regions tinted and outlined; `aspect` is the image's H / W."""
+    """(h, w) superpixel of each token → the image with its regions tinted and outlined; `aspect` is its H / W."""
     rows, columns = assignment.shape
     height = round(100 * aspect, 3)
     tints = "".join(
         f'<path d="{_cells(assignment == index)}" fill="{_tint(int(index))}"/>' for index in np.unique(assignment)
     )
-    edges = " ".join(_edges(assignment))
+    edges = "".join(_edges(assignment))
     lines = f'<path class="casing" d="{edges}"/><path class="border" d="{edges}"/>' if edges else ""
     return (
-        f'<svg class="map" viewBox="0 0 100 {height:g}" role="img" aria-label="{label}"><use href="#{image_id}"/>'
+        f"{_open(image_id, aspect, label)}"
         f'<g transform="scale({100 / columns:.6g} {height / rows:.6g})"><g class="tint">{tints}</g>{lines}</g></svg>'
     )
 
 
 def plain_map(*, image_id: str, aspect: float, label: str) -> str:
     """The image without regions, in the same frame."""
-    return f'<svg class="map" viewBox="0 0 100 {round(100 * aspect, 3):g}" role="img" aria-label="{label}"><use href="#{image_id}"/></svg>'
+    return f"{_open(image_id, aspect, label)}</svg>"
+
+
+def _open(image_id: str, aspect: float, label: str) -> str:
+    box = f"0 0 100 {round(100 * aspect, 3):g}"
+    return f'<svg class="map" viewBox="{box}" role="img" aria-label="{label}"><use href="#{image_id}"/>'
 
 
 def _tint(index: int) -> str:

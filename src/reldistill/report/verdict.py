@@ -44,10 +44,9 @@ def setting(records: Sequence[RunRecord]) -> list[str]:
         source = f" learns from {teacher.name} ({count(teacher.parameters)})" if teacher else ""
         alone_of_pair = not teacher and any(r.teacher and r.student.name == student.name for r in records)
         if not alone_of_pair:
-            lines[
-                f"{student.name} ({count(student.parameters)} parameters){source} on {data.name}: {len(data.classes)} classes, "
-                f"{data.train_images:,} training and {data.val_images:,} validation images."
-            ] = None
+            images = f"{data.train_images:,} training and {data.val_images:,} validation images"
+            learner = f"{student.name} ({count(student.parameters)} parameters){source}"
+            lines[f"{learner} on {data.name}: {len(data.classes)} classes, {images}."] = None
     return list(lines)
 
 
@@ -73,10 +72,8 @@ def _one_gain(row: Row) -> str:
     digits = decimals(gain.images)
     amount = f"{row.label}: {signed(gain.points, digits)} points over the student alone"
     if not gain.resolved:
-        return (
-            f"{amount}; {gain.images:,} validation images resolve about ±{gain.margin:.{digits}f}, so this is within noise"
-            f"{_cost(row)}."
-        )
+        resolution = f"{gain.images:,} validation images resolve about ±{gain.margin:.{digits}f}"
+        return f"{amount}; {resolution}, so this is within noise{_cost(row)}."
     interval = f"95 % interval {signed(gain.low, digits)} to {signed(gain.high, digits)}"
     word = "better" if gain.points > 0 else "worse"
     return f"{amount} ({interval}): {word} by more than the sampling noise of the validation images{_cost(row)}."
@@ -125,8 +122,8 @@ def _not_judged(row: Row) -> str | None:
         return f"{row.label} was cut short after {row.epochs} epochs: not judged."
     if row.role == "method" and row.gain is None:
         return (
-            f"{row.label}: {percent(row.accuracy_last, decimals(row.images))} %; no finished run of the student alone with the same "
-            "student, images and epochs is here to compare with (--method none)."
+            f"{row.label}: {percent(row.accuracy_last, decimals(row.images))} %; no finished run of the student alone with "
+            "the same student, images and epochs is here to compare with (--method none)."
         )
     return None
 
@@ -148,7 +145,7 @@ def caveats(records: Sequence[RunRecord]) -> list[str]:
         )
     if len(gains) > 1:
         lines.append(
-            f"Each interval stands alone: among {len(gains)} methods that gain nothing, chance puts at least one outside "
-            f"its interval in up to {min(5 * len(gains), 100)} % of such comparisons."
+            f"Each interval stands alone: among {len(gains)} methods that gain nothing, chance puts at least one "
+            f"outside its interval in up to {min(5 * len(gains), 100)} % of such comparisons."
         )
     return lines
