@@ -46,6 +46,19 @@ class Command:
     run: Callable[[Given], Answer | None]
 
 
+@dataclass(frozen=True)
+class Group:
+    """A word that is followed by one of several.
+
+    Args:
+        summary: what they are.
+        members: word → command; only called when it is needed.
+    """
+
+    summary: str
+    members: Callable[[], Mapping[str, Command | Group]]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the result is the exit code: 0, 2 after bad input, 130 after an interrupt."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -55,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"reldistill: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("reldistill: stopped; a run goes on from its last checkpoint by the same command with --resume", file=sys.stderr)
+        print(
+            "reldistill: stopped; a run goes on from its last checkpoint by the same command with --resume",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,30 +79,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(given: list[str]) -> None:
-    if not given or given[0] in ("-h", "--help"):
-        print(_overview("reldistill", "Distil the relations inside a large vision model into a small one.", COMMANDS))
-        return
-    if given[0] == "--version":
+    if given == ["--version"]:
         import reldistill
 
         print(f"reldistill {reldistill.__version__}")
         return
     name, rest = "reldistill", given
-    command = _chosen(rest, COMMANDS, what="command", prog=name)
-    name, rest = f"{name} {rest[0]}", rest[1:]
-    if command is COMMANDS["run"]:
-        recipes = _recipes()
-        if rest[:1] in (["-h"], ["--help"]):
-            print(_overview(name, command.summary, recipes, what="RECIPE"))
+    chosen: Command | Group = Group(
+        "Distil the relations inside a large vision model into a small one.", lambda: COMMANDS
+    )
+    while isinstance(chosen, Group):
+        members = chosen.members()
+        if not rest or rest[0] in ("-h", "--help"):
+            print(_overview(name, chosen.summary, members))
             return
-        command = _chosen(rest, recipes, what="recipe", prog=name)
+        chosen = _member(rest[0], members, prog=name)
         name, rest = f"{name} {rest[0]}", rest[1:]
     try:
-        values = command.options(name).parse(rest)
+        values = chosen.options(name).parse(rest)
     except SystemExit:  # after --help and --print_config
         return
     with _results_only():
-        answer = command.run(values)
+        answer = chosen.run(values)
     if answer is not None and values["json"]:
         print(json_format.dumps(answer.json, indent=2, ensure_ascii=False))
     elif answer is not None:
@@ -94,26 +108,26 @@ def _dispatch(given: list[str]) -> None:
     sys.stdout.flush()
 
 
-def _chosen(words: Sequence[str], known: Mapping[str, Command], *, what: str, prog: str) -> Command:
-    if words and words[0] in known:
-        return known[words[0]]
-    if not words or words[0].startswith("-"):
-        raise UserError(f"say which {what} first: {', '.join(known)} (see: {prog} --help)")
-    close = difflib.get_close_matches(words[0], known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-    raise UserError(f"there is no {what} '{words[0]}': {hint} (see: {prog} --help)")
+def _member(word: str, members: Mapping[str, Command | Group], *, prog: str) -> Command | Group:
+    if word in members:
+        return members[word]
+    see = f"(see: {prog} --help)"
+    if word.startswith("-"):
+        raise UserError(f"{word} must come after one of {', '.join(members)} {see}")
+    close = difflib.get_close_matches(word, members, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(members)}"
+    raise UserError(f"{prog} has no '{word}': {hint} {see}")
 
 
-def _overview(prog: str, summary: str, known: Mapping[str, Command], *, what: str = "COMMAND") -> str:
+def _overview(prog: str, summary: str, members: Mapping[str, Command | Group]) -> str:
     width = min(shutil.get_terminal_size().columns, 100) - 2
-    indent = max(map(len, known)) + 4
+    indent = max(map(len, members)) + 4
     lines = [
-        textwrap.fill(command.summary, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent)
-        for name, command in known.items()
+        textwrap.fill(member.summary, width, initial_indent=f"  {name}".ljust(indent), subsequent_indent=" " * indent)
+        for name, member in members.items()
     ]
-    return "\n".join(
-        [f"usage: {prog} {what} [options]", "", summary, "", *lines, "", f"{prog} {what} --help explains each."]
-    )
+    usage = f"{prog} {'COMMAND' if prog == 'reldistill' else 'NAME'}"
+    return "\n".join([f"usage: {usage} [options]", "", summary, "", *lines, "", f"{usage} --help explains each."])
 
 
 @contextlib.contextmanager
@@ -406,7 +420,7 @@ def _writable(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-COMMANDS: dict[str, Command] = {
+COMMANDS: dict[str, Command | Group] = {
     "quickstart": _of_function(quickstart),
     "distill": _of_settings(
         "Distil a teacher into a student on labelled images.", _distill, DataSettings, PairSettings, TrainSettings
@@ -417,7 +431,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": _of_function(evaluate, positional=["model"]),
     "layers": _of_function(layers, positional=["model"]),
     "list": _of_function(list_, positional=["what", "pattern"]),
-    "run": Command("Run a recipe: one reproduction with its command, cost and expected score.", Options.nothing, lambda _: None),
+    "run": Group("Run a recipe: one reproduction with its command, cost and expected score.", _recipes),
     "export": _of_function(export, positional=["run"]),
     "report": _of_function(report, positional=["runs"]),
 }

@@ -99,7 +99,9 @@ def _write_onnx(network: nn.Module, target: Path, side: int, source: Path) -> di
         found = session.run(["logits"], {"images": more.numpy()})[0]
         difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
         if not difference <= PARITY:
-            raise UserError(f"the ONNX graph's logits differ from the network's by {difference:.2g} (relative): not written")
+            raise UserError(
+                f"the ONNX graph's logits differ from the network's by {difference:.2g} (relative): not written"
+            )
         write_bytes(target, part.read_bytes())
     finally:
         part.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
 
 
 def layers_of(
-    model: str, *, arguments: Mapping[str, Any], image_size: int | None, num_classes: int, everything: bool
+    model: str, *, arguments: Mapping[str, Any], image_size: int | None, num_classes: int | None, everything: bool
 ) -> list[dict[str, Any]]:
     """The places of a network that can be tapped, in order of execution.
 
@@ -37,15 +37,13 @@ def layers_of(
         model: a name, FILE.py:factory, or a run folder.
         arguments: keyword arguments of its constructor.
         image_size: side of its images; None for its own.
-        num_classes: classes to build it with.
+        num_classes: classes to build it with; None for its own.
         everything: every place; otherwise those that the automatic choice draws from.
     """
     from reldistill.features.extract import pick_levels
     from reldistill.saved import open_network
 
-    opened = open_network(
-        model, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments
-    )
+    opened = open_network(model, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments)
     extractor, side = opened.extractor, opened.card.input_size
     stages = extractor.stages(side)
     chosen = {count: {level.name for level in pick_levels(stages, count)} for count in (1, 3)}

@@ -16,12 +16,22 @@ TEACHER = "resnet20"
 STUDENT = "resnet8"
 
 
-def quickstart(*, out: Path, methods: Sequence[str], seed: int = 0, resume: bool = False) -> list[RunRecord]:
+def quickstart(
+    *,
+    out: Path,
+    methods: Sequence[str],
+    epochs: int = 6,
+    teacher_epochs: int = 20,
+    seed: int = 0,
+    resume: bool = False,
+) -> list[RunRecord]:
     """Train a teacher, then the student by every method with the same images, order, initial weights and budget.
 
     Args:
         out: folder for the runs and report.html.
         methods: what to compare.
+        epochs: passes over the training images for each student.
+        teacher_epochs: passes over the training images for the teacher.
         seed: of weights, order and augmentation.
         resume: go on with what is there.
 
@@ -40,9 +50,9 @@ def quickstart(*, out: Path, methods: Sequence[str], seed: int = 0, resume: bool
     images = DataSettings(data="digits", image_size=32)
     say(f"1 of {len(methods) + 1}: the teacher, {TEACHER}")
     teacher = out / "teacher"
-    budget = TrainSettings(epochs=20, batch_size=64, lr=0.1, seed=seed)
+    budget = TrainSettings(epochs=teacher_epochs, batch_size=64, lr=0.1, seed=seed)
     records = [train(images, ModelSettings(model=TEACHER), budget, out=teacher, resume=resume)]
-    budget = TrainSettings(epochs=6, batch_size=64, lr=0.1, seed=seed)
+    budget = TrainSettings(epochs=epochs, batch_size=64, lr=0.1, seed=seed)
     for position, method in enumerate(methods, start=2):
         say(f"{position} of {len(methods) + 1}: {STUDENT} by {method}")
         pair = PairSettings(teacher=str(teacher), student=STUDENT, method=method)

@@ -81,7 +81,9 @@ class Progress(L.Callback):
         self._shown = now
         assert isinstance(pl_module, DistillationModule)
         count = max(pl_module.part_batches, 1)
-        values = [f"{name} {float(total) / count:.3g}" for name, total in pl_module.part_sums.items() if name != "total"]
+        values = [
+            f"{name} {float(total) / count:.3g}" for name, total in pl_module.part_sums.items() if name != "total"
+        ]
         text = "  ".join([*values[:4], f"{duration(self._time_left(pl_module))} left"])
         self._bars.update(self._bars.task_ids[0], completed=self.keeper.batch, values=text)
         self._bars.refresh()

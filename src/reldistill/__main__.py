@@ -1,0 +1,8 @@
+"""`python -m reldistill` is the command `reldistill`."""
+
+import sys
+
+from reldistill.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
