@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reldistill.checks import UserError
 from reldistill.options import Options
@@ -200,7 +200,7 @@ def evaluate(
     val_fraction: float = 0.1,
     skip_bad_images: bool = False,
     download: bool = False,
-    precision: str = "32-true",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
     json: bool = False,
 ) -> Answer:
     """Measure a network on the validation images.

@@ -21,7 +21,7 @@ def cifar10_resnet20(
     epochs: int = 6,
     seed: int = 0,
     download: bool = False,
-    devices: str = "auto",
+    devices: int | str = "auto",
     resume: bool = False,
 ) -> RunRecord:
     """CIFAR-10: any teacher into resnet20 by a one-cycle schedule of a few epochs.
@@ -66,7 +66,7 @@ def cifar100(
     epochs: int = 240,
     seed: int = 0,
     download: bool = False,
-    devices: str = "auto",
+    devices: int | str = "auto",
     resume: bool = False,
 ) -> RunRecord:
     """CIFAR-100: the 240-epoch schedule that the distillation literature shares, teacher included.

@@ -21,7 +21,7 @@ def imagenet_deit_tiny(
     epochs: int = 300,
     batch_size: int = 1024,
     seed: int = 0,
-    devices: str = "auto",
+    devices: int | str = "auto",
     resume: bool = False,
 ) -> RunRecord:
     """ImageNet-1k: a ViT-B fine-tuned from MAE into DeiT-Ti, SeRKD's main setting.
@@ -77,7 +77,7 @@ def imagenet_resnet18(
     epochs: int = 100,
     batch_size: int = 512,
     seed: int = 0,
-    devices: str = "auto",
+    devices: int | str = "auto",
     resume: bool = False,
 ) -> RunRecord:
     """ImageNet-1k: ResNet-101 into ResNet-18, SeRKD's setting for CNNs.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from reldistill.checks import UserError
 
 
 @dataclass(kw_only=True)
@@ -28,6 +31,10 @@ class DataSettings:
     skip_bad_images: bool = False
     download: bool = False
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the words; numbers are checked against the images themselves."""
+        _check_words(self)
 
 
 @dataclass(kw_only=True)
@@ -81,6 +88,12 @@ class PairSettings:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     warm_up: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Check what can be checked without networks."""
+        _check_range("warm up", self.warm_up, 0, 1)
+        for part, weight in self.weights.items():
+            _check_range(f"weight of {part}", weight, 0)
+
 
 @dataclass(kw_only=True)
 class TrainSettings:
@@ -126,9 +139,54 @@ class TrainSettings:
     patience: int = 0
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
-    devices: str = "auto"
+    devices: int | str = "auto"
     nodes: int = 1
     seed: int = 0
     checkpoint_every: int = 0
     channels_last: bool = True
     wandb: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every number, so that a typing slip is known before images are read."""
+        _check_words(self)
+        for name in ("epochs", "batch_size", "accumulate", "nodes"):
+            _check_range(name, getattr(self, name), 1)
+        for name in ("clip", "patience", "checkpoint_every", "weight_decay"):
+            _check_range(name, getattr(self, name), 0)
+        for name in ("label_smoothing", "ema", "lr_warm_up"):
+            _check_range(name, getattr(self, name), 0, 1, open_end=True)
+        _check_range("lr", self.lr, 0, open_start=True)
+        _check_range("seed", self.seed, 0, 2**32 - 1)
+        for mark in self.milestones:
+            _check_range("milestone", mark, 0, 1)
+        if self.devices != "auto":
+            if not str(self.devices).isdecimal():
+                raise UserError(f"devices: expected a number or auto, got '{self.devices}'")
+            _check_range("devices", int(self.devices), 1)
+
+
+def _check_words(settings: Any) -> None:
+    for name, kind in get_type_hints(type(settings)).items():
+        if get_origin(kind) is Literal and getattr(settings, name) not in get_args(kind):
+            words = ", ".join(get_args(kind))
+            raise UserError(f"{name.replace('_', ' ')} '{getattr(settings, name)}' is not known: there are {words}")
+
+
+def _check_range(
+    name: str,
+    value: float | None,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_start: bool = False,
+    open_end: bool = False,
+) -> None:
+    """UserError unless the number is None or between the bounds, which belong to the range where it is not open."""
+    if value is None:
+        return
+    above = value > low if open_start else value >= low
+    below = value < high if open_end else value <= high
+    if not (above and below and math.isfinite(value)):
+        least = f"more than {low}" if open_start else f"at least {low}"
+        most = "" if high == math.inf else f" and {'less than' if open_end else 'at most'} {high}"
+        raise UserError(f"{name.replace('_', ' ')} {value}: give {least}{most}")
