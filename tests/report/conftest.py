@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from reldistill.report.record import (
     DataRecord,
     Epoch,
     NetworkRecord,
+    Result,
     RunRecord,
     TermRecord,
     result_of,
@@ -91,8 +93,60 @@ def write_hits(folder: Path, record: RunRecord, *, wrong: list[int]) -> RunRecor
     return record
 
 
+def make_quickstart() -> list[RunRecord]:
+    hits = {"serkd": 348, "none": 330, "kd": 336, "sekd": 331, "rkd": 326}
+    return [make_record(method, hits=n) for method, n in hits.items()]
+
+
+def make_relations() -> dict[str, np.ndarray]:
+    """Arrays of a `relations.npz`: four images, 8 × 8 tokens, 24 channels in three groups."""
+    random = np.random.default_rng(0)
+    regions = np.arange(64).reshape(1, 8, 8).repeat(4, axis=0) // 4
+    members = random.permutation(24) % 3
+    teacher = 0.6 * (members[:, None] == members) + 0.4 * np.eye(24)
+    return {
+        "images": random.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8),
+        "labels": np.array([3, 1, 4, 1]),
+        "classes": np.array([str(i) for i in range(10)]),
+        "student_superpixels": np.where(random.random((4, 8, 8)) < 0.25, 0, regions).astype(np.int16),
+        "teacher_superpixels": regions.astype(np.int16),
+        "level": np.array("layer3:layer3"),
+        "student_adjacency": (0.8 * teacher + 0.2 * np.eye(24)).astype(np.float32),
+        "teacher_adjacency": teacher.astype(np.float32),
+        "student_spectrum": np.linspace(0, 1.1, 24).astype(np.float32),
+        "teacher_spectrum": np.linspace(0, 1.2, 24).astype(np.float32),
+    }
+
+
+@pytest.fixture(name="make_record", scope="session")
+def make_record_fixture() -> Callable[..., RunRecord]:
+    return make_record
+
+
+@pytest.fixture(name="write_hits", scope="session")
+def write_hits_fixture() -> Callable[..., RunRecord]:
+    return write_hits
+
+
 @pytest.fixture
 def records() -> list[RunRecord]:
-    """Teacher apart (given), the student alone at 330 of 360 and four methods."""
-    hits = {"serkd": 345, "none": 330, "kd": 336, "sekd": 331, "rkd": 326}
-    return [make_record(method, hits=n) for method, n in hits.items()]
+    """Out of order: the student alone at 330 of 360, four methods, and a teacher that was given."""
+    return make_quickstart()
+
+
+@pytest.fixture
+def relations() -> dict[str, np.ndarray]:
+    return make_relations()
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six runs, pictures included, one of them still running. Not to be changed."""
+    out = tmp_path_factory.mktemp("quickstart")
+    for record in make_quickstart():
+        write_record(out / record.method, record)
+        np.savez(out / record.method / "relations.npz", **make_relations())
+    running = make_record("kd+rkd", status="running", result=Result())
+    running.history = running.history[:2]
+    write_record(out / "kd+rkd", running)
+    return out

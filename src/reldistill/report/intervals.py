@@ -64,8 +64,8 @@ def unpaired_difference(hits: int, other_hits: int, images: int) -> Difference:
 
     The two networks are treated as if each had seen its own draw of images (Stat. Med. 17, 1998, 873, method 10):
     the normal approximation p ± 1.96·√(p(1-p)/n + q(1-q)/n), with the variances taken at the ends of the Wilson
-    intervals, so that it does not claim certainty at 100 %. On the same images two networks tend to fail together, so it is
-    conservative: wider than the paired interval.
+    intervals, so that it does not claim certainty at 100 %. On the same images two networks tend to fail together,
+    so it is conservative: wider than the paired interval.
     """
     (low, high), (other_low, other_high) = wilson_interval(hits, images), wilson_interval(other_hits, images)
     accuracy, other = 100 * hits / images, 100 * other_hits / images

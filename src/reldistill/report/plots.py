@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -216,7 +217,8 @@ def _epochs(axes: Axes, epochs: Sequence[int]) -> None:
 
 def _to_page(figure: Figure, prefix: str, title: str) -> str:
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": prefix}):
+    with matplotlib.rc_context({"svg.hashsalt": prefix}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the reader's fonts draw the text, not matplotlib's
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]

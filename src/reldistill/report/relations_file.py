@@ -1,4 +1,4 @@
-"""`relations.npz`: what a run shows of the relations inside its two networks: the trainer writes it, the page draws it."""
+"""`relations.npz`: the relations inside the two networks of a run, written by the trainer and drawn by the page."""
 
 from __future__ import annotations
 

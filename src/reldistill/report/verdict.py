@@ -121,9 +121,10 @@ def _not_judged(row: Row) -> str | None:
     if row.status == "stopped":
         return f"{row.label} was cut short after {row.epochs} epochs: not judged."
     if row.role == "method" and row.gain is None:
+        accuracy = percent(row.accuracy_last, decimals(row.images))
         return (
-            f"{row.label}: {percent(row.accuracy_last, decimals(row.images))} %; no finished run of the student alone with "
-            "the same student, images and epochs is here to compare with (--method none)."
+            f"{row.label}: {accuracy} %; no finished run of the student alone with the same student, images and epochs "
+            "is here to compare with (--method none)."
         )
     return None
 
