@@ -25,8 +25,8 @@ def rkd_loss(student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0,
     """Pulls the distances and angles between the samples of a batch to those that the teacher sees.
 
         L = λ_D L_D + λ_A L_A
-        L_D = mean over pairs i ≠ j of Huber₁(ψ_D^S − ψ_D^T),   ψ_D(i,j) = ‖x_i − x_j‖₂ / mean over pairs of ‖x_i − x_j‖₂
-        L_A = mean over triples of distinct i, j, k of Huber₁(ψ_A^S − ψ_A^T),   ψ_A(i,j,k) = cos∠ at x_j of x_i, x_j, x_k
+        L_D = mean over pairs i ≠ j of Huber₁(ψ_D^S − ψ_D^T),   ψ_D(i,j) = ‖x_i − x_j‖₂ / μ,   μ = its mean over pairs
+        L_A = mean over triples of distinct i, j, k of Huber₁(ψ_A^S − ψ_A^T),   ψ_A(i,j,k) = cos∠ at x_j
 
     Wonpyo Park, Dongju Kim, Yan Lu, Minsu Cho: Relational Knowledge Distillation. CVPR 2019, arXiv 1904.05068.
 

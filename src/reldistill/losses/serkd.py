@@ -43,8 +43,8 @@ def serkd_loss(
         L = λ_D L_D + λ_A L_A
         S⁰ = means of g×g cells of the tokens T;  Qᵗ = softmax over superpixels of T S_{t−1}ᵀ / √D;
         Sᵗ = (Q̂ᵗ)ᵀ T, Q̂ᵗ = Qᵗ with columns scaled to sum 1
-        L_D = mean over images and pairs i ≠ j of Huber₁(ψ_D^S − ψ_D^T),   ψ_D(i,j) = ‖s_i − s_j‖₂ / mean of that image
-        L_A = mean over images and triples of distinct i, j, k of Huber₁(ψ_A^S − ψ_A^T),   ψ_A = cos∠ at s_j of s_i, s_j, s_k
+        L_D = mean over images and pairs i ≠ j of Huber₁(ψ_D^S − ψ_D^T),   ψ_D(i,j) = ‖s_i − s_j‖₂ / μ of that image
+        L_A = mean over images and triples of distinct i, j, k of Huber₁(ψ_A^S − ψ_A^T),   ψ_A(i,j,k) = cos∠ at s_j
 
     SeRKD, semantics-based relation knowledge distillation. arXiv 2503.21269, 2025.
 
@@ -68,10 +68,11 @@ def serkd_loss(
     Raises:
         ValueError: a tensor has other axes, the numbers of images differ, N is no square, or a setting is out of range.
 
-    Invariances, of each image's tokens in either network:
-        - rotation and reflection of the D axes;
-        - the order of the images;
-        - of superpixels once merged (and with `teacher` assignment of the student's map): translation and positive scale.
+    Invariances:
+        - rotation and reflection of the D axes of either network's tokens;
+        - translation and positive scale of the student's tokens with `teacher` assignment (with `own`, they change how
+          the tokens merge; of the merged tokens, the distances and angles do not change either);
+        - the order of the images.
 
     Differences from the paper: it leaves open how grids of different size meet (the coarser grid, adaptive means), and
     over what a distance is averaged (the image); `teacher` and `local` are additions.

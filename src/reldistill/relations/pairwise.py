@@ -56,12 +56,14 @@ def _unit_distances(tokens: Tensor) -> tuple[Tensor, Tensor]:
     unit = centred / spread
     wide = unit if unit.device.type == "mps" else unit.double()
     products = wide @ wide.mT
-    norms = products.diagonal(dim1=1, dim2=2)
+    # Not the diagonal of `products`: compiled, the backward pass (of torch 2.15) overwrites that while it reads the view.
+    norms = wide.square().sum(dim=2)
     sums = norms.unsqueeze(2) + norms.unsqueeze(1)
     squared = sums - 2 * products
     noise = _COINCIDENT_ROUNDINGS * limits.eps * (magnitude.to(wide.dtype) / spread.to(wide.dtype))
     floor = _PRODUCT_ROUNDINGS * torch.finfo(wide.dtype).eps * sums.detach() + tokens.shape[2] * noise.square()
-    same = squared <= floor  # false for NaN, which must show
+    itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    same = itself | (squared <= floor)  # NaN is not the same, and so shows
     distances = squared.masked_fill(same, 1.0).sqrt().masked_fill(same, 0.0)
     return distances.to(tokens.dtype), spread
 
@@ -156,11 +158,9 @@ def _distance_part(student: Tensor, teacher: Tensor) -> Tensor:
     if m < 2:
         return student.sum() * 0.0
     pairs = m * (m - 1)
-    relative = []
-    for unit in (student, teacher):
-        mean = unit.sum(dim=(1, 2), keepdim=True) / pairs
-        relative.append(unit / mean.masked_fill(mean == 0, 1.0))
-    return F.huber_loss(*relative, reduction="sum") / (images * pairs)
+    means = [d.sum(dim=(1, 2), keepdim=True) / pairs for d in (student, teacher)]
+    ours, theirs = (d / mean.masked_fill(mean == 0, 1.0) for d, mean in zip((student, teacher), means, strict=True))
+    return F.huber_loss(ours, theirs, reduction="sum") / (images * pairs)
 
 
 def _angle_part(student: Tensor, teacher: Tensor) -> Tensor:
@@ -192,6 +192,8 @@ def _keep_gradient(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _angle_backward(ctx, grad_total, _):  # type: ignore[no-untyped-def]
+    if torch.is_grad_enabled():
+        raise RuntimeError("the angle loss has no second derivative: call backward without create_graph")
     (gradient,) = ctx.saved_tensors
     return grad_total * gradient, None, None
 
