@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -99,7 +100,7 @@ def _dispatch(given: list[str]) -> None:
         values = chosen.options(name).parse(rest)
     except SystemExit:  # after --help and --print_config
         return
-    with _results_only():
+    with _results_only(), _own_warnings():
         answer = chosen.run(values)
     if answer is not None and values["json"]:
         print(json_format.dumps(answer.json, indent=2, ensure_ascii=False))
@@ -141,6 +142,25 @@ def _results_only() -> Iterator[None]:
             stack.callback(os.dup2, kept, 1)
             os.dup2(2, 1)
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+@contextlib.contextmanager
+def _own_warnings() -> Iterator[None]:
+    """Show this package's warnings as one line each; those of libraries are for programmers, unless asked for by -W."""
+    if sys.warnoptions:
+        yield
+        return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    package = str(Path(__file__).parent)
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+        if filename.startswith(package):
+            print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = show
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -215,7 +216,7 @@ class DistillationModule(L.LightningModule):
         """Warn the user once, and keep the warning for the record."""
         self.notes.append(text)
         if self.trainer.is_global_zero:
-            L.pytorch.utilities.rank_zero_warn(text)
+            warnings.warn(text, stacklevel=2)
 
     def _stop_not_finite(self, parts: dict[str, Tensor]) -> None:
         bad = [name for name, value in parts.items() if not torch.isfinite(value)]

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one bar an epoch on a terminal, one line an epoch anywhere else.
+"""What a person sees while a run goes on: a bar on a terminal, and everywhere one line an epoch that stays.
 
 Everything goes to standard error, so that standard output holds results alone.
 """
@@ -6,19 +6,23 @@ Everything goes to standard error, so that standard output holds results alone.
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from reldistill.report.words import duration
 from reldistill.train.keeper import RunKeeper
 from reldistill.train.module import DistillationModule
 
+_TOTAL = "total"
 _REFRESH = 0.2
+_BAR = 20
+_LONGEST_LABEL = 20
 
 
 def console() -> Console:
@@ -33,7 +37,7 @@ def say(text: str) -> None:
 
 
 class Progress(L.Callback):
-    """Shows epoch, batch, mean losses since the epoch began, last accuracy, and the time left of the whole run.
+    """Shows epoch, batch, mean losses since the epoch began, accuracy, and the time left of the whole run.
 
     Args:
         keeper: knows where the run is.
@@ -42,7 +46,7 @@ class Progress(L.Callback):
 
     def __init__(self, keeper: RunKeeper, *, label: str) -> None:
         self.keeper = keeper
-        self.label = label
+        self.label = label if len(label) <= _LONGEST_LABEL else f"…{label[1 - _LONGEST_LABEL :]}"
         self._bars: Bars | None = None
         self._shown = 0.0
         self._began = 0.0
@@ -56,20 +60,22 @@ class Progress(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A new bar, on a terminal."""
-        if not trainer.is_global_zero or not console().is_terminal:
+        terminal = console()
+        if not trainer.is_global_zero or not terminal.is_terminal:
             return
         self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
-            console=console(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=_BAR),
+            TextColumn("{task.fields[values]}", markup=False),
+            console=terminal,
             transient=True,
             auto_refresh=False,
         )
         self._bars.start()
-        description = f"{self.label} epoch {self.keeper.epoch + 1}/{self.keeper.epochs}"
-        self._bars.add_task(description, total=len(self.keeper.loader), completed=self.keeper.batch, values="")
+        self._bars.add_task(
+            self._place(self.keeper.epoch + 1), total=len(self.keeper.loader), completed=self.keeper.batch, values=""
+        )
+        self._bars.refresh()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -81,10 +87,9 @@ class Progress(L.Callback):
         self._shown = now
         assert isinstance(pl_module, DistillationModule)
         count = max(pl_module.part_batches, 1)
-        values = [
-            f"{name} {float(total) / count:.3g}" for name, total in pl_module.part_sums.items() if name != "total"
-        ]
-        text = "  ".join([*values[:4], f"{duration(self._time_left(pl_module))} left"])
+        loss = float(pl_module.part_sums[_TOTAL]) / count
+        done = f"{self.keeper.batch}/{len(self.keeper.loader)}"
+        text = f"{done}  loss {loss:.3g}  {clock(self._time_left(pl_module))} left"
         self._bars.update(self._bars.task_ids[0], completed=self.keeper.batch, values=text)
         self._bars.refresh()
 
@@ -94,17 +99,24 @@ class Progress(L.Callback):
         if not trainer.is_global_zero or not self.keeper.record.history:
             return
         assert isinstance(pl_module, DistillationModule)
-        epoch, result = self.keeper.record.history[-1], self.keeper.record.result
-        losses = "  ".join(f"{name} {value:.3g}" for name, value in epoch.train.items() if name != "total")
-        say(
-            f"{self.label}  epoch {epoch.epoch}/{self.keeper.epochs}  accuracy {epoch.val['accuracy']:.2f} %  "
-            f"(best {result.accuracy_best:.2f})  {losses}  {duration(epoch.seconds)}, "
-            f"{duration(self._time_left(pl_module))} left"
+        epoch, best = self.keeper.record.history[-1], self.keeper.record.result.best_epoch
+        start = (
+            f"{self._place(epoch.epoch)}  {epoch.val['accuracy']:5.2f} %{' best' if best == epoch.epoch else '     '}"
         )
+        end = clock(epoch.seconds)
+        if epoch.epoch < self.keeper.epochs and not trainer.should_stop:
+            end += f", {clock(self._time_left(pl_module))} left"
+        terminal = console()
+        room = terminal.width - len(start) - len(end) - 4 if terminal.is_terminal else None
+        say(f"{start}  {losses(epoch.train, room=room)}  {end}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Give the terminal back."""
         self._close()
+
+    def _place(self, epoch: int) -> str:
+        total = str(self.keeper.epochs)
+        return f"{self.label} {epoch:>{len(total)}}/{total}"
 
     def _time_left(self, module: DistillationModule) -> float:
         done = module.batches_done - self._done_before
@@ -115,3 +127,42 @@ class Progress(L.Callback):
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+
+
+def losses(parts: Mapping[str, float], *, room: int | None = None) -> str:
+    """The total and its parts by their short names, as many as there is room for.
+
+    >>> losses({"task": 0.5, "kd": 0.25, "serkd.angle": 0.125, "total": 0.875})
+    'loss 0.875: task 0.5, kd 0.25, angle 0.125'
+    >>> losses({"task": 0.5, "kd": 0.25, "serkd.angle": 0.125, "total": 0.875}, room=30)
+    'loss 0.875: task 0.5, …'
+    >>> losses({"task": 0.5, "total": 0.5})
+    'loss 0.5'
+    """
+    text = f"loss {parts[_TOTAL]:.3g}"
+    rest = {name: value for name, value in parts.items() if name != _TOTAL}
+    if len(rest) < 2:
+        return text
+    short = Counter(name.rpartition(".")[2] for name in rest)
+    shown = []
+    for name, value in rest.items():
+        last = name.rpartition(".")[2]
+        shown.append(f"{last if short[last] == 1 else name} {value:.3g}")
+    for count in range(len(shown), 0, -1):
+        words = shown[:count] + (["…"] if count < len(shown) else [])
+        full = f"{text}: {', '.join(words)}"
+        if room is None or len(full) <= room:
+            return full
+    return text
+
+
+def clock(seconds: float) -> str:
+    """A time as short as it can be said.
+
+    >>> [clock(s) for s in (0.04, 8.76, 42.1, 125, 3720)]
+    ['0.0 s', '8.8 s', '42 s', '2:05 min', '1:02 h']
+    """
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
