@@ -25,6 +25,20 @@ def test_a_gain_beyond_noise_gives_its_interval(records: list[RunRecord]) -> Non
     )
 
 
+def test_a_gain_at_the_edge_says_so_and_does_not_contradict_itself(tmp_path: Path, make_record, write_hits) -> None:
+    write_hits(tmp_path / "none", make_record("none"), wrong=list(range(30)))
+    write_hits(tmp_path / "kd", make_record("kd"), wrong=[*range(14), *range(100, 106)])  # 16 gained, 6 lost
+    write_hits(tmp_path / "rkd", make_record("rkd"), wrong=[*range(15), *range(100, 105)])  # 15 gained, 5 lost
+    records = [read_record(tmp_path / name) for name in ("none", "kd", "rkd")]
+    assert line(records, "kd:") == (
+        "kd: +2.8 points over the student alone (95 % interval +0.2 to +5.6, exact paired test p = 0.052): at the edge "
+        "of the sampling noise, not beyond it (1.23× the time per step)."
+    )
+    assert line(records, "rkd:").startswith(
+        "rkd: +2.8 points over the student alone (95 % interval +0.4 to +5.6): better"
+    )
+
+
 def test_a_loss_beyond_noise_is_called_worse(make_record) -> None:
     found = line([make_record("none", hits=330), make_record("kd", hits=280)], "kd:")
     assert "−13.9 points" in found

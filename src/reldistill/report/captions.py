@@ -5,8 +5,9 @@ from __future__ import annotations
 COMPARISON = """
 Accuracy is the share of validation images whose class comes out first. The 95 % interval says how far it may move with
 another draw of such images (Wilson). Gains are over the student alone at the last epoch, ± half their 95 % interval,
-which is drawn beside them; one that keeps clear of 0 is a gain that the draw of images does not explain. The best epoch
-was picked on these same images and flatters every run a little.
+which is drawn beside them. Green marks a gain that the draw of images does not explain: the interval keeps clear of 0
+and, where it is on record which images each network got right, the exact paired test (McNemar) gives p < 0.05. The best
+epoch was picked on these same images and flatters every run a little.
 """
 
 ACCURACY = """
@@ -33,7 +34,9 @@ Each row and column is a channel, its colour how alike two channels respond (cos
 what lies beyond an end of the scale has the end’s colour). Channels stand in the order of the teacher’s Fiedler vector,
 so that groups that respond together form blocks. All runs share one colour scale. The student has learned the teacher’s
 relations where its matrix shows the same blocks, the difference is pale, and the two spectra (eigenvalues of the
-normalised Laplacian; small ones count the groups) lie on each other.
+normalised Laplacian; small ones count the groups) lie on each other. A student’s channel has a partner in the
+teacher only where a loss compared the two channel by channel without an adapter between; elsewhere, as in the student
+alone, the matrices need not match and only the spectra can be compared.
 """
 
 

@@ -71,12 +71,15 @@ def _one_gain(row: Row) -> str:
     assert gain is not None
     digits = decimals(gain.images)
     amount = f"{row.label}: {signed(gain.points, digits)} points over the student alone"
-    if not gain.resolved:
-        resolution = f"{gain.images:,} validation images resolve about ±{gain.margin:.{digits}f}"
-        return f"{amount}; {resolution}, so this is within noise{_cost(row)}."
     interval = f"95 % interval {signed(gain.low, digits)} to {signed(gain.high, digits)}"
-    word = "better" if gain.points > 0 else "worse"
-    return f"{amount} ({interval}): {word} by more than the sampling noise of the validation images{_cost(row)}."
+    if gain.resolved:
+        word = "better" if gain.points > 0 else "worse"
+        return f"{amount} ({interval}): {word} by more than the sampling noise of the validation images{_cost(row)}."
+    if round(abs(gain.points), digits) >= round(gain.margin, digits):  # "within ±2.7" would contradict a gain of 2.8
+        test = f", exact paired test p = {gain.p_value:.3f}" if gain.p_value is not None else ""
+        return f"{amount} ({interval}{test}): at the edge of the sampling noise, not beyond it{_cost(row)}."
+    resolution = f"{gain.images:,} validation images resolve about ±{gain.margin:.{digits}f}"
+    return f"{amount}; {resolution}, so this is within noise{_cost(row)}."
 
 
 def _cost(row: Row) -> str:

@@ -47,7 +47,9 @@ def duration(seconds: float | None) -> str:
     """From microseconds to hours, three figures."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
-    if seconds >= 60:
+    if seconds == 0:
+        return "0 s"
+    if round(seconds) >= 60:
         minutes, rest = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
