@@ -219,6 +219,8 @@ def test_the_page_says_what_differs_between_runs_once(tmp_path: Path, make_recor
         write_record(tmp_path / str(seed), make_record("kd", seed=seed))
     text, _ = rendered(tmp_path, tmp_path / "report.html")
     assert text.count("<dt>batch_size</dt>") == 1
+    assert text.count("--method kd --out runs/kd</code>") == 1
+    assert "<dt>kd · seed 0, kd · seed 1</dt>" in text
     assert "<th>seed</th>" in text
 
 

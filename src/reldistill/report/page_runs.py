@@ -154,9 +154,12 @@ def _parts(started: Sequence[tuple[RunRecord, str]]) -> str:
 
 def reproduce_section(records: Sequence[RunRecord], names: Sequence[str]) -> str:
     """Commands, data, settings, loss terms and environment; what is common to all runs is said once."""
+    runs_of: dict[str, list[str]] = {}
+    for record, name in zip(records, names, strict=True):
+        runs_of.setdefault(shlex.join(record.command), []).append(name)
     commands = "".join(
-        f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(shlex.join(record.command))}</code></dd>"
-        for record, name in zip(records, names, strict=True)
+        f"<dt>{html.escape(', '.join(runs))}</dt><dd><code>{html.escape(command)}</code></dd>"
+        for command, runs in runs_of.items()
     )
     blocks = [
         ("Data", [_data(record) for record in records]),
@@ -195,7 +198,8 @@ def _networks(records: Sequence[RunRecord]) -> str:
             speed = f", {duration(network.seconds_per_image)} an image" if network.seconds_per_image else ""
             side = network.input_size
             words = f"{network.name}: {network.parameters:,} parameters, input {side} × {side} px"
-            found[role, f"{words}, weights from: {network.pretrained}{weights}{speed}"] = None
+            start = "random" if network.pretrained == "no" else network.pretrained
+            found[role, f"{words}, starting weights: {start}{weights}{speed}"] = None
     lines = (f"<dt>{role}</dt><dd>{html.escape(words)}</dd>" for role, words in sorted(found))
     return f"<dl>{''.join(lines)}</dl>"
 
