@@ -40,7 +40,7 @@ def layers_of(
         num_classes: classes to build it with; None for its own.
         everything: every place; otherwise those that the automatic choice draws from.
     """
-    from reldistill.features.extract import pick_levels
+    from reldistill.features.levels import pick_levels
     from reldistill.saved import open_network
 
     opened = open_network(model, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments)

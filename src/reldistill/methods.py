@@ -6,6 +6,7 @@ The default weights come from the measurements shown in docs/results.md.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,8 @@ from torch import nn
 
 from reldistill.checks import UserError
 from reldistill.features.adapters import StridedTokeniser, map_adapter
-from reldistill.features.extract import Extractor, pick_levels
+from reldistill.features.extract import Extractor
+from reldistill.features.levels import pick_levels
 from reldistill.losses.fitnets import FitNets
 from reldistill.losses.kd import KD
 from reldistill.losses.rkd import RKD
@@ -51,7 +53,7 @@ class Plan:
     adapters: dict[str, nn.Module] = field(default_factory=dict)
 
     def pairs(self, count: int) -> list[tuple[LevelInfo, LevelInfo]]:
-        """Up to `count` pairs of levels, from shallow to deep: the user's, else matched by a dry run."""
+        """The user's pairs of levels, else up to `count` that a dry run matched, from shallow to deep."""
         if self.levels:
             return [
                 (self.student.level(student, self.image_size), self.teacher.level(teacher, self.image_size))
@@ -77,13 +79,15 @@ class Plan:
             self.adapters[name] = adapter
         return name
 
-    def loss(
-        self, name: str, kind: Callable[..., nn.Module], settings: Mapping[str, Any] | None = None
-    ) -> nn.Module:
+    def loss(self, name: str, kind: Callable[..., nn.Module], settings: Mapping[str, Any] | None = None) -> nn.Module:
         """The loss with these settings, or with the user's for that name."""
         settings = self.settings.get(name, {}) if settings is None else settings
-        known = inspect.signature(kind).parameters
+        # Weights live in the terms: a loss's own are for those who use it alone.
+        known = [setting for setting in inspect.signature(kind).parameters if not setting.endswith("_weight")]
         for setting in settings:
+            if setting.endswith("_weight"):
+                part = f"{name}.{setting.removesuffix('_weight')}"
+                raise UserError(f"'{setting}' is not a setting of {name}: set the weight of '{part}' instead")
             if setting not in known:
                 raise UserError(f"'{setting}' is not a setting of {name}: it has {', '.join(known)}")
         try:
@@ -92,8 +96,14 @@ class Plan:
             raise UserError(f"settings of {name}: {error}") from error
 
     def term(
-        self, name: str, loss: nn.Module, student: str, teacher: str, weights: float | Mapping[str, float],
-        *, adapter: str | None = None,
+        self,
+        name: str,
+        loss: nn.Module,
+        student: str,
+        teacher: str,
+        weights: float | Mapping[str, float],
+        *,
+        adapter: str | None = None,
     ) -> Term:
         """A term with the method's weights, or the user's where they were given."""
         if isinstance(weights, Mapping):
@@ -146,8 +156,9 @@ def _serkd(plan: Plan) -> list[Term]:
             "teacher_tokeniser": "none" if teacher.kind == "tokens" else "average",
             **plan.settings.get("serkd", {}),
         }
-        tokeniser = _strided_tokeniser(plan, student, settings)
-        loss = plan.loss("serkd", SeRKD, settings)
+        convolution = settings["student_tokeniser"] == "convolution"
+        loss = plan.loss("serkd", SeRKD, {**settings, "student_tokeniser": "none"} if convolution else settings)
+        tokeniser = _strided_tokeniser(plan, student, largest_grid=loss.largest_grid) if convolution else None  # type: ignore[arg-type]
         weights = {"distance": 1.0, "angle": 2.0}
         terms.append(plan.term("serkd", loss, student.name, teacher.name, weights, adapter=tokeniser))
         feature = plan.loss("feature", FitNets, {"relative": True, **plan.settings.get("feature", {})})
@@ -159,10 +170,16 @@ def _serkd(plan: Plan) -> list[Term]:
 def _sekd(plan: Plan) -> list[Term]:
     terms = _kd(plan)
     for student, teacher in plan.pairs(3):
-        terms.append(plan.term(
-            "sekd", plan.loss("sekd", SEKD), student.name, teacher.name,
-            {"vertex": 1.0, "edge": 1.0, "spectral": 1.0}, adapter=plan.adapter(student, teacher),
-        ))
+        terms.append(
+            plan.term(
+                "sekd",
+                plan.loss("sekd", SEKD),
+                student.name,
+                teacher.name,
+                {"vertex": 1.0, "edge": 1.0, "spectral": 1.0},
+                adapter=plan.adapter(student, teacher),
+            )
+        )
     return terms
 
 
@@ -173,11 +190,13 @@ METHODS: dict[str, Method] = {
     "rkd": Method("distances and angles between the samples of a batch", "Park et al. 2019, arXiv 1904.05068", _rkd),
     "serkd": Method(
         "distances and angles between the superpixel tokens of an image, features, class scores",
-        "SeRKD 2025, arXiv 2503.21269", _serkd,
+        "SeRKD 2025, arXiv 2503.21269",
+        _serkd,
     ),
     "sekd": Method(
         "the channels' relational graph: vertices, edges and spectral embedding on several levels, class scores",
-        "Wang et al. 2024, arXiv 2405.08547", _sekd,
+        "Wang et al. 2024, arXiv 2405.08547",
+        _sekd,
     ),
 }
 
@@ -192,7 +211,8 @@ def method_names(method: str) -> list[str]:
     for name in names:
         if name not in METHODS:
             raise UserError(
-                f"method '{name}' is not known: there are {', '.join(METHODS)}, joined by + (see: reldistill list methods)"
+                f"method '{name}' is not known: there are {', '.join(METHODS)}, joined by + "
+                f"(see: reldistill list methods)"
             )
     return names
 
@@ -206,27 +226,45 @@ def build_terms(method: str, plan: Plan, *, curriculum: Curriculum | None = None
         curriculum: factor on all weights but the logit terms'.
 
     Raises:
-        UserError: when a method, level, setting or weight is not known.
+        UserError: when a method, level, setting or weight is not known, or levels are given that nothing uses.
     """
     terms: dict[tuple[str, str, str], Term] = {}
     for name in method_names(method):
         for term in METHODS[name].build(plan):
             terms.setdefault((term.name, term.student, term.teacher), term)
     chosen = list(terms.values())
-    parts = [f"{t.name}.{p}" if p else t.name for t in chosen for p in t.weights]
-    for name in plan.weights:
-        if name not in (*parts, TASK):
-            raise UserError(f"'{name}' is not a part of method '{method}': it has {', '.join(dict.fromkeys([TASK, *parts]))}")
-    for name in plan.settings:
-        if name not in {t.name for t in chosen}:
-            raise UserError(
-                f"settings for '{name}', which is not a term of method '{method}': it has "
-                f"{', '.join(dict.fromkeys(t.name for t in chosen)) or 'none'}"
-            )
+    _check_choices(method, chosen, levels=plan.levels, settings=plan.settings, weights=plan.weights)
     for term in chosen:
         if term.student != "logits":
             term.curriculum = curriculum
     return chosen
+
+
+def _check_choices(
+    method: str,
+    terms: Sequence[Term],
+    *,
+    levels: Sequence[tuple[str, str]],
+    settings: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, float],
+) -> None:
+    """UserError for anything the user set that the terms don't have, or that would leave nothing to minimise."""
+    parts = dict.fromkeys([TASK, *(f"{t.name}.{part}" if part else t.name for t in terms for part in t.weights)])
+    for name, weight in weights.items():
+        if name not in parts:
+            raise UserError(f"'{name}' is not a part of method '{method}': it has {', '.join(parts)}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"the weight of '{name}' must be a finite number, at least 0, got {weight}")
+    for name in settings:
+        if name not in {t.name for t in terms}:
+            raise UserError(
+                f"settings for '{name}', which is not a term of method '{method}': it has "
+                f"{', '.join(dict.fromkeys(t.name for t in terms)) or 'none'}"
+            )
+    if levels and all(t.student in ("logits", "pooled") for t in terms):
+        raise UserError(f"levels are given, but method '{method}' looks at none")
+    if not weights.get(TASK, 1.0) and not any(t.is_active(1.0) for t in terms):
+        raise UserError(f"nothing to minimise: the weights of '{TASK}' and of all parts of '{method}' are 0")
 
 
 def build_distiller(
@@ -252,27 +290,30 @@ def build_distiller(
         task: the student's own loss.
         levels: (student level, teacher level) names, instead of the automatic choice.
         settings: loss name → keyword arguments, e.g. `{"serkd": {"iterations": 2}}`.
-        weights: part name → weight, e.g. `{"kd": 2.0, "serkd.angle": 4.0, "task": 0.5}`.
+        weights: part name → weight, e.g. `{"kd": 2.0, "serkd.angle": 4.0, "task": 0.5}`; what has 0 is not computed.
         curriculum: factor on the weights of all but the logit terms.
 
     Raises:
-        UserError: when a name is unknown, or teacher and student differ in their number of classes.
+        UserError: when a name is unknown, or class scores are compared and teacher and student differ in their number
+            of classes.
     """
+    settings, weights = settings or {}, weights or {}
     student = student if isinstance(student, Extractor) else Extractor(student, name="student")
     if teacher is None:
         if method_names(method) != ["none"]:
             raise UserError(f"method '{method}' needs a teacher")
-        return Distiller(student, None, terms=[], adapters={}, task=task)
+        _check_choices(method, [], levels=levels, settings=settings, weights=weights)
+        return Distiller(student, None, terms=[], adapters={}, task=task, task_weight=weights.get(TASK, 1.0))
     teacher = teacher if isinstance(teacher, Extractor) else Extractor(teacher, name="teacher")
     student.survey(image_size)
     teacher.survey(image_size)
-    if student.num_classes != teacher.num_classes:
+    plan = Plan(student, teacher, image_size, levels, settings, weights)
+    terms = [term for term in build_terms(method, plan, curriculum=curriculum) if any(term.weights.values())]
+    if any(term.student == "logits" for term in terms) and student.num_classes != teacher.num_classes:
         raise UserError(
             f"the teacher {teacher.name} has {teacher.num_classes} classes and the student {student.name} "
             f"{student.num_classes}: train the teacher on the student's data first"
         )
-    plan = Plan(student, teacher, image_size, levels, settings or {}, weights or {})
-    terms = build_terms(method, plan, curriculum=curriculum)
     used = {term.adapter for term in terms}
     return Distiller(
         student,
@@ -280,18 +321,14 @@ def build_distiller(
         terms=terms,
         adapters={name: adapter for name, adapter in plan.adapters.items() if name in used},
         task=task,
-        task_weight=plan.weights.get(TASK, 1.0),
+        task_weight=weights.get(TASK, 1.0),
     )
 
 
-def _strided_tokeniser(plan: Plan, student: LevelInfo, settings: dict[str, Any]) -> str | None:
+def _strided_tokeniser(plan: Plan, student: LevelInfo, *, largest_grid: int) -> str:
     """SeRKD's learnable tokeniser, asked for by `student_tokeniser: convolution`: an adapter in front of the loss."""
-    if settings.get("student_tokeniser") != "convolution":
-        return None
-    settings["student_tokeniser"] = "none"
-    largest = settings.get("largest_grid", 16)
     factor = 1
-    while max(student.height, student.width) > largest * factor:
+    while max(student.height, student.width) > largest_grid * factor:
         factor *= 2
     name = f"{student.name}:tokens"
     plan.adapters[name] = StridedTokeniser(student.channels, factor=factor)

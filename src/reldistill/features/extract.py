@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from reldistill.checks import UserError, check_axes
+from reldistill.features.levels import Seen, Tap, stages_of, taps_of
 from reldistill.types import Features, LevelInfo
-
-Layout = Literal["BCHW", "BHWC", "BND"]
-_NO_MAP_OF_THEIR_OWN = (nn.Identity, nn.Softmax, nn.modules.dropout._DropoutNd)
-
-
-@dataclass(frozen=True)
-class _Tap:
-    """How to read one module's output: its layout, how many tokens to drop in front, and the patch grid."""
-
-    info: LevelInfo
-    layout: Layout
-    prefix_tokens: int = 0
-
-    def read(self, output: Tensor) -> Tensor:
-        """The module's output → (B, C, H, W)."""
-        if self.layout == "BCHW":
-            return output
-        if self.layout == "BHWC":
-            return output.permute(0, 3, 1, 2)
-        tokens = output[:, self.prefix_tokens :]
-        side = self.info.height / self.info.width
-        width = round(math.sqrt(tokens.shape[1] / side))
-        return tokens.transpose(1, 2).unflatten(2, (tokens.shape[1] // width, width))
 
 
 class _DeepEnough(Exception):
@@ -52,7 +27,8 @@ class Extractor(nn.Module):
 
     Args:
         network: any module that maps (B, 3, H, W) to logits (B, K).
-        mean: per-channel mean that the network expects to be subtracted; the default leaves images as they are.
+        mean: per-channel mean that the network expects to be subtracted; the default leaves images as they are. As
+            many numbers as images have channels.
         std: per-channel standard deviation it expects images to be divided by.
         input_size: side that images are resized to, or None where the network takes them at any size.
         name: what to call the network in messages.
@@ -82,20 +58,24 @@ class Extractor(nn.Module):
         self.network = network
         self.name = name
         self.input_size = input_size
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self._taps: dict[str, _Tap] = {}
+        device = _first_float(network).device
+        self.register_buffer("mean", torch.tensor(mean, device=device).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, device=device).view(-1, 1, 1), persistent=False)
+        self._taps: dict[str, Tap] = {}
+        self._surveyed_size: int | None = None
         self._classifier: str | None = None
         self.num_classes = 0
         self.pooled_size = 0
 
     def prepare(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] → the network's own size and normalisation."""
-        check_axes(images, "B C H W", name="images")
+        """(B, 3, H, W) in [0, 1] → the network's own size, normalisation and precision."""
+        check_axes(images, "B C H W", name="images", C=len(self.mean))
+        if not images.is_floating_point():
+            raise ValueError(f"images: expected floating point in [0, 1], got {images.dtype}")
         size = self.input_size
         if size is not None and images.shape[-2:] != (size, size):
             images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        return (images - self.mean) / self.std
+        return ((images - self.mean) / self.std).to(_first_float(self.network, default=images).dtype)
 
     def forward(
         self, images: Tensor, *, levels: tuple[str, ...] = (), logits: bool = True, pooled: bool = False
@@ -106,42 +86,40 @@ class Extractor(nn.Module):
             images: (B, 3, H, W) in [0, 1].
             levels: names of the levels wanted.
             logits: whether the logits are wanted.
-            pooled: whether the classifier's input is wanted.
+            pooled: whether the classifier's input is wanted; it is the logits where no one layer makes them.
         """
-        if (levels or pooled) and not self._taps:
+        if (levels or pooled) and self._surveyed_size is None:
             self.survey(max(images.shape[-2:]))
+        images = self.prepare(images)
+        aspect = images.shape[-2] / images.shape[-1]
         taps = {name: self._tap(name) for name in levels}
         found: dict[str, Tensor] = {}
         classifier_input: list[Tensor] = []
-        stop_early = not logits and not pooled
+        stop_early = bool(taps) and not logits and not pooled
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                found[name] = taps[name].read(_first_tensor(output))
+                found[name] = taps[name].read(_first_tensor(output), aspect=aspect)
                 if stop_early and len(found) == len(taps):
                     raise _DeepEnough
 
             return hook
 
-        hooks = [(self.network.get_submodule(n), keep(n)) for n in taps]
-        with _hooked(hooks):
-            handle = None
-            if pooled and self._classifier:
-                handle = self.network.get_submodule(self._classifier).register_forward_pre_hook(
-                    lambda _module, inputs: classifier_input.append(inputs[0])
-                )
-            try:
-                output = _first_tensor(self.network(self.prepare(images)))
-            except _DeepEnough:
-                return Features(levels=found)
-            finally:
-                if handle is not None:
-                    handle.remove()
-        vector = None
-        if pooled:
-            vector = classifier_input[-1].flatten(1) if classifier_input else output
-        return Features(logits=output if logits else None, pooled=vector, levels=found)
+        def keep_input(_module: nn.Module, inputs: Any, _output: Any) -> None:
+            classifier_input.append(inputs[0])
 
+        hooks = [(name, keep(name)) for name in taps]
+        if pooled and self._classifier:
+            hooks.append((self._classifier, keep_input))
+        try:
+            with _hooked([(self.network.get_submodule(name), hook) for name, hook in hooks]):
+                output = _first_tensor(self.network(images))
+        except _DeepEnough:
+            return Features(levels=found)
+        vector = _as_vector(classifier_input[-1]) if classifier_input else output
+        return Features(logits=output if logits else None, pooled=vector if pooled else None, levels=found)
+
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def survey(self, image_size: int) -> list[LevelInfo]:
         """Every place that can be tapped, in order of execution, found by a dry run on square images of that side.
@@ -150,19 +128,17 @@ class Extractor(nn.Module):
             UserError: when the network does not map images of that size to (B, K) logits.
         """
         size = self.input_size or image_size
-        device = self.mean.device
-        parameter = next(self.network.parameters(), None)
-        images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-        if parameter is not None and parameter.is_floating_point():
-            images = images.to(parameter.dtype)
-        seen: list[tuple[str, nn.Module, Tensor]] = []
+        like = _first_float(self.network, default=self.mean)
+        shape = (2, len(self.mean), size, size)
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+        seen: list[Seen] = []
         inputs_of: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 tensor = _first_tensor(output)
                 if isinstance(tensor, Tensor):
-                    seen.append((name, module, tensor))
+                    seen.append(Seen(name, module, tensor, tensor._version))
                 if inputs and isinstance(inputs[0], Tensor):
                     inputs_of[name] = inputs[0]
 
@@ -184,19 +160,20 @@ class Extractor(nn.Module):
             for module, training in modes.items():
                 module.training = training
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"{self.name} must map images (B, 3, H, W) to class scores (B, K), but returned {shape}")
+            said = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"{self.name} must map images (B, 3, H, W) to class scores (B, K), but returned {said}")
         self.num_classes = logits.shape[1]
-        self._find_classifier(seen, logits, inputs_of)
-        self._taps = _taps_of(self.network, seen, size)
+        self._classifier = _find_classifier(seen, logits, inputs_of)
+        vector = _as_vector(inputs_of[self._classifier]) if self._classifier else logits
+        self.pooled_size = vector.shape[1]
+        self._taps = taps_of(self.network, seen, size)
+        self._surveyed_size = size
         return [tap.info for tap in self._taps.values()]
 
     def stages(self, image_size: int) -> list[LevelInfo]:
-        """The levels `auto` chooses from: the last map at each resolution, or the repeated blocks of a plain ViT."""
-        if not self._taps:
-            self.survey(image_size)
-        infos = {n: t.info for n, t in self._taps.items()}
-        return _stages(self.network, infos)
+        """The levels `auto` chooses from: the last block at each resolution, or all repeated blocks of a plain ViT."""
+        self._survey_at(image_size)
+        return stages_of(self.network, {n: t.info for n, t in self._taps.items()})
 
     def level(self, name: str, image_size: int) -> LevelInfo:
         """One level by name.
@@ -204,44 +181,22 @@ class Extractor(nn.Module):
         Raises:
             UserError: when it is not in the network.
         """
-        if not self._taps:
-            self.survey(image_size)
+        self._survey_at(image_size)
         return self._tap(name).info
 
-    def _find_classifier(
-        self, seen: list[tuple[str, nn.Module, Tensor]], logits: Tensor, inputs_of: dict[str, Tensor]
-    ) -> None:
-        """The module that makes the logits is the last with parameters whose output holds the same numbers."""
-        self._classifier = None
-        self.pooled_size = logits.shape[1]
-        for name, module, output in seen:
-            is_leaf = next(module.children(), None) is None
-            same = output.numel() == logits.numel() and torch.equal(output.flatten(1), logits)
-            if is_leaf and same and next(module.parameters(), None) is not None and name in inputs_of:
-                self._classifier = name
-                self.pooled_size = inputs_of[name].flatten(1).shape[1]
+    def _survey_at(self, image_size: int) -> None:
+        if self._surveyed_size != (self.input_size or image_size):
+            self.survey(image_size)
 
-    def _tap(self, name: str) -> _Tap:
+    def _tap(self, name: str) -> Tap:
         if name not in self._taps:
-            names = [i.name for i in _stages(self.network, {n: t.info for n, t in self._taps.items()})]
+            names = [i.name for i in stages_of(self.network, {n: t.info for n, t in self._taps.items()})]
             listed = ", ".join(names) if len(names) < 6 else f"{', '.join(names[:3])} … {names[-1]}"
+            listed = listed or "no place that holds a map or patch tokens"
             raise UserError(
                 f"level '{name}' not in {self.name}: it has {listed} (see: reldistill layers {self.name} --all)"
             )
         return self._taps[name]
-
-
-def pick_levels(stages: Sequence[LevelInfo], count: int) -> list[LevelInfo]:
-    """`count` of the stages: the deepest ones of a pyramid, evenly spaced ones where all have one resolution.
-
-    >>> blocks = [LevelInfo(f"blocks.{i}", 64, 8, 8, 4.0, "tokens", (i + 1) / 12) for i in range(12)]
-    >>> [level.name for level in pick_levels(blocks, 3)]
-    ['blocks.3', 'blocks.7', 'blocks.11']
-    """
-    count = min(count, len(stages))
-    if len({s.stride for s in stages}) == 1:
-        return [stages[math.ceil((i + 1) * len(stages) / count) - 1] for i in range(count)]
-    return list(stages[len(stages) - count :])
 
 
 @contextmanager
@@ -266,99 +221,24 @@ def _first_tensor(output: Any) -> Any:
     return output
 
 
-def _taps_of(network: nn.Module, seen: list[tuple[str, nn.Module, Tensor]], size: int) -> dict[str, _Tap]:
-    calls = Counter(name for name, _, _ in seen)
-    channels_last = _says_channels_last(network, [o for _, _, o in seen])
-    taps: dict[str, _Tap] = {}
-    for position, (name, module, output) in enumerate(seen, start=1):
-        # A module that runs twice (a shared activation) has no one output.
-        if calls[name] > 1 or isinstance(module, _NO_MAP_OF_THEIR_OWN) or len(output) != 2:
-            continue
-        if not output.is_floating_point():
-            continue
-        read = _read_map(output, channels_last) if output.ndim == 4 else _read_tokens(output, network)
-        if read is None:
-            continue
-        layout, channels, height, width, prefix = read
-        kind: Literal["map", "tokens"] = "tokens" if layout == "BND" else "map"
-        info = LevelInfo(name, channels, height, width, size / height, kind, position / len(seen))
-        taps[name] = _Tap(info, layout, prefix)
-    return taps
+def _first_float(network: nn.Module, *, default: Tensor | None = None) -> Tensor:
+    """A tensor that has the network's device and precision: its first floating-point parameter, or the default."""
+    found = next((p for p in network.parameters() if p.is_floating_point()), default)
+    return torch.empty(0) if found is None else found
 
 
-def _says_channels_last(network: nn.Module, outputs: list[Tensor]) -> bool:
-    """Whether 4-D outputs are (B, H, W, C): as timm declares it, else by the majority of the unambiguous ones."""
-    declared = getattr(network, "output_fmt", None)
-    if declared is not None:
-        return str(declared).upper().endswith("NHWC")
-    votes = Counter(
-        "last" if o.shape[1] == o.shape[2] else "first"
-        for o in outputs
-        if o.ndim == 4 and len(o) == 2 and (o.shape[1] == o.shape[2]) != (o.shape[2] == o.shape[3])
-    )
-    return votes["last"] > votes["first"]
+def _find_classifier(seen: list[Seen], logits: Tensor, inputs_of: Mapping[str, Tensor]) -> str | None:
+    """The innermost module with parameters that makes the logits; where they are mixed from several heads, the last."""
+    with_parameters = [s for s in seen if s.name in inputs_of and next(s.module.parameters(), None) is not None]
+    heads = [s for s in with_parameters if s.output.ndim > 1 and s.output.flatten(1).shape == logits.shape]
+    # A container's hook runs after that of the layer inside it, whose output it hands on.
+    exact = [s.name for s in heads if torch.equal(s.output.flatten(1), logits)]
+    inner = [s.name for s in heads if next(s.module.children(), None) is None]
+    return exact[0] if exact else inner[-1] if inner else None
 
 
-def _read_map(output: Tensor, channels_last: bool) -> tuple[Layout, int, int, int, int] | None:
-    _, a, b, c = output.shape
-    if a == b and b > 1 and (b != c or channels_last):
-        return "BHWC", c, a, b, 0
-    if b == c and b > 1:
-        return "BCHW", a, b, c, 0
-    return None
-
-
-def _read_tokens(output: Tensor, network: nn.Module) -> tuple[Layout, int, int, int, int] | None:
-    if output.ndim != 3:
-        return None
-    count, channels = output.shape[1:]
-    declared = getattr(network, "num_prefix_tokens", None)
-    # Some networks add their class token late, so that what they declare does not hold everywhere.
-    for prefix in (declared, 0) if isinstance(declared, int) else (0, 1, 2, 5):
-        side = math.isqrt(max(count - prefix, 0))
-        if side > 1 and side * side == count - prefix:
-            return "BND", channels, side, side, prefix
-    return None
-
-
-def _stages(network: nn.Module, infos: dict[str, LevelInfo]) -> list[LevelInfo]:
-    outer = [infos[n] for n in _outermost(network, "", infos)]
-    outer.sort(key=lambda info: info.depth)
-    groups: dict[float, list[LevelInfo]] = {}
-    for info in outer:
-        groups.setdefault(info.stride, []).append(info)
-    if not groups:
-        return []
-    largest = max(groups.values(), key=len)
-    tokens = [info for info in outer if info.kind == "tokens"]
-    if len(tokens) >= 2 and len({info.stride for info in tokens}) == 1 and tokens[0] in largest:
-        # A plain ViT: its repeated blocks, without the patch embedding before and the norm behind them.
-        kinds = Counter(type(network.get_submodule(i.name)) for i in largest)
-        block, repeats = kinds.most_common(1)[0]
-        if repeats >= 2:
-            return [i for i in largest if type(network.get_submodule(i.name)) is block]
-    return [group[-1] for group in groups.values()]
-
-
-def _outermost(module: nn.Module, name: str, infos: dict[str, LevelInfo]) -> Iterator[str]:
-    """Names of the outermost modules whose whole inside has one resolution, containers of stages or blocks opened."""
-    for child_name, child in module.named_children():
-        full = f"{name}.{child_name}" if name else child_name
-        if full in infos and not _holds_stages(child, full, infos):
-            yield full
-        else:
-            yield from _outermost(child, full, infos)
-
-
-def _holds_stages(module: nn.Module, name: str, infos: dict[str, LevelInfo]) -> bool:
-    inside = [f"{name}.{n}" for n, _ in module.named_children()]
-    strides = {infos[n].stride for n in inside if n in infos}
-    if isinstance(module, nn.Sequential) and len(strides) > 1:
-        return True
-    for child_name, child in module.named_modules(prefix=name):
-        if isinstance(child, (nn.Sequential, nn.ModuleList)):
-            blocks = [(n, c) for n, c in child.named_children() if next(c.children(), None) is not None]
-            tokens = [f"{child_name}.{n}" in infos and infos[f"{child_name}.{n}"].kind == "tokens" for n, _ in blocks]
-            if len(blocks) >= 2 and all(tokens) and len({type(c) for _, c in blocks}) == 1:
-                return True
-    return False
+def _as_vector(classifier_input: Tensor) -> Tensor:
+    """(B, D), or the mean over the positions of a map (B, D, H, W) or of tokens (B, N, D)."""
+    if classifier_input.ndim == 3:
+        return classifier_input.mean(dim=1)
+    return classifier_input if classifier_input.ndim == 2 else classifier_input.flatten(2).mean(dim=2)

@@ -101,6 +101,8 @@ class Distiller(nn.Module):
         if not parts:
             raise ValueError("nothing to minimise: the task's weight is 0 and no term is active")
         total = sum(parts.values(), batch.images.new_zeros((), dtype=torch.float32))
+        if torch.is_grad_enabled():
+            total = total + self._nothing_from_idle(terms, student)
         return StepOutput(total, {name: value.detach() for name, value in parts.items()}, student)
 
     def _term_values(
@@ -116,6 +118,17 @@ class Distiller(nn.Module):
                 tensor = adapted[key]
             yield from term(tensor, value_at(teacher, term.teacher), progress=progress).items()
 
+    def _nothing_from_idle(self, active: Sequence[Term], student: Features) -> Tensor | float:
+        """0, with a gradient of 0 for what no active part uses: DistributedDataParallel waits for every parameter."""
+        used = {_key(term.adapter) for term in active if term.adapter is not None}
+        modules: list[nn.Module] = [term for term in self._terms() if term not in active]
+        modules += [adapter for name, adapter in self.adapters.items() if name not in used]
+        idle: list[Tensor] = [p for module in modules for p in module.parameters() if p.requires_grad]
+        if not self.task_weight and not any(term.student == "logits" for term in active):
+            assert student.logits is not None
+            idle.append(student.logits)
+        return sum((0.0 * tensor.float().sum() for tensor in idle), 0.0)
+
     def _terms(self) -> list[Term]:
         return list(self.terms)  # type: ignore[arg-type]
 
@@ -127,5 +140,5 @@ def _ask(network: nn.Module | FeatureSource, images: Tensor, places: Iterable[st
 
 
 def _key(name: str) -> str:
-    # ModuleDict keys can't hold dots, level names do.
-    return name.replace(".", "_")
+    # ModuleDict keys can't hold dots, level names do; they hold no slashes.
+    return name.replace(".", "/")

@@ -15,7 +15,8 @@ class Term(nn.Module):
 
     Args:
         name: what its value is called, e.g. `kd`. A loss with several parts gives `name.part` for each.
-        loss: (student tensor, teacher tensor) → scalar; with several parts, `loss.parts(student, teacher)`.
+        loss: (student tensor, teacher tensor) → scalar; with several parts, `loss.parts(student, teacher, names=…)` →
+            part name → unweighted scalar, for the names asked for.
         student: `logits`, `pooled`, or the name of a level of the student.
         teacher: the same for the teacher.
         weights: the weight; for a loss with several parts, part name → weight. A part without one is left out.
@@ -63,6 +64,10 @@ class Term(nn.Module):
             return {self.name: self.weights[""] * factor * self.loss(student, teacher)}
         names = tuple(name for name, weight in self.weights.items() if weight)
         parts = self.loss.parts(student, teacher, names=names)  # type: ignore[operator]
+        if set(parts) != set(names):
+            raise ValueError(
+                f"{self.name}: weights for the parts {', '.join(names)}, but its loss has {', '.join(parts)}"
+            )
         return {f"{self.name}.{part}": self.weights[part] * factor * value for part, value in parts.items()}
 
 

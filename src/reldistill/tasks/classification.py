@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +21,7 @@ class Classification(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Features, batch: Batch) -> Tensor:
-        """Scalar mean over the batch, in float32."""
+        """Scalar mean over the batch, in float32 (float64 stays float64)."""
         assert student.logits is not None, "the task needs the student's logits"
-        return functional.cross_entropy(student.logits.float(), batch.labels, label_smoothing=self.label_smoothing)
+        logits = student.logits if student.logits.dtype == torch.float64 else student.logits.float()
+        return functional.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
