@@ -217,7 +217,7 @@ def evaluate(
     arguments: dict[str, Any] = {},  # noqa: B006
     image_size: int | None = None,
     batch_size: int = 128,
-    val_fraction: float = 0.1,
+    val_fraction: float | None = None,
     skip_bad_images: bool = False,
     download: bool = False,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
@@ -233,14 +233,17 @@ def evaluate(
         arguments: keyword arguments of the network's constructor.
         image_size: side of the images in a batch.
         batch_size: images a pass.
-        val_fraction: share held out where the data bring no validation folder.
+        val_fraction: share held out where the data bring no validation folder; by default the run's own, or 0.1.
         skip_bad_images: leave out images that can't be read.
         download: fetch the data set if it is not there.
         precision: 32-true or bf16-mixed.
         json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.run import evaluate as run
+    from reldistill.run import recorded_settings
 
+    if val_fraction is None:
+        val_fraction = recorded_settings(model).get("val_fraction", 0.1)
     result = run(
         DataSettings(
             data=data,

@@ -55,7 +55,10 @@ def export_run(
     if not raw:
         network = Normalised(network, mean=card.mean, std=card.std).eval()
     result = {"file": str(target), "format": format, "input_size": card.input_size, "classes": list(card.classes)}
-    result.update(writers[format](network, target, card.input_size, source))
+    try:
+        result.update(writers[format](network, target, card.input_size, source))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     result["sha256"] = sha256(target)
     result["summary"] = _summary(result, raw=raw)
     return result
@@ -114,7 +117,7 @@ def _summary(result: dict[str, Any], *, raw: bool) -> str:
     if result["format"] == "onnx":
         given = "normalised" if raw else "RGB in [0, 1]"
         text += (
-            f", images (B, 3, {side}, {side}) {given} → logits (B, {len(result['classes'])}); differs from PyTorch by at "
-            f"most {result['largest_relative_difference']:.1e} of the largest logit"
+            f", images (B, 3, {side}, {side}) {given} → logits (B, {len(result['classes'])}); differs from PyTorch "
+            f"by at most {result['largest_relative_difference']:.1e} of the largest logit"
         )
     return text

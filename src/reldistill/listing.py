@@ -94,7 +94,7 @@ def _methods() -> list[dict[str, Any]]:
 def _models() -> list[dict[str, Any]]:
     from reldistill.features.zoo import list_networks
 
-    return [{"name": entry.name, "source": entry.source} for entry in list_networks()]
+    return [{"name": e.name, "source": e.source, "note": e.note} for e in list_networks()]
 
 
 def _recipes() -> list[dict[str, Any]]:

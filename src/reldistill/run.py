@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import timm
 import torch
 import torchvision
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn import functional
 
 import reldistill
@@ -177,12 +179,19 @@ def evaluate(
     Raises:
         UserError: when network and data don't go together.
     """
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: give at least 1")
     is_run = Path(network.model).is_dir()
     is_bare = not network.model_weights and not network.model_pretrained and ".py:" not in network.model
     if is_bare and not is_run:
-        raise UserError(f"{network.model} has no weights to evaluate: give --weights FILE, --pretrained, or a run folder")
+        raise UserError(
+            f"{network.model} has no weights to evaluate: give --weights FILE, --pretrained or a run folder"
+        )
     size = data.image_size or (read_record(Path(network.model)).data.image_size if is_run else None)
-    images = _images(dataclasses.replace(data, image_size=size), TrainSettings(batch_size=batch_size, devices="1"))
+    # Nothing is trained on, so the training images may be fewer than a batch.
+    images = _images(dataclasses.replace(data, image_size=size), TrainSettings(batch_size=1, devices=1))
+    images.val.batch_size = batch_size
+    images.val.shard(0, 1)
     opened = open_network(
         network.model,
         role="teacher" if not is_run else "model",
@@ -230,9 +239,12 @@ def measure(network: OpenedNetwork, images: ImageData, *, precision: str = "32-t
 
 def resolve_precision(precision: str, accelerator: str = "auto") -> str:
     """`auto` → bf16-mixed where the device computes in it, else 32-true."""
+    has_gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu")
+    if precision == "16-mixed" and not has_gpu and accelerator != "mps":
+        raise UserError("--precision 16-mixed needs a GPU: take bf16-mixed or 32-true")
     if precision != "auto":
         return precision
-    if torch.cuda.is_available() and accelerator in ("auto", "gpu"):
+    if has_gpu:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     has_bf16 = accelerator in ("auto", "cpu") and torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if has_bf16 else "32-true"
@@ -338,14 +350,16 @@ def _fit(
         checkpoint_every=training.checkpoint_every,
         resume=state,
     )
-    write_record(out, record)
     trainer = _trainer(training, precision, out, keeper, label=method if teacher else student.card.name)
+    if trainer.is_global_zero:
+        write_record(out, record)
     try:
         if keeper.epochs_left > 0:
             trainer.fit(module, datamodule=_Loaders(keeper, images))
     except BaseException as error:
         record.status = "stopped"
-        write_record(out, record)
+        if trainer.is_global_zero:
+            write_record(out, record)
         if isinstance(error, UserError):
             where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
             raise UserError(f"{error}{where}") from error
@@ -424,26 +438,29 @@ def _trainer(training: TrainSettings, precision: str, out: Path, keeper: RunKeep
         loggers.append(_wandb(out, keeper.record))
     devices = _devices(training)
     many = devices != 1 or training.nodes > 1
-    return L.Trainer(
-        accelerator=training.accelerator,
-        devices=devices,
-        num_nodes=training.nodes,
-        strategy="ddp" if many else "auto",
-        precision=precision,  # type: ignore[arg-type]
-        max_epochs=max(keeper.epochs_left, 1),
-        accumulate_grad_batches=training.accumulate,
-        gradient_clip_val=training.clip or None,
-        callbacks=[keeper, Progress(keeper, label=label)],
-        logger=loggers,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        reload_dataloaders_every_n_epochs=1,
-        deterministic="warn" if torch.cuda.is_available() else False,
-        benchmark=False,
-    )
+    try:
+        return L.Trainer(
+            accelerator=training.accelerator,
+            devices=devices,
+            num_nodes=training.nodes,
+            strategy="ddp" if many else "auto",
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=max(keeper.epochs_left, 1),
+            accumulate_grad_batches=training.accumulate,
+            gradient_clip_val=training.clip or None,
+            callbacks=[keeper, Progress(keeper, label=label)],
+            logger=loggers,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+            deterministic="warn" if torch.cuda.is_available() else False,
+            benchmark=False,
+        )
+    except MisconfigurationException as error:
+        raise UserError(f"--accelerator {training.accelerator} --devices {training.devices}: {error}") from error
 
 
 class _Loaders(L.LightningDataModule):
@@ -491,8 +508,7 @@ def _claim(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | 
     """The record that is in the folder; UserError where it belongs to another run and would be overwritten."""
     if os.environ.get("LOCAL_RANK", "0") != "0" or "LIGHTNING_LAUNCHED" in os.environ:
         return None
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: give a folder")
+    _make_folder(out)
     if not (out / RECORD_FILE).is_file():
         return None
     if not resume:
@@ -502,10 +518,26 @@ def _claim(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | 
         before = record.settings.get(name)
         if name not in _MAY_CHANGE_ON_RESUME and before != value:
             raise UserError(
-                f"the run in {out} was started with {name} = {before}, not {value}: resume it as it was started, or give "
-                f"another --out"
+                f"the run in {out} was started with {name} = {before}, not {value}: resume it as it was started, or "
+                f"give another --out"
             )
     return record
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--out {out}: that is a file, or lies in one: give a folder") from None
+    except OSError as error:
+        raise UserError(f"--out {out} can't be written to ({error.strerror}): give another folder") from None
+
+
+def recorded_settings(model: str) -> dict[str, Any]:
+    """What a run was told, where `model` is a run's folder."""
+    return read_record(model).settings if (Path(model) / RECORD_FILE).is_file() else {}
 
 
 def _flat(*groups: DataSettings | ModelSettings | PairSettings | TrainSettings) -> dict[str, Any]:

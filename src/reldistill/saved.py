@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reldistill.checks import UserError
 from reldistill.features.extract import Extractor
+from reldistill.features.weights import weights_file
 from reldistill.features.zoo import load_network
 from reldistill.train.checkpoint import write_bytes
 
@@ -89,6 +90,7 @@ def open_network(
         UserError: when name, weights and classes don't go together.
     """
     classes: tuple[str, ...] = ()
+    card = None
     if (Path(name) / LAST_WEIGHTS).is_file():
         card = read_card(Path(name) / LAST_WEIGHTS)
         weights = weights or str(Path(name) / LAST_WEIGHTS)
@@ -108,20 +110,20 @@ def open_network(
         arguments=arguments,
         role=role,
     )
-    extractor = Extractor(
-        loaded.module, mean=loaded.mean, std=loaded.std, input_size=loaded.input_size, name=loaded.name
-    )
+    # A run says how its network was fed; its name's defaults may have changed since.
+    mean, std = (loaded.mean, loaded.std) if card is None else (card.mean, card.std)
+    extractor = Extractor(loaded.module, mean=mean, std=std, input_size=loaded.input_size, name=loaded.name)
     extractor.survey(image_size or loaded.input_size or 224)
     if num_classes is not None and extractor.num_classes != num_classes:
         raise UserError(
-            f"the {role} {name} says {extractor.num_classes} classes, the data have {num_classes}: give weights that were "
-            f"trained on these classes (reldistill train makes them)"
+            f"the {role} {name} says {extractor.num_classes} classes, the data have {num_classes}: give weights "
+            f"that were trained on these classes (reldistill train makes them)"
         )
     size = loaded.input_size or image_size or 224
-    card = NetworkCard(
-        name, extractor.num_classes, size, tuple(loaded.mean), tuple(loaded.std), classes, dict(arguments or {})
+    card = NetworkCard(name, extractor.num_classes, size, tuple(mean), tuple(std), classes, dict(arguments or {}))
+    return OpenedNetwork(
+        extractor, card, loaded.pretrained, sha256(weights_file(weights, what=name)) if weights else None
     )
-    return OpenedNetwork(extractor, card, loaded.pretrained, sha256(Path(weights)) if weights else None)
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], card: NetworkCard) -> str:
@@ -150,10 +152,8 @@ def read_card(path: Path) -> NetworkCard:
         raise UserError(f"{path} does not say which network it is for: it was not written by a run") from error
 
 
-def sha256(path: Path) -> str | None:
-    """Of a file's content; None for a folder or a file that is not there."""
-    if not path.is_file():
-        return None
+def sha256(path: Path) -> str:
+    """Of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
@@ -163,6 +163,9 @@ def sha256(path: Path) -> str | None:
 
 class Normalised(nn.Module):
     """A network with its normalisation inside: images (B, 3, H, W) in [0, 1] → logits (B, K)."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()

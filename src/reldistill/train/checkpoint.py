@@ -69,7 +69,7 @@ def unpack(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read checkpoint {path}: {why}") from error
+        raise UserError(f"cannot read checkpoint {path} ({why}): start again with another --out") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version of reldistill: start again with another --out")
     return state

@@ -115,7 +115,9 @@ class RunKeeper(L.Callback):
             self.resume = None
         self._clock = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Make dropout and the like a function of seed, position and rank."""
         torch.manual_seed(_mix(self.seed, self.epoch, self.batch, trainer.global_rank))
 
@@ -133,7 +135,9 @@ class RunKeeper(L.Callback):
         self._seconds += now - self._clock
         self._clock = now
         if stepped and self.steps % _LOG_EVERY == 0:
-            values = {f"train/{name}": float(total) / pl_module.part_batches for name, total in pl_module.part_sums.items()}
+            values = {
+                f"train/{name}": float(total) / pl_module.part_batches for name, total in pl_module.part_sums.items()
+            }
             self._log(trainer, {**values, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
         if stepped and not last and self.checkpoint_every and self.steps % self.checkpoint_every == 0:
             self._save(trainer, pl_module, best=False)
@@ -207,7 +211,9 @@ def metrics_csv(history: list[Epoch]) -> str:
     parts = sorted({name for epoch in history for name in epoch.train})
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["epoch", "step", "seconds", "learning_rate", *(f"train/{p}" for p in parts), "val/accuracy", "val/loss"])
+    writer.writerow(
+        ["epoch", "step", "seconds", "learning_rate", *(f"train/{p}" for p in parts), "val/accuracy", "val/loss"]
+    )
     for e in history:
         train = [e.train.get(part, "") for part in parts]
         writer.writerow([e.epoch, e.step, e.seconds, e.learning_rate, *train, e.val["accuracy"], e.val["loss"]])

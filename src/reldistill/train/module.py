@@ -182,9 +182,7 @@ class DistillationModule(L.LightningModule):
         return copy.deepcopy(getattr(student, "network", student)).cpu().eval()
 
     def _lr_factor(self, _step: int) -> float:
-        return lr_factor(
-            self.progress, schedule=self.schedule, warm_up=self.lr_warm_up, milestones=self.milestones
-        )
+        return lr_factor(self.progress, schedule=self.schedule, warm_up=self.lr_warm_up, milestones=self.milestones)
 
     def _gather_hits(self, images: int) -> Tensor | None:
         if not self._hits:

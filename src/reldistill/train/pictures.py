@@ -16,9 +16,9 @@ from reldistill.relations.tokens import tokenise
 from reldistill.train.checkpoint import write_bytes
 from reldistill.types import Batch, Features
 
-# A side of 16 tokens is what the superpixel loss works on by default; a wider graph than 256 channels can't be seen.
+# A side of 16 tokens is what the superpixel loss works on by default; a wider graph than 1024 channels is cut to its first ones.
 _LARGEST_GRID = 16
-_LARGEST_GRAPH = 256
+_LARGEST_GRAPH = 1024
 
 
 @torch.no_grad()

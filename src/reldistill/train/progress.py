@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from reldistill.step.distiller import TASK
 from reldistill.train.keeper import RunKeeper
 from reldistill.train.module import DistillationModule
 
@@ -140,7 +141,8 @@ def losses(parts: Mapping[str, float], *, room: int | None = None) -> str:
     'loss 0.5'
     """
     text = f"loss {parts[_TOTAL]:.3g}"
-    rest = {name: value for name, value in parts.items() if name != _TOTAL}
+    names = sorted((name for name in parts if name != _TOTAL), key=lambda name: name != TASK)
+    rest = {name: parts[name] for name in names}
     if len(rest) < 2:
         return text
     short = Counter(name.rpartition(".")[2] for name in rest)
