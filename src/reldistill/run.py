@@ -366,6 +366,7 @@ def _fit(
         raise
     if trainer.is_global_zero:
         _finish(record, module, images, student, teacher, out)
+    trainer.strategy.barrier()  # what comes next may read the folder
     return record
 
 
@@ -506,8 +507,10 @@ def _wandb(out: Path, record: RunRecord) -> Logger:
 
 def _claim(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | None:
     """The record that is in the folder; UserError where it belongs to another run and would be overwritten."""
-    if os.environ.get("LOCAL_RANK", "0") != "0" or "LIGHTNING_LAUNCHED" in os.environ:
-        return None
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # The first process has looked at the folder, and has begun to write into it.
+        found = read_record(out) if (out / RECORD_FILE).is_file() else None
+        return found if found and found.status == "finished" else None
     _make_folder(out)
     if not (out / RECORD_FILE).is_file():
         return None

@@ -1,4 +1,4 @@
-"""What a report draws of a finished run: superpixel maps over a few images, a level's channel graph and its spectrum."""
+"""What a report draws of a finished run: superpixels over a few images, a level's channel graph and its spectrum."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reldistill.relations.channel_graph import mean_channel_adjacency
+from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
 from reldistill.relations.tokens import tokenise
 from reldistill.train.checkpoint import write_bytes
 from reldistill.types import Batch, Features
 
-# A side of 16 tokens is what the superpixel loss works on by default; a wider graph than 1024 channels is cut to its first ones.
+# A side of 16 tokens is what the superpixel loss works on by default; of a graph wider than 1024 channels only the first
+# are drawn.
 _LARGEST_GRID = 16
 _LARGEST_GRAPH = 1024
 
@@ -53,7 +54,7 @@ def write_pictures(
         features: Features = network(batch.images, levels=(level,), logits=False, pooled=False)
         feature_map = features.levels[level].float()
         drawn[f"{name}_superpixels"] = _superpixels(feature_map[:images]).cpu().numpy().astype(np.int16)
-        adjacency = mean_channel_adjacency(feature_map)[0]
+        adjacency = channel_adjacency(feature_map).mean(dim=0)  # of this process's images: only one draws
         drawn[f"{name}_spectrum"] = laplacian_eigenvalues(adjacency).cpu().numpy()
         drawn[f"{name}_adjacency"] = adjacency[:_LARGEST_GRAPH, :_LARGEST_GRAPH].cpu().numpy()
     buffer = io.BytesIO()
