@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -49,6 +49,7 @@ def test_relational_attention_is_the_row_softmax_of_similarities():
 
 @pytest.mark.parametrize("attention", MAP_ATTENTION)
 @given(seed=st.integers(0, 10_000), temperature=st.floats(0.05, 20))
+@settings(deadline=None)
 def test_weights_have_mean_one(attention, seed, temperature):
     weights = attention(maps(2, 3, 4, 5, seed=seed), temperature=temperature).flatten(1)
     assert_close(weights.mean(dim=1), torch.ones(2, dtype=torch.float64))
@@ -58,6 +59,7 @@ def test_weights_have_mean_one(attention, seed, temperature):
 
 @pytest.mark.parametrize("attention", MAP_ATTENTION)
 @given(seed=st.integers(0, 10_000), exponent=st.floats(-8, 8))
+@settings(deadline=None)
 def test_relative_attention_does_not_depend_on_the_networks_scale(attention, seed, exponent):
     teacher = maps(2, 3, 4, 4, seed=seed)
     per_image = torch.tensor([math.exp(exponent), 1.0], dtype=torch.float64)[:, None, None, None]

@@ -24,7 +24,6 @@ class _UnitChannels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor) -> Tensor:
-        # NaN must count as alive: a broken activation has to surface as a loss that is not finite.
         largest = flat.abs().amax(dim=-1, keepdim=True)
         dead = largest <= DEAD
         inverse = torch.where(dead, 0.0, 1.0 / largest.clamp_min(DEAD))
