@@ -26,9 +26,13 @@ def full_precision(function: F) -> F:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        lifted = [as_float(a) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return function(*lifted, **kwargs)
+        device = next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        lifted = [_lifted(value) for value in args]
+        with torch.autocast(device.type, enabled=False):
+            return function(*lifted, **{name: _lifted(value) for name, value in kwargs.items()})
 
     return wrapper  # type: ignore[return-value]
+
+
+def _lifted(value: Any) -> Any:
+    return as_float(value) if isinstance(value, Tensor) and value.is_floating_point() else value

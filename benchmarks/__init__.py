@@ -1,0 +1,1 @@
+"""Measurements whose records are committed in benchmarks/results, and the page that is made from them."""
