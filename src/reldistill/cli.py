@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import inspect
 import json as json_format
+import logging
 import os
 import shutil
 import sys
@@ -152,10 +153,12 @@ def _own_warnings() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if _rank():
+        logging.getLogger("reldistill").setLevel(logging.ERROR)  # the first process says it
     package = str(Path(__file__).parent)
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
-        if filename.startswith(package):
+        if filename.startswith(package) and not _rank():
             print(f"warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
@@ -421,7 +424,7 @@ def _runs(records: Sequence[Any], *, page: Path) -> Answer | None:
     """The comparison of runs; nothing in a process that is not the first of several."""
     from reldistill.report.render import print_table, print_verdict, to_json
 
-    if int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or os.environ.get("NODE_RANK") or 0):
+    if _rank():
         return None
 
     def show() -> None:
@@ -433,6 +436,11 @@ def _runs(records: Sequence[Any], *, page: Path) -> Answer | None:
         print(f"report: {page}")
 
     return Answer(to_json(records), show)
+
+
+def _rank() -> int:
+    """This process's number among those of a run, as far as the environment tells."""
+    return next((int(os.environ[n]) for n in ("RANK", "LOCAL_RANK", "NODE_RANK") if os.environ.get(n)), 0)
 
 
 @contextlib.contextmanager

@@ -184,6 +184,8 @@ class RunKeeper(L.Callback):
         self.record.notes = [*dict.fromkeys([*self.record.notes, *module.notes])]
 
     def _save(self, trainer: L.Trainer, module: DistillationModule, *, best: bool) -> None:
+        if trainer.world_size > 1:  # one file serves all ranks, so what it holds must be true of all
+            module.part_sums = {n: trainer.strategy.reduce(module.part_sums[n]) for n in sorted(module.part_sums)}
         if not trainer.is_global_zero:
             return
         position = {

@@ -16,8 +16,8 @@ from reldistill.relations.tokens import tokenise
 from reldistill.train.checkpoint import write_bytes
 from reldistill.types import Batch, Features
 
-# A side of 16 tokens is what the superpixel loss works on by default; of a graph wider than 1024 channels only the first
-# are drawn.
+# A side of 16 tokens is what the superpixel loss works on by default; of a graph of more than 1024 channels only the
+# first are drawn.
 _LARGEST_GRID = 16
 _LARGEST_GRAPH = 1024
 
