@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reldistill.step.curriculum import WarmUp
+from reldistill.step.term import Term, value_at
+from reldistill.types import Features
+
+
+class Gap(nn.Module):
+    """One scalar."""
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student - teacher).abs().mean()
+
+
+class Parts(nn.Module):
+    """Two scalars; remembers which were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, ...]] = []
+
+    def parts(
+        self, student: Tensor, teacher: Tensor, *, names: Collection[str] = ("gap", "square")
+    ) -> dict[str, Tensor]:
+        self.asked.append(tuple(names))
+        values = {"gap": (student - teacher).abs().mean(), "square": (student - teacher).square().mean()}
+        return {name: value for name, value in values.items() if name in names}
+
+
+STUDENT, TEACHER = torch.tensor([[1.0, 4.0]]), torch.tensor([[0.0, 1.0]])
+
+
+def test_one_weight() -> None:
+    term = Term("gap", Gap(), student="logits", teacher="logits", weights=3)
+    values = term(STUDENT, TEACHER)
+    assert {name: float(value) for name, value in values.items()} == {"gap": 6.0}
+
+
+def test_a_weight_for_each_part() -> None:
+    term = Term("t", Parts(), student="a", teacher="b", weights={"gap": 3.0, "square": 0.5})
+    values = term(STUDENT, TEACHER)
+    assert {name: float(value) for name, value in values.items()} == {"t.gap": 6.0, "t.square": 2.5}
+
+
+@pytest.mark.parametrize("weights", [{"gap": 0.0, "square": 1.0}, {"square": 1.0}])
+def test_a_part_of_no_weight_is_not_computed(weights: dict[str, float]) -> None:
+    loss = Parts()
+    values = Term("t", loss, student="a", teacher="b", weights=weights)(STUDENT, TEACHER)
+    assert list(values) == ["t.square"]
+    assert loss.asked == [("square",)]
+
+
+def test_a_part_that_the_loss_does_not_have() -> None:
+    term = Term("t", Parts(), student="a", teacher="b", weights={"gap": 1.0, "sqare": 1.0})
+    with pytest.raises(ValueError, match="t: weights for the parts gap, sqare, but its loss has gap"):
+        term(STUDENT, TEACHER)
+
+
+@pytest.mark.parametrize(("loss", "weights"), [(Gap(), {"gap": 1.0}), (Parts(), 1.0)])
+def test_weights_and_loss_must_go_together(loss: nn.Module, weights: float | dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"^t: a loss with parts takes a weight for each part"):
+        Term("t", loss, student="a", teacher="b", weights=weights)
+
+
+def test_the_curriculum_multiplies_every_weight() -> None:
+    term = Term(
+        "t", Parts(), student="a", teacher="b", weights={"gap": 3.0, "square": 0.5}, curriculum=WarmUp(over=0.5)
+    )
+    values = term(STUDENT, TEACHER, progress=0.25)
+    assert {name: float(value) for name, value in values.items()} == {"t.gap": 3.0, "t.square": 1.25}
+
+
+def test_a_term_is_active_while_anything_counts() -> None:
+    warm = Term("t", Gap(), student="a", teacher="b", weights=1.0, curriculum=WarmUp(over=0.5))
+    assert not warm.is_active(0.0)
+    assert warm.is_active(0.01)
+    assert not Term("t", Gap(), student="a", teacher="b", weights=0.0).is_active(1.0)
+    assert not Term("t", Parts(), student="a", teacher="b", weights={"gap": 0.0, "square": 0.0}).is_active(1.0)
+    assert Term("t", Parts(), student="a", teacher="b", weights={"gap": 0.0, "square": 0.1}).is_active(0.0)
+
+
+def test_a_losss_own_parameters_belong_to_the_term() -> None:
+    loss = nn.Bilinear(2, 2, 1)
+    term = Term("t", loss, student="a", teacher="b", weights=2.0)
+    assert [id(p) for p in term.parameters()] == [id(p) for p in loss.parameters()]
+    torch.testing.assert_close(term(STUDENT, TEACHER)["t"], 2 * loss(STUDENT, TEACHER))
+
+
+def test_value_at_the_places_of_a_network() -> None:
+    features = Features(logits=torch.ones(1), pooled=torch.ones(2), levels={"layer1": torch.ones(3)})
+    assert [len(value_at(features, place)) for place in ("logits", "pooled", "layer1")] == [1, 2, 3]
