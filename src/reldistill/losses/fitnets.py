@@ -51,7 +51,7 @@ def fitnets_loss(student: Tensor, teacher: Tensor, *, relative: bool = False) ->
     loss = F.mse_loss(student, teacher)
     if not relative:
         return loss
-    scale = mean_over_batch(teacher.square().flatten(1).mean(dim=1))
+    scale = mean_over_batch(teacher.square().reshape(len(teacher), -1).mean(dim=1))
     return loss / scale.masked_fill(scale == 0, 1.0)
 
 

@@ -133,8 +133,8 @@ class SeRKD(nn.Module):
         super().__init__()
         superpixel_grid((1, 1), cell=cell)
         check_neighbourhood(neighbourhood)
-        check_tokeniser(student_tokeniser, largest_grid)
-        check_tokeniser(teacher_tokeniser, largest_grid)
+        check_tokeniser(student_tokeniser, largest_grid, name="student_tokeniser")
+        check_tokeniser(teacher_tokeniser, largest_grid, name="teacher_tokeniser")
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
         if assignment not in get_args(AssignmentOf):

@@ -56,7 +56,7 @@ def _unit_distances(tokens: Tensor) -> tuple[Tensor, Tensor]:
     unit = centred / spread
     wide = unit if unit.device.type == "mps" else unit.double()
     products = wide @ wide.mT
-    # Not the diagonal of `products`: compiled, the backward pass (of torch 2.15) overwrites that while it reads the view.
+    # Not the diagonal of `products`: compiled (torch 2.15), the backward pass overwrites that while it reads the view.
     norms = wide.square().sum(dim=2)
     sums = norms.unsqueeze(2) + norms.unsqueeze(1)
     squared = sums - 2 * products

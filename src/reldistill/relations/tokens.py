@@ -67,9 +67,9 @@ def tokenise(feature_map: Tensor, *, pooling: Pooling = "average", largest_grid:
     return feature_map
 
 
-def check_tokeniser(pooling: str, largest_grid: int) -> None:
-    """Raise ValueError unless `tokenise` knows these settings."""
+def check_tokeniser(pooling: str, largest_grid: int, *, name: str = "pooling") -> None:
+    """Raise ValueError unless `tokenise` knows these settings; `name` is what the message calls the first."""
     if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+        raise ValueError(f"{name} must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
     if largest_grid < 1:
         raise ValueError(f"largest_grid must be at least 1, got {largest_grid}")
