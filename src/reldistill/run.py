@@ -153,7 +153,7 @@ def distill(
 
 def open_teacher(networks: PairSettings, images: ImageData) -> OpenedNetwork:
     """The teacher, with weights and with the data's classes."""
-    is_named = not networks.teacher_weights and ".py:" not in networks.teacher and not Path(networks.teacher).is_dir()
+    is_named = not networks.teacher_weights and ".py:" not in networks.teacher and not run_folder(networks.teacher)
     return open_network(
         networks.teacher,
         role="teacher",
@@ -181,7 +181,7 @@ def evaluate(
     """
     if batch_size < 1:
         raise UserError(f"batch size {batch_size}: give at least 1")
-    is_run = Path(network.model).is_dir()
+    is_run = run_folder(network.model) is not None
     is_bare = not network.model_weights and not network.model_pretrained and ".py:" not in network.model
     if is_bare and not is_run:
         raise UserError(
@@ -516,6 +516,8 @@ def _claim(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | 
         return None
     if not resume:
         raise UserError(f"{out} already holds a run: go on with it by --resume, or give another --out")
+    for half_written in out.glob(".*.part"):
+        half_written.unlink(missing_ok=True)
     record = read_record(out)
     for name, value in settings.items():
         before = record.settings.get(name)

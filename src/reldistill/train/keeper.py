@@ -15,7 +15,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from reldistill.report.record import CORRECT_FILE, Epoch, RunRecord, result_of, write_record
+from reldistill.report.record import CORRECT_FILE, Epoch, Result, RunRecord, result_of, write_record
 from reldistill.train.checkpoint import BEST, LAST, pack, restore, write_bytes
 from reldistill.train.module import DistillationModule
 from reldistill.types import Batch
@@ -97,6 +97,7 @@ class RunKeeper(L.Callback):
             self.epoch, self.batch, self.steps = position["epoch"], position["batch"], position["steps"]
             self._seconds = position["seconds"]
             self.record.history = [Epoch(**epoch) for epoch in position["history"]]
+            self.record.result, self.record.notes = Result(**position["result"]), list(position["notes"])
 
     def remaining(self) -> _Epoch:
         """The batches that are left of the current epoch: what the Trainer is to run through."""
@@ -105,7 +106,8 @@ class RunKeeper(L.Callback):
     @property
     def epochs_left(self) -> int:
         """Epochs still to run, the current one included."""
-        return self.epochs - self.epoch
+        best = self.record.result.best_epoch or 0
+        return 0 if self.patience and self.epoch - best >= self.patience else self.epochs - self.epoch
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go back to where a checkpoint left the run."""
@@ -161,9 +163,7 @@ class RunKeeper(L.Callback):
         self.epoch, self.batch, self._seconds, self._durations = self.epoch + 1, 0, 0.0, []
         self._log(trainer, {f"val/{name}": value for name, value in epoch.val.items()})
         self._save(trainer, pl_module, best=self.record.result.best_epoch == epoch.epoch)
-        best_epoch = self.record.result.best_epoch or 0
-        if self.patience and epoch.epoch - best_epoch >= self.patience:
-            trainer.should_stop = True
+        trainer.should_stop = self.epochs_left == 0
         self._clock = time.perf_counter()
 
     def _update_record(self, module: DistillationModule, trainer: L.Trainer) -> None:
@@ -194,6 +194,8 @@ class RunKeeper(L.Callback):
             "steps": self.steps,
             "seconds": self._seconds,
             "history": [dataclasses.asdict(epoch) for epoch in self.record.history],
+            "result": dataclasses.asdict(self.record.result),
+            "notes": self.record.notes,
         }
         data = pack(module, trainer, position)
         # `best` first: a run killed in between repeats the epoch from the old `last`, and writes the same `best`.

@@ -105,7 +105,7 @@ class Progress(L.Callback):
             f"{self._place(epoch.epoch)}  {epoch.val['accuracy']:5.2f} %{' best' if best == epoch.epoch else '     '}"
         )
         end = clock(epoch.seconds)
-        if epoch.epoch < self.keeper.epochs and not trainer.should_stop:
+        if self.keeper.epochs_left:
             end += f", {clock(self._time_left(pl_module))} left"
         terminal = console()
         room = terminal.width - len(start) - len(end) - 4 if terminal.is_terminal else None
