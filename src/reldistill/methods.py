@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from reldistill.checks import UserError
@@ -52,19 +53,31 @@ class Plan:
     weights: Mapping[str, float] = field(default_factory=dict)
     adapters: dict[str, nn.Module] = field(default_factory=dict)
 
-    def pairs(self, count: int) -> list[tuple[LevelInfo, LevelInfo]]:
-        """The user's pairs of levels, else up to `count` that a dry run matched, from shallow to deep."""
+    def pairs(self, count: int, *, smallest: int = 1) -> list[tuple[LevelInfo, LevelInfo]]:
+        """The user's pairs of levels, else up to `count` that a dry run matched, from shallow to deep.
+
+        Args:
+            count: how many.
+            smallest: the fewest cells along a side that a matched level may have.
+        """
         if self.levels:
             return [
                 (self.student.level(student, self.image_size), self.teacher.level(teacher, self.image_size))
                 for student, teacher in self.levels
             ]
-        stages = self.student.stages(self.image_size), self.teacher.stages(self.image_size)
-        for network, found in zip((self.student, self.teacher), stages, strict=True):
+        stages = []
+        for network in (self.student, self.teacher):
+            found = network.stages(self.image_size)
             if not found:
                 raise UserError(
                     f"{network.name} has no place that holds a map or patch tokens at {self.image_size}x"
                     f"{self.image_size}: only methods on logits fit it (kd, rkd)"
+                )
+            stages.append([level for level in found if min(level.height, level.width) >= smallest])
+            if not stages[-1]:
+                raise UserError(
+                    f"{network.name} has no level of {smallest}x{smallest} cells or more at {self.image_size}x"
+                    f"{self.image_size}: give larger images"
                 )
         count = min(count, len(stages[0]), len(stages[1]))
         return list(zip(pick_levels(stages[0], count), pick_levels(stages[1], count), strict=True))
@@ -150,7 +163,7 @@ def _fitnets(plan: Plan) -> list[Term]:
 
 def _serkd(plan: Plan) -> list[Term]:
     terms = _kd(plan)
-    for student, teacher in plan.pairs(1):
+    for student, teacher in plan.pairs(1, smallest=3):
         settings = {
             "student_tokeniser": "none" if student.kind == "tokens" else "average",
             "teacher_tokeniser": "none" if teacher.kind == "tokens" else "average",
@@ -158,8 +171,10 @@ def _serkd(plan: Plan) -> list[Term]:
         }
         convolution = settings["student_tokeniser"] == "convolution"
         loss = plan.loss("serkd", SeRKD, {**settings, "student_tokeniser": "none"} if convolution else settings)
-        tokeniser = _strided_tokeniser(plan, student, largest_grid=loss.largest_grid) if convolution else None  # type: ignore[arg-type]
-        weights = {"distance": 1.0, "angle": 2.0}
+        assert isinstance(loss, SeRKD)
+        tokeniser = _strided_tokeniser(plan, student, largest_grid=loss.largest_grid) if convolution else None
+        _check_superpixels(loss, student, teacher, tokeniser=plan.adapters.get(tokeniser or ""))
+        weights = {"distance": 25.0, "angle": 50.0}
         terms.append(plan.term("serkd", loss, student.name, teacher.name, weights, adapter=tokeniser))
         feature = plan.loss("feature", FitNets, {"relative": True, **plan.settings.get("feature", {})})
         adapter = plan.adapter(student, teacher)
@@ -176,7 +191,7 @@ def _sekd(plan: Plan) -> list[Term]:
                 plan.loss("sekd", SEKD),
                 student.name,
                 teacher.name,
-                {"vertex": 1.0, "edge": 1.0, "spectral": 1.0},
+                {"vertex": 3.0, "edge": 3.0, "spectral": 3.0},
                 adapter=plan.adapter(student, teacher),
             )
         )
@@ -333,3 +348,16 @@ def _strided_tokeniser(plan: Plan, student: LevelInfo, *, largest_grid: int) -> 
     name = f"{student.name}:tokens"
     plan.adapters[name] = StridedTokeniser(student.channels, factor=factor)
     return name
+
+
+@torch.no_grad()
+def _check_superpixels(loss: SeRKD, student: LevelInfo, teacher: LevelInfo, *, tokeniser: nn.Module | None) -> None:
+    """UserError where an image would have too few superpixels for an angle, so that the loss would be 0."""
+    ours, theirs = (torch.zeros(1, level.channels, level.height, level.width) for level in (student, teacher))
+    count = loss.superpixels(ours if tokeniser is None else tokeniser(ours), theirs)[0].shape[1]
+    if count < 3:
+        sizes = " and ".join(f"{level.name} ({level.height}x{level.width})" for level in (student, teacher))
+        raise UserError(
+            f"serkd finds {count} superpixel{'s' * (count > 1)} in {sizes}, but needs 3: choose levels of larger maps "
+            f"or a smaller cell"
+        )

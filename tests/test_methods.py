@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from reldistill.checks import UserError
+from reldistill.features.adapters import MapAdapter, StridedTokeniser
+from reldistill.features.extract import Extractor
+from reldistill.methods import METHODS, Plan, build_distiller, build_terms, method_names
+from reldistill.step.curriculum import WarmUp
+from reldistill.step.distiller import Distiller
+from reldistill.tasks.classification import Classification
+from reldistill.types import Batch
+
+CLASSES = 4
+SIDE = 24
+
+
+def cnn(*widths: int, classes: int = CLASSES) -> nn.Module:
+    """A stage for each width, every one halving the resolution."""
+    network = nn.Sequential()
+    for number, (ins, outs) in enumerate(zip((3, *widths), widths, strict=False), start=1):
+        stage = nn.Sequential(nn.Conv2d(ins, outs, 3, stride=2, padding=1), nn.BatchNorm2d(outs), nn.ReLU())
+        network.add_module(f"stage{number}", stage)
+    network.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    network.add_module("flat", nn.Flatten())
+    network.add_module("head", nn.Linear(widths[-1], classes))
+    return network
+
+
+def vit(side: int, patch: int, width: int, depth: int) -> nn.Module:
+    return VisionTransformer(
+        img_size=side, patch_size=patch, embed_dim=width, depth=depth, num_heads=2, num_classes=CLASSES
+    )
+
+
+def network(kind: str, role: str) -> Extractor:
+    """Student and teacher differ in width, depth, patches, input size and normalisation."""
+    if role == "teacher":
+        made = cnn(8, 16, 20, 24) if kind == "cnn" else vit(32, 4, 32, 4)
+        return Extractor(made, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2), input_size=32, name=f"large {kind}")
+    made = cnn(6, 12, 16) if kind == "cnn" else vit(SIDE, 6, 16, 3)
+    return Extractor(made, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), name=f"small {kind}")
+
+
+def build(method: str, student: Any = "cnn", teacher: Any = "cnn", **more: Any) -> Distiller:
+    """Of kinds of networks, or of networks."""
+    torch.manual_seed(0)
+    pair = {"student": student, "teacher": teacher}
+    pair = {role: network(given, role) if isinstance(given, str) else given for role, given in pair.items()}
+    return build_distiller(method, image_size=SIDE, task=Classification(), **pair, **more)
+
+
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    return Batch(torch.rand(6, 3, SIDE, SIDE, generator=generator), torch.arange(6) % CLASSES)
+
+
+PARTS = {
+    "none": [],
+    "kd": ["kd"],
+    "fitnets": ["fitnets"],
+    "rkd": ["rkd.distance", "rkd.angle"],
+    "serkd": ["kd", "serkd.distance", "serkd.angle", "feature"],
+    "sekd": ["kd", "sekd.vertex", "sekd.edge", "sekd.spectral"],
+}
+COMBINED = {
+    "kd+rkd": [*PARTS["kd"], *PARTS["rkd"]],
+    "serkd+sekd": [*PARTS["serkd"], *PARTS["sekd"][1:]],
+    "none+kd": PARTS["kd"],
+}
+
+
+def test_every_method_is_tested() -> None:
+    assert set(PARTS) == set(METHODS)
+    for method in METHODS.values():
+        assert method.summary
+    assert not METHODS["none"].paper
+
+
+@pytest.mark.parametrize("method", [*PARTS, *COMBINED])
+@pytest.mark.parametrize("pair", ["cnn<-cnn", "vit<-vit", "vit<-cnn", "cnn<-vit"])
+def test_a_step_of_every_method_on_every_pair(method: str, pair: str) -> None:
+    student, _, teacher = pair.partition("<-")
+    module = build(method, student, teacher)
+    optimizer = torch.optim.SGD(module.trainable_parameters(), lr=0.01)
+    step = module(batch())
+    assert list(step.parts) == ["task", *{**PARTS, **COMBINED}[method]]
+    assert all(torch.isfinite(value) and value > 0 for value in step.parts.values()), step.parts
+    step.total.backward()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.any(), name
+    optimizer.step()
+    assert torch.isfinite(module(batch()).total)
+
+
+def test_levels_found_by_the_dry_run() -> None:
+    def pairs(method: str, student: str, teacher: str) -> list[str]:
+        terms = build(method, student, teacher).terms
+        return [f"{t.student}<-{t.teacher}" for t in terms if t.student not in ("logits", "pooled")]
+
+    # Stage 4 of the teacher sees 2x2 cells; pyramids are matched from their deep end, blocks by their share of depth.
+    assert pairs("sekd", "cnn", "cnn") == ["stage1<-stage2", "stage2<-stage3", "stage3<-stage4"]
+    assert pairs("sekd", "vit", "vit") == ["blocks.0<-blocks.1", "blocks.1<-blocks.2", "blocks.2<-blocks.3"]
+    assert pairs("sekd", "vit", "cnn") == ["blocks.0<-stage2", "blocks.1<-stage3", "blocks.2<-stage4"]
+    assert pairs("serkd", "cnn", "vit") == ["stage3<-blocks.3"] * 2
+    # One cell of superpixels would have no relations.
+    assert pairs("serkd", "cnn", "cnn") == ["stage3<-stage3"] * 2
+    assert pairs("fitnets", "cnn", "cnn") == ["stage3<-stage4"]
+
+
+def test_explicit_levels() -> None:
+    module = build("fitnets", levels=[("stage1", "stage3"), ("stage2", "stage2")])
+    assert [(t.student, t.teacher) for t in module.terms] == [("stage1", "stage3"), ("stage2", "stage2")]
+    assert len(module.adapters) == 2
+    assert list(module(batch()).parts) == ["task", "fitnets"]
+    inner = build("serkd", levels=[("stage2.0", "stage2.0")])
+    assert [(t.student, t.teacher) for t in inner.terms[1:]] == [("stage2.0", "stage2.0")] * 2
+    twice = build("fitnets", levels=[("stage1", "stage3"), ("stage1", "stage3")])
+    assert len(twice.terms) == 1
+
+
+def test_a_part_that_two_methods_name_counts_once() -> None:
+    alone, both = build("serkd").eval(), build("kd+serkd+sekd+kd").eval()
+    assert [t.name for t in both.terms].count("kd") == 1
+    torch.testing.assert_close(alone(batch()).parts["kd"], both(batch()).parts["kd"])
+
+
+def test_one_adapter_for_all_terms_between_two_levels() -> None:
+    module = build("serkd+sekd+fitnets")
+    names = [t.adapter for t in module.terms if t.adapter]
+    assert names.count("stage3->stage4") == 2
+    assert len(names) == 5
+    assert len(module.adapters) == 4
+
+
+def test_no_adapter_where_the_shapes_agree() -> None:
+    module = build("serkd+sekd", teacher=Extractor(cnn(6, 12, 16)))
+    assert not module.adapters
+    assert all(t.adapter is None for t in module.terms)
+
+
+def test_method_names() -> None:
+    assert method_names("kd") == ["kd"]
+    assert method_names(" KD + rkd") == ["kd", "rkd"]
+    for unknown in ("skd", "", "kd+", "kd,rkd"):
+        with pytest.raises(
+            UserError, match=r"is not known: there are none, kd, fitnets, rkd, serkd, sekd, joined by \+"
+        ):
+            method_names(unknown)
+
+
+# What the user sets --------------------------------------------------------------------------------------------------
+
+
+def test_weights_replace_the_methods_own() -> None:
+    plain = build("serkd").eval()(batch())
+    changed = build("serkd", weights={"kd": 3.0, "serkd.angle": 7.0, "task": 0.5}).eval()(batch())
+    own = {t.name: t.weights for t in build("serkd").terms}
+    torch.testing.assert_close(changed.parts["kd"], plain.parts["kd"] * 3 / own["kd"][""])
+    torch.testing.assert_close(changed.parts["serkd.angle"], plain.parts["serkd.angle"] * 7 / own["serkd"]["angle"])
+    torch.testing.assert_close(changed.parts["task"], plain.parts["task"] / 2)
+    for name in ("serkd.distance", "feature"):
+        torch.testing.assert_close(changed.parts[name], plain.parts[name])
+
+
+def test_what_has_no_weight_is_left_out_with_its_adapter() -> None:
+    module = build("serkd", weights={"feature": 0.0, "serkd.angle": 0.0, "task": 0})
+    assert not module.adapters
+    assert list(module(batch()).parts) == ["kd", "serkd.distance"]
+    alone = build("kd", weights={"kd": 0.0})
+    assert alone.teacher is None
+    assert list(alone(batch()).parts) == ["task"]
+
+
+def test_settings_reach_the_losses() -> None:
+    settings = {
+        "kd": {"temperature": 2.0},
+        "serkd": {"iterations": 2, "assignment": "teacher"},
+        "feature": {"relative": False},
+        "sekd": {"rank": 3},
+    }
+    losses = {t.name: t.loss for t in build("serkd+sekd", settings=settings).terms}
+    assert losses["kd"].temperature == 2.0
+    assert (losses["serkd"].iterations, losses["serkd"].assignment) == (2, "teacher")
+    assert losses["feature"].relative is False
+    assert losses["sekd"].spectral_loss.keywords["rank"] == 3
+
+
+def test_tokenisers_follow_the_kind_of_network() -> None:
+    def tokenisers(student: str, teacher: str) -> tuple[str, str]:
+        loss = next(t.loss for t in build("serkd", student, teacher).terms if t.name == "serkd")
+        return loss.student_tokeniser, loss.teacher_tokeniser
+
+    assert tokenisers("cnn", "vit") == ("average", "none")
+    assert tokenisers("vit", "cnn") == ("none", "average")
+
+
+@pytest.mark.parametrize(("largest", "factor"), [(16, 1), (4, 2)])
+def test_the_convolution_tokeniser_is_trained_with_the_step(largest: int, factor: int) -> None:
+    settings = {"serkd": {"student_tokeniser": "convolution", "largest_grid": largest}}
+    module = build("serkd", settings=settings, levels=[("stage2", "stage2")])
+    term = next(t for t in module.terms if t.name == "serkd")
+    assert term.adapter == "stage2:tokens"
+    tokeniser = next(a for a in module.adapters.values() if isinstance(a, StridedTokeniser))
+    assert tokeniser.convolution.stride == (factor, factor)
+    assert any(isinstance(a, MapAdapter) for a in module.adapters.values())
+    assert term.loss.student_tokeniser == "none"
+    step = module(batch())
+    step.total.backward()
+    assert torch.isfinite(step.total)
+    assert tokeniser.convolution.weight.grad.any()
+
+
+def test_a_curriculum_moves_all_but_the_logit_terms() -> None:
+    module = build("serkd+rkd", curriculum=WarmUp(over=0.5)).eval()
+    assert list(module(batch(), progress=0.0).parts) == ["task", "kd"]
+    half, full = module(batch(), progress=0.25).parts, module(batch()).parts
+    for name in full:
+        torch.testing.assert_close(half[name], full[name] * (1.0 if name in ("task", "kd") else 0.5))
+
+
+def test_none_needs_no_teacher() -> None:
+    module = build("none", teacher=None, weights={"task": 0.5})
+    assert module.teacher is None
+    torch.testing.assert_close(module.eval()(batch()).total, build("none").eval()(batch()).total / 2)
+
+
+def test_a_bare_network_gets_images_as_they_come() -> None:
+    bare = cnn(6, 12, 16).eval()
+    module = build("kd", student=bare, teacher=cnn(8, 16)).eval()
+    assert torch.equal(module(batch()).student.logits, bare(batch().images))
+    assert module.student.name == "student"
+
+
+def test_networks_of_other_classes_where_no_class_scores_are_compared() -> None:
+    module = build("rkd+fitnets", teacher=cnn(8, 16, classes=9))
+    assert torch.isfinite(module(batch()).total)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"method": "skd"}, r"^method 'skd' is not known: there are none, kd, "),
+        ({"teacher": None}, r"^method 'serkd' needs a teacher$"),
+        ({"levels": [("stage9", "stage4")]}, r"^level 'stage9' not in small cnn: it has stage1, stage2, stage3 \("),
+        ({"levels": [("stage3", "layer4")]}, r"^level 'layer4' not in large cnn: it has stage1, .*, stage4 \("),
+        (
+            {"method": "kd+rkd", "levels": [("stage3", "stage4")]},
+            r"^levels are given, but method 'kd\+rkd' looks at none$",
+        ),
+        (
+            {"weights": {"serkd": 2.0}},
+            r"^'serkd' is not a part of method 'serkd': it has task, kd, serkd.distance, serkd.angle, feature$",
+        ),
+        (
+            {"method": "kd", "weights": {"rkd.angle": 1.0}},
+            r"^'rkd.angle' is not a part of method 'kd': it has task, kd$",
+        ),
+        ({"weights": {"kd": -1.0}}, r"^the weight of 'kd' must be a finite number, at least 0, got -1.0$"),
+        ({"weights": {"task": float("nan")}}, r"^the weight of 'task' must be a finite number"),
+        (
+            {"method": "kd", "weights": {"kd": 0.0, "task": 0.0}},
+            r"^nothing to minimise: the weights of 'task' and of all parts of 'kd' are 0$",
+        ),
+        (
+            {"settings": {"rkd": {}}},
+            r"^settings for 'rkd', which is not a term of method 'serkd': it has kd, serkd, feature$",
+        ),
+        (
+            {"method": "none", "settings": {"kd": {}}},
+            r"^settings for 'kd', which is not a term of method 'none': it has none$",
+        ),
+        ({"settings": {"kd": {"tau": 2}}}, r"^'tau' is not a setting of kd: it has temperature$"),
+        (
+            {"settings": {"serkd": {"angle_weight": 2}}},
+            r"^'angle_weight' is not a setting of serkd: set the weight of 'serkd.angle' instead$",
+        ),
+        ({"settings": {"kd": {"temperature": 0}}}, r"^settings of kd: temperature must be above 0, got 0$"),
+        ({"settings": {"kd": {"temperature": "warm"}}}, r"^settings of kd: "),
+        (
+            {"settings": {"serkd": {"student_tokeniser": "median"}}},
+            r"^settings of serkd: student_tokeniser must be one of",
+        ),
+        (
+            {"settings": {"serkd": {"student_tokeniser": "convolution", "largest_grid": 0}}},
+            r"^settings of serkd: largest_grid must be at least 1, got 0$",
+        ),
+        (
+            {"teacher": Extractor(cnn(8, 16, classes=9), name="other")},
+            r"^the teacher other has 9 classes and the student small cnn 4: train the teacher on",
+        ),
+        (
+            {"student": Extractor(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, CLASSES)), name="flat")},
+            r"^flat has no place that holds a map or patch tokens at 24x24: only methods on logits fit it",
+        ),
+        (
+            {"levels": [("stage3", "stage4")]},
+            r"^serkd finds 1 superpixel in stage3 \(3x3\) and stage4 \(2x2\), but needs 3: choose levels",
+        ),
+        (
+            {"settings": {"serkd": {"student_tokeniser": "convolution", "largest_grid": 1}}},
+            r"^serkd finds 1 superpixel in ",
+        ),
+        (
+            {"student": Extractor(cnn(4, 4, 4), input_size=4, name="tiny")},
+            r"^tiny has no level of 3x3 cells or more at 24x24: give larger images$",
+        ),
+        ({"teacher": vit(32, 4, 16, 2)}, r"^teacher does not run on 24x24 images: "),
+        (
+            {"method": "none", "teacher": None, "weights": {"kd": 1.0}},
+            r"^'kd' is not a part of method 'none': it has task$",
+        ),
+        (
+            {"method": "none", "teacher": None, "levels": [("a", "b")]},
+            r"^levels are given, but method 'none' looks at none$",
+        ),
+    ],
+)
+def test_messages(more: dict[str, Any], message: str) -> None:
+    method = more.pop("method", "serkd")
+    with pytest.raises(UserError, match=message) as caught:
+        build(method, **more)
+    assert "\n" not in str(caught.value)
+
+
+def test_terms_alone() -> None:
+    student, teacher = network("cnn", "student"), network("vit", "teacher")
+    plan = Plan(student, teacher, SIDE)
+    terms = build_terms("serkd", plan)
+    assert [t.name for t in terms] == ["kd", "serkd", "feature"]
+    assert list(plan.adapters) == ["stage3->blocks.3"]
