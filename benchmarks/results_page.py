@@ -83,7 +83,9 @@ def _gain(row: Row) -> str:
 
 def _bullets(text: str) -> str:
     # The machine was shared while these runs went on, so what they say of time is left out; see the steps below.
-    lines = [line.split(" (")[0] if "× the time per step" in line.split("(")[-1] else line for line in text.splitlines()]
+    lines = [
+        line.split(" (")[0] if "× the time per step" in line.split("(")[-1] else line for line in text.splitlines()
+    ]
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 

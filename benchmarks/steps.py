@@ -44,7 +44,8 @@ def main() -> None:
     precision = resolve_precision("auto")
     images = torch.rand(given.batch_size, 3, given.image_size, given.image_size, device=device)
     batch = Batch(
-        images.to(memory_format=torch.channels_last), torch.randint(given.num_classes, (given.batch_size,), device=device)
+        images.to(memory_format=torch.channels_last),
+        torch.randint(given.num_classes, (given.batch_size,), device=device),
     )
 
     def step_of(method: str) -> float:
@@ -64,7 +65,11 @@ def main() -> None:
         torch.manual_seed(0)
         opened = [
             open_network(
-                name, role=role, num_classes=given.num_classes, image_size=given.image_size, weights=weights  # type: ignore[arg-type]
+                name,
+                role=role,
+                num_classes=given.num_classes,
+                image_size=given.image_size,
+                weights=weights,  # type: ignore[arg-type]
             )
             for role, name, weights in (
                 ("student", given.student, None),
@@ -116,7 +121,9 @@ def main() -> None:
     }
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     for row in rows:
-        print(f"{row['method']:12s} {row['milliseconds']:8.1f} ms   {row['to_none']:.2f} × none   {row['to_kd']:.2f} × kd")
+        print(
+            f"{row['method']:12s} {row['milliseconds']:8.1f} ms   {row['to_none']:.2f} × none   {row['to_kd']:.2f} × kd"
+        )
 
 
 if __name__ == "__main__":

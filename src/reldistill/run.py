@@ -39,7 +39,7 @@ from reldistill.report.record import (
     write_record,
 )
 from reldistill.report.render import render_html
-from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, open_network, write_weights
+from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, open_network, run_folder, write_weights
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
 from reldistill.tasks.classification import Classification

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from reldistill.checks import UserError
 from reldistill.features.extract import Extractor
 from reldistill.features.weights import weights_file
-from reldistill.features.zoo import load_network
+from reldistill.features.zoo import list_networks, load_network
+from reldistill.report.record import RECORD_FILE
 from reldistill.train.checkpoint import write_bytes
 
 LAST_WEIGHTS = "student.safetensors"
@@ -65,6 +66,22 @@ class OpenedNetwork:
     weights_sha256: str | None = None
 
 
+def run_folder(name: str) -> Path | None:
+    """The run folder of that name, or None where it names a network; for a folder called like one, say `./NAME`.
+
+    Raises:
+        UserError: when the run is not finished.
+    """
+    folder = Path(name)
+    if not (folder / LAST_WEIGHTS).is_file() and not (folder / RECORD_FILE).is_file():
+        return None
+    if folder.name == name and any(network.name == name for network in list_networks(name)):
+        return None
+    if not (folder / LAST_WEIGHTS).is_file():
+        raise UserError(f"the run in {name} is not finished: there is no {LAST_WEIGHTS} (go on with it by --resume)")
+    return folder
+
+
 def open_network(
     name: str,
     *,
@@ -91,16 +108,15 @@ def open_network(
     """
     classes: tuple[str, ...] = ()
     card = None
-    if (Path(name) / LAST_WEIGHTS).is_file():
-        card = read_card(Path(name) / LAST_WEIGHTS)
-        weights = weights or str(Path(name) / LAST_WEIGHTS)
+    folder = run_folder(name)
+    if folder is not None:
+        card = read_card(folder / LAST_WEIGHTS)
+        weights = weights or str(folder / LAST_WEIGHTS)
         classes = card.classes
         name, arguments = card.name, {**card.arguments, **(arguments or {})}
         image_size = image_size or card.input_size
         if num_classes is None:
             num_classes = card.num_classes
-    elif Path(name).is_dir():
-        raise UserError(f"{name} is a folder without {LAST_WEIGHTS}: give a finished run's folder or a network's name")
     loaded = load_network(
         name,
         num_classes=num_classes,

@@ -93,6 +93,7 @@ def cifar100(
         resume: go on with the runs in out.
     """
     from reldistill.run import distill, train
+    from reldistill.saved import run_folder
 
     images = DataSettings(data=data, image_size=32, download=download)
     slow = ("mobilenet", "shufflenet")
@@ -107,7 +108,7 @@ def cifar100(
         seed=seed,
         devices=devices,
     )
-    if teacher_weights is None and not Path(teacher).is_dir():
+    if teacher_weights is None and run_folder(teacher) is None:
         folder = out / "teacher"
         train(images, ModelSettings(model=teacher), training, out=folder, resume=(folder / "record.json").is_file())
         teacher = str(folder)
