@@ -32,8 +32,8 @@ images, paired image by image. It does not cover the seed, which alone moves an 
 PAIRS = {
     "resnet56-resnet20": (
         "## ResNet-56 into ResNet-20\n",
-        "The teacher is a network in a user's own file; the student is the literature's `resnet20`. Six epochs of a one-cycle "
-        "schedule: far from convergence, as a day's first trials are.\n",
+        "The teacher is a network in a user's own file; the student is the literature's `resnet20`. Six epochs of a "
+        "one-cycle schedule: far from convergence, as a day's first trials are.\n",
     ),
     "vit-vit": (
         "## A ViT into a narrower ViT\n",
@@ -63,8 +63,8 @@ def _table(records: Sequence[RunRecord]) -> str:
     ]
     for row in comparison_table(records):
         lines.append(
-            f"| {row.label} | {row.network.split(':')[-1]} | {row.parameters:,} | {_number(row.accuracy_last)} | {_best(row)} "
-            f"| {_gain(row)} | {f'`{row.command}`' if row.command else ''} |"
+            f"| {row.label} | {row.network.split(':')[-1]} | {row.parameters:,} | {_number(row.accuracy_last)} "
+            f"| {_best(row)} | {_gain(row)} | {f'`{row.command}`' if row.command else ''} |"
         )
     return "\n".join(lines)
 
@@ -92,9 +92,9 @@ def _bullets(text: str) -> str:
 def _weights(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "## Where the default weights come from\n",
-        "1,500 training images of each class to train on, the next 1,500 to measure on, six epochs, one seed: no test image "
-        "was looked at. (The teacher was trained on all of them; the students were not.) The numbers after a method are the "
-        "weights of its parts: distance, angle and feature; vertex, edge and spectral. Measured by\n",
+        "1,500 training images of each class to train on, the next 1,500 to measure on, six epochs, one seed: no test "
+        "image was looked at. (The teacher was trained on all of them; the students were not.) The numbers after a "
+        "method are the weights of its parts: distance, angle and feature; vertex, edge and spectral. Measured by\n",
     ]
     for teacher, student in dict.fromkeys((row["teacher"], row["student"]) for row in rows):
         chosen = [row for row in rows if (row["teacher"], row["student"]) == (teacher, student)]
@@ -115,7 +115,8 @@ def _steps(result: dict[str, Any]) -> str:
         "## What a step costs\n",
         f"{result['teacher'].split(':')[-1]} into {result['student']}, batch {result['batch_size']} of "
         f"{result['image_size']}×{result['image_size']} images, {result['precision']}, {result['device']} with "
-        f"{result['threads']} threads; the methods take turns, {result['rounds']} rounds, median ratio of steps of one round.\n",
+        f"{result['threads']} threads; the methods take turns, {result['rounds']} rounds, median ratio of a round's "
+        "steps.\n",
         f"```bash\n{result['command']}\n```\n",
         "| method | to the student alone | to kd |",
         "| --- | ---: | ---: |",
