@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from reldistill.checks import UserError
+
+if TYPE_CHECKING:
+    from reldistill.features.extract import Extractor
 
 
 def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
@@ -20,12 +24,16 @@ def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
         pattern: text that the name must hold.
 
     Raises:
-        UserError: when `what` is something else.
+        UserError: when `what` is something else, or no name holds the pattern.
     """
     lists = {"methods": _methods, "models": _models, "recipes": _recipes}
     if what not in lists:
         raise UserError(f"there is no list of '{what}': say methods, models or recipes")
-    return [row for row in lists[what]() if pattern.lower() in row["name"].lower()]
+    wanted = pattern.lower().replace("-", "_")
+    rows = [row for row in lists[what]() if wanted in row["name"].lower().replace("-", "_")]
+    if not rows:
+        raise UserError(f"none of the {what} has '{pattern}' in its name (see: reldistill list {what})")
+    return rows
 
 
 def layers_of(
@@ -40,13 +48,11 @@ def layers_of(
         num_classes: classes to build it with; None for its own.
         everything: every place; otherwise those that the automatic choice draws from.
     """
-    from reldistill.features.levels import pick_levels
     from reldistill.saved import open_network
 
     opened = open_network(model, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments)
     extractor, side = opened.extractor, opened.card.input_size
-    stages = extractor.stages(side)
-    chosen = {count: {level.name for level in pick_levels(stages, count)} for count in (1, 3)}
+    takers = _takers(extractor, side)
     return [
         {
             "name": level.name,
@@ -55,9 +61,9 @@ def layers_of(
             "width": level.width,
             "stride": level.stride,
             "kind": level.kind,
-            "auto": [count for count in chosen if level.name in chosen[count]],
+            "auto": takers.get(level.name, []),
         }
-        for level in (extractor.survey(side) if everything else stages)
+        for level in (extractor.survey(side) if everything else extractor.stages(side))
     ]
 
 
@@ -67,22 +73,41 @@ def print_layers(rows: Sequence[Mapping[str, Any]]) -> None:
     for name in ("level", "channels", "size", "stride", "kind", "taken by auto"):
         table.add_column(name, justify="right" if name in ("channels", "size", "stride") else "left")
     for row in rows:
-        auto = ", ".join({1: "serkd, fitnets", 3: "sekd"}[count] for count in row["auto"])
         size = f"{row['height']}x{row['width']}"
-        table.add_row(row["name"], str(row["channels"]), size, f"{row['stride']:g}", row["kind"], auto)
-    Console(soft_wrap=True).print(table)
+        table.add_row(
+            row["name"], str(row["channels"]), size, f"{row['stride']:g}", row["kind"], ", ".join(row["auto"])
+        )
+    _print(table, soft_wrap=True)
 
 
 def print_listing(rows: Sequence[Mapping[str, Any]]) -> None:
     """A table on standard output."""
-    if not rows:
-        raise UserError("nothing by that name")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0]:
         table.add_column(name, no_wrap=name == "name")
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    _print(table)
+
+
+def _print(table: Table, *, soft_wrap: bool = False) -> None:
+    console = Console(soft_wrap=soft_wrap)
+    with console.capture() as printed:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+
+def _takers(network: Extractor, side: int) -> dict[str, list[str]]:
+    """Level → the methods that would take it when this network meets one like itself."""
+    from reldistill.methods import METHODS, Plan, build_terms
+
+    takers: dict[str, list[str]] = {}
+    for method in METHODS:
+        with contextlib.suppress(UserError):  # no level of this network suits the method
+            for term in build_terms(method, Plan(network, network, side)):
+                takers.setdefault(term.student, [])
+                takers[term.student] += [method] * (method not in takers[term.student])
+    return takers
 
 
 def _methods() -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ from reldistill.report.render import render_html
 from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, open_network, run_folder, write_weights
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
+from reldistill.step.term import Term
 from reldistill.tasks.classification import Classification
 from reldistill.train.checkpoint import BEST, LAST, unpack
 from reldistill.train.keeper import RunKeeper
@@ -335,7 +336,7 @@ def _fit(
             skipped=len(images.skipped),
             fingerprint=images.fingerprint,
         ),
-        terms=[TermRecord(t.name, _full_weights(t), t.student, t.teacher) for t in distiller.terms],
+        terms=[_term_record(term) for term in distiller.terms if isinstance(term, Term)],
         environment=_environment(precision),
         folder=out,
     )
@@ -571,8 +572,9 @@ def _side(network: OpenedNetwork, images: ImageData) -> int:
     return network.extractor.input_size or images.image_size
 
 
-def _full_weights(term: Any) -> dict[str, float]:
-    return {f"{term.name}.{part}" if part else term.name: weight for part, weight in term.weights.items()}
+def _term_record(term: Term) -> TermRecord:
+    weights = {f"{term.name}.{part}" if part else term.name: weight for part, weight in term.weights.items()}
+    return TermRecord(term.name, weights, term.student, term.teacher)
 
 
 def _environment(precision: str) -> dict[str, Any]:
