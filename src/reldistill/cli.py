@@ -318,7 +318,7 @@ def export(
     Args:
         run: a finished run's folder.
         format: safetensors (a state dict for the network's own class) or onnx.
-        out: the file; by default student.FORMAT in the run's folder.
+        out: the file; by default export.FORMAT in the run's folder.
         best: the best epoch's weights, not the last's.
         raw: leave the normalisation out of the ONNX graph, which otherwise takes RGB images in [0, 1].
         json: print one JSON document on standard output, all else on standard error.

@@ -31,13 +31,13 @@ def export_run(
         run: the run's folder.
         format: `safetensors`: the state dict of the bare network; `onnx`: a graph with a free batch axis, compared with
             the network before it counts as written.
-        out: the file; by default in the run's folder.
+        out: the file; by default `export.FORMAT` or `export-best.FORMAT` in the run's folder.
         best: the best epoch's weights.
         raw: ONNX without the normalisation.
 
     Raises:
-        UserError: when the run isn't finished, the format is unknown, a package is missing, or the ONNX graph computes
-            something else than the network.
+        UserError: when the run isn't finished, the format is unknown, a package is missing, the file can't be written or
+            is the run's own, or the ONNX graph computes something else than the network.
     """
     writers = {"safetensors": _write_safetensors, "onnx": _write_onnx}
     if format not in writers:
@@ -46,9 +46,9 @@ def export_run(
     source = run / (BEST_WEIGHTS if best else LAST_WEIGHTS)
     if not source.is_file():
         raise UserError(f"{run} has no {source.name}: the run is not finished (go on with it by --resume)")
-    target = out or run / f"student.{format}"
-    if target.resolve() == source.resolve():
-        target = run / f"export.{format}"
+    target = out or run / f"export{'-best' if best else ''}.{format}"
+    if target.resolve() in [(run / own).resolve() for own in (LAST_WEIGHTS, BEST_WEIGHTS)]:
+        raise UserError(f"{target} is the run's own file: give another --out")
     opened = open_network(str(run), role="model", num_classes=None, image_size=None, weights=str(source))
     card = opened.card
     network = opened.extractor.network.eval()
