@@ -212,7 +212,8 @@ def _train(given: Given) -> Answer | None:
     return _runs([record], page=given["out"] / "report.html")
 
 
-def evaluate(
+# The underscore keeps jsonargparse from finding the package's own `evaluate` by the name, which would import everything.
+def evaluate_(
     model: str,
     data: str,
     weights: str | None = None,
@@ -459,7 +460,7 @@ COMMANDS: dict[str, Command | Group] = {
     "train": _of_settings(
         "Train a network: a teacher, or a student alone.", _train, DataSettings, ModelSettings, TrainSettings
     ),
-    "evaluate": _of_function(evaluate, positional=["model"]),
+    "evaluate": _of_function(evaluate_, positional=["model"]),
     "layers": _of_function(layers, positional=["model"]),
     "list": _of_function(list_, positional=["what", "pattern"]),
     "run": Group("Run a recipe: one reproduction with its command, cost and expected score.", _recipes),

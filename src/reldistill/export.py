@@ -36,8 +36,8 @@ def export_run(
         raw: ONNX without the normalisation.
 
     Raises:
-        UserError: when the run isn't finished, the format is unknown, a package is missing, the file can't be written or
-            is the run's own, or the ONNX graph computes something else than the network.
+        UserError: when the run isn't finished, the format is unknown, a package is missing, the file can't be written
+            or is the run's own, or the ONNX graph computes something else than the network.
     """
     writers = {"safetensors": _write_safetensors, "onnx": _write_onnx}
     if format not in writers:

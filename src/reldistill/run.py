@@ -364,6 +364,8 @@ def _fit(
         if isinstance(error, UserError):
             where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
             raise UserError(f"{error}{where}") from error
+        if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer makes SystemExit of it
+            raise KeyboardInterrupt from error
         raise
     if trainer.is_global_zero:
         _finish(record, module, images, student, teacher, out)
