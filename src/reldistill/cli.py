@@ -212,7 +212,7 @@ def _train(given: Given) -> Answer | None:
     return _runs([record], page=given["out"] / "report.html")
 
 
-# The underscore keeps jsonargparse from finding the package's own `evaluate` by the name, which would import everything.
+# The underscore keeps jsonargparse from finding the package's own `evaluate` by that name, which would import it all.
 def evaluate_(
     model: str,
     data: str,
