@@ -64,7 +64,7 @@ ROWS = [
     Row("rkd", RKD, normal(6, 3, teacher=(6, 5))),
     Row("serkd", SeRKD, CNN_AND_VIT),
     Row("serkd-teacher", partial(SeRKD, assignment="teacher"), CNN_AND_VIT),
-    Row("serkd-local", partial(SeRKD, neighbourhood="local", iterations=2), CNN_AND_VIT),
+    Row("serkd-local", partial(SeRKD, neighbourhood="local"), CNN_AND_VIT),
     Row("serkd-local-teacher", partial(SeRKD, neighbourhood="local", assignment="teacher"), CNN_AND_VIT),
     Row("serkd-tokens", SeRKD, normal(4, 16, 3, teacher=(4, 25, 5))),
     Row("sekd", partial(SEKD, rank=2), normal(4, 6, 3, 3)),
@@ -231,6 +231,12 @@ def test_parts_are_what_the_loss_sums(row: Row) -> None:
     assert all(part.shape == () for part in parts.values())
     expected = sum(loss.weights[name] * part for name, part in parts.items())
     torch.testing.assert_close(loss(student, teacher), expected, rtol=1e-12, atol=0)
+    for name in parts:
+        alone = loss.parts(student, teacher, names=[name])
+        assert set(alone) == {name}
+        torch.testing.assert_close(alone[name], parts[name], rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match=r"part must be one of .*, got 'nonsense'"):
+        loss.parts(student, teacher, names=["nonsense"])
 
 
 @every_loss

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import slow_references as slow
 from observers import LargestTensor
 from reldistill.relations.superpixels import (
+    Assignment,
     assign,
     common_grid,
     initial_superpixels,
@@ -185,6 +186,21 @@ def test_teachers_assignment_is_resampled_bilinearly(teacher_grid, student_grid,
     q = q.flatten(2)
     expected = (q / q.sum(dim=2, keepdim=True)) @ map_to_tokens(student)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@NEIGHBOURHOODS
+def test_tokens_that_resampling_skips_do_not_set_the_scale(neighbourhood):
+    """Two tokens of the student fall between 3 and 4, and 11 and 12, of sixteen; the others own superpixel 0 alone."""
+    student = feature_map((1, 2), images=1).float()
+    likes = torch.full((16, 2), -200.0)
+    likes[:, 0] = 0.0
+    likes[[3, 4, 11, 12]] = torch.tensor([-200.0, 0.0])
+    neighbours = nearest_superpixels((1, 16), (1, 2)) if neighbourhood == "local" else None
+    if neighbours is not None:
+        likes = likes.gather(1, neighbours.clamp_min(0)).masked_fill(neighbours < 0, -torch.inf)
+    assignment = Assignment(likes[None], (1, 16), (1, 2), neighbours)
+    expected = student.mean(dim=(2, 3))[:, None].expand(1, 2, 3)
+    torch.testing.assert_close(superpixel_tokens(student, grid=(1, 2), assignment=assignment), expected)
 
 
 @NEIGHBOURHOODS

@@ -141,6 +141,9 @@ def distance_and_angle(student: Tensor, teacher: Tensor, *, names: Collection[st
         teacher: (B, M, D'), detached here.
         names: which of the two.
     """
+    for name in names:
+        if name not in PARTS:
+            raise ValueError(f"part must be one of {', '.join(PARTS)}, got {name!r}")
     pair = _both(student, teacher)
     makers = {"distance": _distance_part, "angle": _angle_part}
     return {name: makers[name](*pair) for name in PARTS if name in names}
