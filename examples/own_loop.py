@@ -18,7 +18,7 @@ def network(width: int) -> nn.Module:
     def stage(channels: int, width: int, stride: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1), nn.BatchNorm2d(width), nn.ReLU())
 
-    stages = (stage(3, width, 2), stage(width, 2 * width, 2), stage(2 * width, 4 * width, 1))
+    stages = (stage(3, width, 4), stage(width, 2 * width, 1), stage(2 * width, 4 * width, 1))
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
 
 
@@ -32,7 +32,7 @@ torch.manual_seed(0)
 loader = DataLoader(TensorDataset(scans[:1200], classes[:1200]), batch_size=64, shuffle=True)
 
 teacher = network(width=24)
-optimizer = torch.optim.SGD(teacher.parameters(), lr=0.05, momentum=0.9)
+optimizer = torch.optim.Adam(teacher.parameters(), lr=0.003)
 for _ in range(6):
     for images, labels in loader:
         optimizer.zero_grad()
@@ -40,10 +40,10 @@ for _ in range(6):
         optimizer.step()
 print(f"teacher {accuracy(teacher):.1f} %")
 
-student = network(width=16)
+student = network(width=12)
 distiller = build_distiller("serkd", student=student, teacher=teacher, image_size=32, task=Classification())
 optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=0.1, momentum=0.9)
-schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=11)
 for epoch in range(1, 11):
     for images, labels in loader:
         step = distiller((images, labels))

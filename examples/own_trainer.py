@@ -23,7 +23,7 @@ def network(width: int) -> nn.Module:
     def stage(channels: int, width: int, stride: int) -> nn.Module:
         return nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1), nn.BatchNorm2d(width), nn.ReLU())
 
-    stages = (stage(3, width, 2), stage(width, 2 * width, 2), stage(2 * width, 4 * width, 1))
+    stages = (stage(3, width, 4), stage(width, 2 * width, 1), stage(2 * width, 4 * width, 1))
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
 
 
@@ -32,7 +32,7 @@ teacher = network(width=24)
 distiller = build_distiller("none", student=teacher, teacher=None, image_size=32, task=Classification())
 lightning.Trainer(max_epochs=4).fit(DistillationModule(distiller), train_loader, val_loader)
 
-student = network(width=16)
+student = network(width=12)
 distiller = build_distiller("serkd", student=student, teacher=teacher, image_size=32, task=Classification())
 module = DistillationModule(distiller, optimizer="sgd", lr=0.1)
 lightning.Trainer(max_epochs=10).fit(module, train_loader, val_loader)

@@ -40,14 +40,19 @@ def batch_normed(num_classes, width=8, dropout=0.2):
 '''
 
 
-def write_world(folder: Path) -> Path:
-    """60 coloured images of three classes in `pics`, and networks in `nets.py`; any network learns them at once."""
-    random = np.random.default_rng(0)
+def write_images(folder: Path, *, count: int, seed: int = 0) -> None:
+    """`count` images of 12x12 of each of three classes; any network learns them at once."""
+    random = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
-        (folder / "pics" / name).mkdir(parents=True)
-        for number in range(20):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
             pixels = np.array(colour) + random.normal(0, 60, (12, 12, 3))
-            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"pics/{name}/{number:02}.png")
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name / f"{number:02}.png")
+
+
+def write_world(folder: Path) -> Path:
+    """60 images in `pics`, and networks in `nets.py`."""
+    write_images(folder / "pics", count=20)
     (folder / "nets.py").write_text(NETWORKS)
     return folder
 

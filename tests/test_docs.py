@@ -53,19 +53,8 @@ def test_commands_in_the_documentation_parse(document: str, command: str) -> Non
     if "…" in words:
         # The elided part stands for the required options.
         place = words.index("…")
-        words[place : place + 1] = [
-            "--data",
-            "digits",
-            "--teacher",
-            "runs/teacher",
-            "--student",
-            "resnet8",
-            "--out",
-            "x",
-        ]
-        words = [
-            w for i, w in enumerate(words) if not (w == "--out" and words.count("--out") > 1 and i < len(words) - 2)
-        ]
+        required = {"--data": "digits", "--teacher": "runs/teacher", "--student": "resnet8", "--out": "runs/x"}
+        words[place : place + 1] = [w for option in required.items() if option[0] not in words for w in option]
     chosen: cli.Command | cli.Group = cli.COMMANDS[words[0]]
     prog, rest = f"reldistill {words[0]}", words[1:]
     while isinstance(chosen, cli.Group):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
@@ -92,7 +93,10 @@ class DistillationModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Optimiser of student, adapters and losses, with a learning rate that follows the progress."""
         if self.total_batches is None:
-            self.total_batches = int(self.trainer.estimated_stepping_batches) * self.trainer.accumulate_grad_batches
+            steps = self.trainer.estimated_stepping_batches
+            if not math.isfinite(steps):
+                raise UserError("the Trainer does not say when training ends: give it max_epochs or max_steps")
+            self.total_batches = int(steps) * self.trainer.accumulate_grad_batches
         optimizer = make_optimizer(
             [self.distiller], optimizer=self.optimizer_name, lr=self.lr, weight_decay=self.weight_decay
         )
@@ -122,6 +126,11 @@ class DistillationModule(L.LightningModule):
             self._watch(output.parts)
         self.batches_done += 1
         return output.total
+
+    def on_train_epoch_end(self) -> None:
+        """Log every part's mean as `train/…`, unless a callback has taken the means already."""
+        if self.part_batches:
+            self.log_dict({f"train/{name}": value for name, value in self.part_means().items()})
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Let the moving average follow every step."""
