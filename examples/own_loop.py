@@ -33,7 +33,7 @@ loader = DataLoader(TensorDataset(scans[:1200], classes[:1200]), batch_size=64, 
 
 teacher = network(width=24)
 optimizer = torch.optim.Adam(teacher.parameters(), lr=0.003)
-for _ in range(6):
+for _ in range(4):
     for images, labels in loader:
         optimizer.zero_grad()
         functional.cross_entropy(teacher(images), labels).backward()
@@ -43,8 +43,8 @@ print(f"teacher {accuracy(teacher):.1f} %")
 student = network(width=12)
 distiller = build_distiller("serkd", student=student, teacher=teacher, image_size=32, task=Classification())
 optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=0.1, momentum=0.9)
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=11)
-for epoch in range(1, 11):
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
+for epoch in range(1, 9):
     for images, labels in loader:
         step = distiller((images, labels))
         optimizer.zero_grad()

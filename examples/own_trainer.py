@@ -30,7 +30,7 @@ def network(width: int) -> nn.Module:
 lightning.seed_everything(0)
 teacher = network(width=24)
 distiller = build_distiller("none", student=teacher, teacher=None, image_size=32, task=Classification())
-lightning.Trainer(max_epochs=4).fit(DistillationModule(distiller), train_loader, val_loader)
+lightning.Trainer(max_epochs=3).fit(DistillationModule(distiller), train_loader, val_loader)
 
 student = network(width=12)
 distiller = build_distiller("serkd", student=student, teacher=teacher, image_size=32, task=Classification())

@@ -1,0 +1,98 @@
+"""What `reldistill` offers by name, and what importing it costs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import reldistill
+import reldistill.losses
+
+HEAVY = ("torch", "torchvision", "timm", "lightning", "sklearn", "matplotlib", "numpy", "rich")
+
+
+def modules_after(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter holds after some code."""
+    code += "\nimport sys\nprint('modules:', *{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("modules:")[2].split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    loaded = modules_after("import reldistill\nassert reldistill.__version__\ndir(reldistill)")
+    assert loaded.isdisjoint(HEAVY)
+
+
+def test_the_commands_help_loads_no_torch() -> None:
+    code = "import sys\nfrom reldistill.cli import main\nsys.argv = ['reldistill', '--help']\n"
+    loaded = modules_after(f"{code}try:\n    main()\nexcept SystemExit as end:\n    assert not end.code")
+    assert loaded.isdisjoint({"torch", "torchvision", "timm", "lightning"})
+
+
+@pytest.mark.parametrize("name", reldistill.__all__)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    value = getattr(reldistill, name)
+    assert value.__name__ == name
+    assert inspect.getdoc(value)
+    assert name in dir(reldistill)
+    assert getattr(reldistill, name) is value
+
+
+def test_names_for_type_checkers_are_the_names_at_run_time() -> None:
+    tree = ast.parse(Path(reldistill.__file__).read_text(encoding="utf-8"))
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    named = {
+        alias.name: node.module for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert set(named) == set(reldistill.__all__)
+    assert list(reldistill.__all__) == sorted(reldistill.__all__)
+    for name, module in named.items():
+        assert getattr(importlib.import_module(module), name) is getattr(reldistill, name)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'reldistill' has no attribute 'Distilller'"):
+        reldistill.Distilller  # noqa: B018
+    with pytest.raises(ImportError):
+        exec("from reldistill import nothing_of_that_name")
+    assert not hasattr(reldistill, "Distilller")
+
+
+def test_public_names_hide_no_module() -> None:
+    folder = Path(reldistill.__file__).parent
+    modules = {path.stem for path in folder.iterdir()}
+    assert modules.isdisjoint(reldistill.__all__)
+
+
+def test_every_loss_has_a_class_and_a_function() -> None:
+    folder = Path(reldistill.losses.__file__).parent
+    for short in sorted(path.stem for path in folder.glob("[a-z]*.py")):
+        names = [name for name in reldistill.losses.__all__ if name.lower() == short]
+        assert len(names) == 1, short
+        assert inspect.isclass(getattr(reldistill.losses, names[0]))
+        assert inspect.isfunction(getattr(reldistill.losses, f"{short}_loss"))
+        assert f"{short}_loss" in reldistill.losses.__all__
+
+
+@pytest.mark.parametrize("name", [name for name in reldistill.losses.__all__ if name.endswith("_loss")])
+def test_student_comes_before_teacher_and_all_else_by_name(name: str) -> None:
+    parameters = list(inspect.signature(getattr(reldistill.losses, name)).parameters.values())
+    assert [p.name for p in parameters[:2]] == ["student", "teacher"]
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
+
+
+def test_a_losss_class_and_function_have_the_same_settings() -> None:
+    for name in reldistill.losses.__all__:
+        if not name.endswith("_loss"):
+            continue
+        settings = list(inspect.signature(getattr(reldistill.losses, name)).parameters.values())[2:]
+        kind = next(n for n in reldistill.losses.__all__ if f"{n.lower()}_loss" == name)
+        own = inspect.signature(getattr(reldistill.losses, kind)).parameters
+        assert {p.name: p.default for p in settings} == {n: p.default for n, p in own.items()}
