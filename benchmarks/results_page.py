@@ -7,6 +7,7 @@ python -m benchmarks.results_page --check  fail if the page differs from what th
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,9 @@ PAIRS = {
     ),
     "vit-vit": (
         "## A ViT into a narrower ViT\n",
-        "Two of timm's ViTs with patches of 4×4 pixels, the teacher trained here first.\n",
+        "Two of timm's ViTs with patches of 4×4 pixels, the teacher trained here first, on 1,500 training images of "
+        "each class and all test images:\n\n```bash\npython -m benchmarks.subset cifar10-jpeg.zip cifar10-15k.zip "
+        "--images 1500\n```\n\nSo few images and epochs leave both far from what ViTs can do.\n",
     ),
 }
 
@@ -92,22 +95,33 @@ def _bullets(text: str) -> str:
 def _weights(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "## Where the default weights come from\n",
-        "1,500 training images of each class to train on, the next 1,500 to measure on, six epochs, one seed: no test "
-        "image was looked at. (The teacher was trained on all of them; the students were not.) The numbers after a "
-        "method are the weights of its parts: distance, angle and feature; vertex, edge and spectral. Measured by\n",
+        "The numbers after a method are the weights of its parts: distance, angle and feature; vertex, edge and "
+        "spectral. On CIFAR-10, the first 1,500 training images of each class are trained on, the next 1,500 measured "
+        "on: no test image was looked at. (The teacher was trained on all of them; the students were not.) Six "
+        "epochs.\n",
     ]
-    for teacher, student in dict.fromkeys((row["teacher"], row["student"]) for row in rows):
-        chosen = [row for row in rows if (row["teacher"], row["student"]) == (teacher, student)]
-        weights = f" --teacher-weights {chosen[0]['teacher_weights']}" if chosen[0].get("teacher_weights") else ""
+    for pair in dict.fromkeys((row["teacher"], row["student"]) for row in rows):
+        chosen = [row for row in rows if (row["teacher"], row["student"]) == pair]
         lines += [
-            f"```bash\npython -m benchmarks.weights --archive cifar10-jpeg.zip --teacher {teacher}{weights} "
-            f"--student {student}\n```\n",
-            f"| {student} | last epoch, % | best, % |",
-            "| --- | ---: | ---: |",
-            *(f"| {row['label']} | {row['accuracy_last']:.2f} | {row['accuracy_best']:.2f} |" for row in chosen),
-            "",
+            f"```bash\n{_weights_command(chosen)}\n```\n",
+            f"| {pair[1]} | seeds | images | last epoch, % |",
+            "| --- | ---: | ---: | ---: |",
         ]
+        for label in dict.fromkeys(row["label"] for row in chosen):
+            found = [row["accuracy_last"] for row in chosen if row["label"] == label]
+            each = f" ({', '.join(f'{a:.2f}' for a in found)})" if len(found) > 1 else ""
+            images = chosen[0]["images"]
+            lines.append(f"| {label} | {len(found)} | {images:,} | {sum(found) / len(found):.2f}{each} |")
+        lines.append("")
     return "\n".join(lines)
+
+
+def _weights_command(rows: Sequence[dict[str, Any]]) -> str:
+    first, seeds = rows[0], sorted({row["seed"] for row in rows})
+    words = ["python", "-m", "benchmarks.weights", "--archive", first["archive"], "--teacher", first["teacher"]]
+    words += ["--teacher-weights", first["teacher_weights"]] if first["teacher_weights"] else []
+    words += ["--student", first["student"], "--batch-size", str(first["batch_size"]), "--lr", str(first["lr"])]
+    return shlex.join([*words, "--seeds", *map(str, seeds)])
 
 
 def _steps(result: dict[str, Any]) -> str:

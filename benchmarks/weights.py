@@ -3,14 +3,18 @@
     python -m benchmarks.weights --archive cifar10-jpeg.zip --teacher my_resnet.py:resnet56 \\
         --teacher-weights resnet56-cifar10jpeg.safetensors --student resnet20
 
-takes the first 1,500 training images of each class to train on and the next 1,500 to measure on (the archive's test
-images are not touched), runs each line of GRID for six epochs with one seed, and adds a row to
-benchmarks/results/weights.json after each; rows that are there are not run again.
+    python -m benchmarks.weights --archive digits --teacher runs/quickstart/teacher --student resnet8 \\
+        --batch-size 64 --lr 0.1 --seeds 0 1
+
+Each runs every line of GRID for six epochs and adds a row to benchmarks/results/weights.json after it; rows that are
+there are not run again. Of an archive the first 1,500 training images of each class are trained on and the next 1,500
+measured on; its test images are not touched.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -38,23 +42,28 @@ GRID: dict[str, tuple[str, dict[str, float]]] = {
 def main() -> None:
     """Run what is missing from the grid for one pair of networks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--archive", required=True, help="an archive of CIFAR-10, or digits")
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--teacher-weights")
     parser.add_argument("--student", required=True)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="*", choices=list(GRID), default=list(GRID))
     given = parser.parse_args()
     rows = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-    done = {(row["teacher"], row["student"], row["label"]) for row in rows}
+    done = {(row["teacher"], row["student"], row["label"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "subset.zip"
-        subset(given.archive, data, images=IMAGES_A_CLASS, val="train")
-        for label in given.only:
-            if (given.teacher, given.student, label) in done:
+        data = given.archive
+        if data != "digits":
+            data = str(Path(folder) / "subset.zip")
+            subset(Path(given.archive), Path(data), images=IMAGES_A_CLASS, val="train")
+        for label, seed in itertools.product(given.only, given.seeds):
+            if (given.teacher, given.student, label, seed) in done:
                 continue
             method, weights = GRID[label]
             record = distill(
-                DataSettings(data=str(data)),
+                DataSettings(data=data, image_size=32),
                 PairSettings(
                     teacher=given.teacher,
                     teacher_weights=given.teacher_weights,
@@ -62,8 +71,8 @@ def main() -> None:
                     method=method,
                     weights=weights,
                 ),
-                TrainSettings(epochs=EPOCHS, batch_size=128, lr=0.2, seed=0),
-                out=Path(folder) / label.replace(" ", "_"),
+                TrainSettings(epochs=EPOCHS, batch_size=given.batch_size, lr=given.lr, seed=seed),
+                out=Path(folder) / f"{label.replace(' ', '_')}-{seed}",
             )
             rows = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
             rows.append(
@@ -78,7 +87,10 @@ def main() -> None:
                     "parts_last_epoch": record.history[-1].train,
                     "images": record.data.val_images,
                     "epochs": EPOCHS,
-                    "seed": 0,
+                    "seed": seed,
+                    "archive": given.archive,
+                    "batch_size": given.batch_size,
+                    "lr": given.lr,
                 }
             )
             RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
