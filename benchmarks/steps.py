@@ -15,18 +15,110 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from reldistill.methods import build_distiller
-from reldistill.run import resolve_precision
+from benchmarks.cases import device as best_device
+from reldistill import build_distiller
 from reldistill.saved import open_network
+from reldistill.step.distiller import Distiller
 from reldistill.tasks.classification import Classification
+from reldistill.train.trainer import resolve_precision
 from reldistill.types import Batch
 
 RESULTS = Path(__file__).parent / "results" / "steps.json"
 METHODS = ("none", "kd", "rkd", "kd+rkd", "serkd", "sekd", "serkd+sekd")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two networks and the images they see.
+
+    Args:
+        teacher: as the zoo takes it.
+        student: likewise.
+        batch_size: images of a step.
+        image_size: their side.
+        num_classes: of the images, and so of both networks.
+        teacher_weights: a file; without one the teacher's weights are random, which costs the same time.
+    """
+
+    teacher: str
+    student: str
+    batch_size: int
+    image_size: int
+    num_classes: int
+    teacher_weights: str | None = None
+
+    def distiller(self, method: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Distiller:
+        """By that method, on the benchmarks' device."""
+        torch.manual_seed(0)
+
+        def opened(name: str, weights: str | None = None) -> Any:
+            sizes = {"num_classes": self.num_classes, "image_size": self.image_size}
+            return open_network(name, role="model", weights=weights, **sizes).extractor
+
+        distiller = build_distiller(
+            method,
+            student=opened(self.student),
+            teacher=None if method == "none" else opened(self.teacher, self.teacher_weights),
+            image_size=self.image_size,
+            task=Classification(),
+            settings=settings,
+        )
+        return distiller.to(best_device(), memory_format=torch.channels_last)
+
+    def batch(self) -> Batch:
+        """Random images."""
+        device = best_device()
+        images = torch.rand(self.batch_size, 3, self.image_size, self.image_size, device=device)
+        labels = torch.randint(self.num_classes, (self.batch_size,), device=device)
+        return Batch(images.to(memory_format=torch.channels_last), labels)
+
+
+def autocast() -> torch.autocast:
+    """The precision that a run takes by itself."""
+    return torch.autocast(best_device().type, dtype=torch.bfloat16, enabled=resolve_precision("auto") == "bf16-mixed")
+
+
+def training_step(distiller: Distiller, batch: Batch) -> Callable[[], Tensor]:
+    """One whole training step as a function: both networks, losses, backward, SGD; its result is the loss."""
+    optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> Tensor:
+        with autocast():
+            total = distiller(batch).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        return total.detach()
+
+    return step
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """How long one call takes, on the GPU until it has finished there."""
+    if best_device().type == "cuda":
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        began.record()
+        function()
+        ended.record()
+        torch.cuda.synchronize()
+        return began.elapsed_time(ended) / 1000
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def device_name() -> str:
+    """The GPU's name, or CPU."""
+    return torch.cuda.get_device_name(0) if best_device().type == "cuda" else "CPU"
 
 
 def main() -> None:
@@ -39,58 +131,18 @@ def main() -> None:
     parser.add_argument("--num-classes", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
-    given = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision("auto")
-    images = torch.rand(given.batch_size, 3, given.image_size, given.image_size, device=device)
-    batch = Batch(
-        images.to(memory_format=torch.channels_last),
-        torch.randint(given.num_classes, (given.batch_size,), device=device),
-    )
-
-    def step_of(method: str) -> float:
-        distiller, optimizer = made[method]
-        began = time.perf_counter()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-            total = distiller(batch).total
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    made = {}
-    for method in METHODS:
-        torch.manual_seed(0)
-        opened = [
-            open_network(
-                name,
-                role=role,
-                num_classes=given.num_classes,
-                image_size=given.image_size,
-                weights=weights,  # type: ignore[arg-type]
-            )
-            for role, name, weights in (
-                ("student", given.student, None),
-                ("teacher", given.teacher, given.teacher_weights),
-            )
-        ]
-        distiller = build_distiller(
-            method,
-            student=opened[0].extractor,
-            teacher=None if method == "none" else opened[1].extractor,
-            image_size=given.image_size,
-            task=Classification(),
-        ).to(device, memory_format=torch.channels_last)
-        made[method] = distiller, torch.optim.SGD(distiller.trainable_parameters(), lr=1e-3, momentum=0.9)
+    given = vars(parser.parse_args())
+    rounds = given.pop("rounds")
+    pair = Pair(**given)
+    batch = pair.batch()
+    steps = {method: training_step(pair.distiller(method), batch) for method in METHODS}
     for _ in range(3):
-        for method in METHODS:
-            step_of(method)
+        for step in steps.values():
+            step()
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
-    for _ in range(given.rounds):
-        for method in METHODS:
-            seconds[method].append(step_of(method))
+    for _ in range(rounds):
+        for method, step in steps.items():
+            seconds[method].append(seconds_of(step))
 
     def ratio(method: str, base: str) -> float:
         return statistics.median(a / b for a, b in zip(seconds[method], seconds[base], strict=True))
@@ -107,16 +159,16 @@ def main() -> None:
     ]
     result = {
         "command": shlex.join(["python", "-m", "benchmarks.steps", *sys.argv[1:]]),
-        "teacher": given.teacher,
-        "student": given.student,
-        "batch_size": given.batch_size,
-        "image_size": given.image_size,
-        "precision": precision,
-        "device": torch.cuda.get_device_name(0) if device.type == "cuda" else "CPU",
+        "teacher": pair.teacher,
+        "student": pair.student,
+        "batch_size": pair.batch_size,
+        "image_size": pair.image_size,
+        "precision": resolve_precision("auto"),
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "rounds": given.rounds,
+        "rounds": rounds,
         "rows": rows,
     }
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")

@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from reldistill import DistillationModule
-from reldistill.methods import build_distiller
+from reldistill.build import build_distiller
 from reldistill.tasks.classification import Classification
 
 digits = load_digits()

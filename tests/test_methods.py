@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from reldistill.build import build_distiller, build_terms, method_names
 from reldistill.checks import UserError
 from reldistill.features.adapters import MapAdapter, StridedTokeniser
 from reldistill.features.extract import Extractor
-from reldistill.methods import METHODS, Plan, build_distiller, build_terms, method_names
+from reldistill.methods import METHODS
+from reldistill.plan import Plan
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
 from reldistill.tasks.classification import Classification
@@ -50,6 +55,7 @@ def network(kind: str, role: str) -> Extractor:
 def build(method: str, student: Any = "cnn", teacher: Any = "cnn", **more: Any) -> Distiller:
     """Of kinds of networks, or of networks."""
     torch.manual_seed(0)
+    more = {"images": 50, **more}
     pair = {"student": student, "teacher": teacher}
     pair = {role: network(given, role) if isinstance(given, str) else given for role, given in pair.items()}
     return build_distiller(method, image_size=SIDE, task=Classification(), **pair, **more)
@@ -57,13 +63,29 @@ def build(method: str, student: Any = "cnn", teacher: Any = "cnn", **more: Any) 
 
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(1)
-    return Batch(torch.rand(6, 3, SIDE, SIDE, generator=generator), torch.arange(6) % CLASSES)
+    return Batch(torch.rand(6, 3, SIDE, SIDE, generator=generator), torch.arange(6) % CLASSES, torch.arange(6) * 7)
 
 
 PARTS = {
     "none": [],
     "kd": ["kd"],
+    "dkd": ["dkd.target", "dkd.nontarget"],
+    "logit_std": ["logit_std"],
+    "dist": ["dist.inter", "dist.intra"],
     "fitnets": ["fitnets"],
+    "at": ["at"],
+    "cwd": ["cwd"],
+    "ickd": ["ickd"],
+    "patch_kl": ["patch_kl"],
+    "sp": ["sp"],
+    "cc": ["kd", "cc"],
+    "pkt": ["pkt"],
+    "crd": ["crd"],
+    "reviewkd": ["reviewkd"],
+    "vid": ["vid"],
+    "ofd": ["ofd"],
+    "mgd": ["mgd"],
+    "simkd": ["simkd"],
     "rkd": ["rkd.distance", "rkd.angle"],
     "serkd": ["kd", "serkd.distance", "serkd.angle", "feature"],
     "sekd": ["kd", "sekd.vertex", "sekd.edge", "sekd.spectral"],
@@ -75,11 +97,26 @@ COMBINED = {
 }
 
 
+CHOOSY = ["deit_hard", "deit_soft", "leap"]  # about the networks: tested below
+
+
 def test_every_method_is_tested() -> None:
-    assert set(PARTS) == set(METHODS)
+    assert {*PARTS, *CHOOSY} == set(METHODS)
     for method in METHODS.values():
         assert method.summary
     assert not METHODS["none"].paper
+
+
+OVERVIEW = (Path(__file__).parents[1] / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", PARTS)
+def test_the_overview_page_says_the_default_weights(method: str) -> None:
+    (row,) = re.findall(rf"^\| (?:\[`{method}`\]\({method}\.md\)|`{method}`) \|.*\|$", OVERVIEW, flags=re.MULTILINE)
+    said = {name: float(weight) for name, weight in re.findall(r"`([\w.]+)` ([\d.]+)", row.split("|")[3])}
+    module = build(method)
+    weights = {f"{t.name}.{part}" if part else t.name: value for t in module.terms for part, value in t.weights.items()}
+    assert said == weights | ({"task": module.task_weight} if module.task_weight else {})
 
 
 @pytest.mark.parametrize("method", [*PARTS, *COMBINED])
@@ -89,7 +126,8 @@ def test_a_step_of_every_method_on_every_pair(method: str, pair: str) -> None:
     module = build(method, student, teacher)
     optimizer = torch.optim.SGD(module.trainable_parameters(), lr=0.01)
     step = module(batch())
-    assert list(step.parts) == ["task", *{**PARTS, **COMBINED}[method]]
+    task = ["task"] if module.task_weight else []
+    assert list(step.parts) == [*task, *{**PARTS, **COMBINED}[method]]
     assert all(torch.isfinite(value) and value > 0 for value in step.parts.values()), step.parts
     step.total.backward()
     for name, parameter in module.named_parameters():
@@ -108,12 +146,15 @@ def test_levels_found_by_the_dry_run() -> None:
 
     # Stage 4 of the teacher sees 2x2 cells; pyramids are matched from their deep end, blocks by their share of depth.
     assert pairs("sekd", "cnn", "cnn") == ["stage1<-stage2", "stage2<-stage3", "stage3<-stage4"]
-    assert pairs("sekd", "vit", "vit") == ["blocks.0<-blocks.1", "blocks.1<-blocks.2", "blocks.2<-blocks.3"]
-    assert pairs("sekd", "vit", "cnn") == ["blocks.0<-stage2", "blocks.1<-stage3", "blocks.2<-stage4"]
-    assert pairs("serkd", "cnn", "vit") == ["stage3<-blocks.3"] * 2
+    assert pairs("sekd", "vit", "vit") == ["blocks.0<-blocks.1", "blocks.1<-blocks.2"]
+    assert pairs("sekd", "vit", "cnn") == ["blocks.0<-stage3", "blocks.1<-stage4"]
+    assert pairs("serkd", "cnn", "vit") == ["stage3<-blocks.2"] * 2
     # One cell of superpixels would have no relations.
     assert pairs("serkd", "cnn", "cnn") == ["stage3<-stage3"] * 2
     assert pairs("fitnets", "cnn", "cnn") == ["stage3<-stage4"]
+    assert pairs("at", "cnn", "cnn") == pairs("sekd", "cnn", "cnn")
+    assert pairs("at", "vit", "vit") == ["blocks.0<-blocks.1", "blocks.1<-blocks.2"]
+    assert pairs("patch_kl", "vit", "cnn") == pairs("cwd", "vit", "cnn") == ["blocks.1<-stage4"]
 
 
 def test_explicit_levels() -> None:
@@ -151,9 +192,7 @@ def test_method_names() -> None:
     assert method_names("kd") == ["kd"]
     assert method_names(" KD + rkd") == ["kd", "rkd"]
     for unknown in ("skd", "", "kd+", "kd,rkd"):
-        with pytest.raises(
-            UserError, match=r"is not known: there are none, kd, fitnets, rkd, serkd, sekd, joined by \+"
-        ):
+        with pytest.raises(UserError, match=f"is not known: there are {', '.join(METHODS)}, joined by "):
             method_names(unknown)
 
 
@@ -227,6 +266,16 @@ def test_a_curriculum_moves_all_but_the_logit_terms() -> None:
         torch.testing.assert_close(half[name], full[name] * (1.0 if name in ("task", "kd") else 0.5))
 
 
+def test_a_curriculum_replaces_a_methods_own_warm_up() -> None:
+    own, given = build("dkd").eval(), build("dkd", curriculum=WarmUp(over=0.5)).eval()
+    assert list(own(batch(), progress=0.0).parts) == ["task"]
+    full = own(batch()).parts
+    for progress, module, share in ((1 / 24, own, 0.5), (1 / 12, own, 1.0), (0.25, given, 0.5), (0.5, given, 1.0)):
+        parts = module(batch(), progress=progress).parts
+        for name in ("dkd.target", "dkd.nontarget"):
+            torch.testing.assert_close(parts[name], full[name] * share)
+
+
 def test_none_needs_no_teacher() -> None:
     module = build("none", teacher=None, weights={"task": 0.5})
     assert module.teacher is None
@@ -287,7 +336,7 @@ def test_networks_of_other_classes_where_no_class_scores_are_compared() -> None:
         ({"settings": {"kd": {"temperature": "warm"}}}, r"^settings of kd: "),
         (
             {"settings": {"serkd": {"student_tokeniser": "median"}}},
-            r"^settings of serkd: student_tokeniser must be one of",
+            r"^settings of serkd: student_tokeniser must be one of .*convolution, got 'median'$",
         ),
         (
             {"settings": {"serkd": {"student_tokeniser": "convolution", "largest_grid": 0}}},
@@ -336,4 +385,94 @@ def test_terms_alone() -> None:
     plan = Plan(student, teacher, SIDE)
     terms = build_terms("serkd", plan)
     assert [t.name for t in terms] == ["kd", "serkd", "feature"]
-    assert list(plan.adapters) == ["stage3->blocks.3"]
+    assert list(plan.adapters) == ["stage3->blocks.2"]
+
+
+# Methods that change the student, choose among the teacher's places, or need more than two networks ------------------
+
+
+def distilled_vit() -> Extractor:
+    torch.manual_seed(0)
+    settings = {"img_size": SIDE, "patch_size": 6, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    made = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=CLASSES, **settings)
+    return Extractor(made, name="distilled vit")
+
+
+@pytest.mark.parametrize(("method", "task"), [("deit_hard", 0.5), ("deit_soft", 0.9)])
+@pytest.mark.parametrize("teacher", ["cnn", "vit"])
+def test_a_distillation_token_learns_from_the_teacher(method: str, task: float, teacher: str) -> None:
+    module = build(method, distilled_vit(), teacher)
+    assert module.task_weight == task
+    step = module(batch())
+    assert list(step.parts) == ["task", method]
+    network = module.student.network
+    gradients = torch.autograd.grad(step.total, [network.head.weight, network.head_dist.weight])
+    assert all(gradient.any() for gradient in gradients)
+    # The task's loss is the class token's alone, the teacher's the distillation token's.
+    only_task = build(method, distilled_vit(), teacher, weights={method: 0.0})(batch()).total
+    torch.testing.assert_close(step.parts["task"], only_task.detach())
+    with torch.no_grad():
+        both = module.eval()(batch()).student.logits
+        module.train()
+        module.student.eval()
+        said = module.student(batch().images, distilled=True)
+    torch.testing.assert_close(both, said.logits)
+    assert not torch.allclose(said.distilled, said.logits)
+
+
+@pytest.mark.parametrize("method", ["deit_hard", "deit_soft"])
+def test_a_student_without_a_distillation_token_is_told(method: str) -> None:
+    with pytest.raises(UserError, match=rf"^{method} needs a student with a distillation token .* small vit has none$"):
+        build(method, "vit")
+
+
+@pytest.mark.parametrize(("student", "level"), [("cnn", "stage3"), ("vit", "blocks.2")])
+def test_leap_goes_through_the_teachers_blocks_and_stops_there(student: str, level: str) -> None:
+    settings = {"leap": {"longest_stay": 0.25, "threshold": 1.0}}
+    module = build("leap", student, "vit", settings=settings, levels=[(level, f"blocks.{i}") for i in range(4)])
+    ran: list[str] = []
+    for name, block in module.teacher.network.blocks.named_children():
+        block.register_forward_hook(lambda *_, name=name: ran.append(name))
+    for progress, blocks in ((0.0, "0"), (0.25, "0"), (0.3, "01"), (0.5, "01"), (0.75, "012"), (0.8, "0123")):
+        ran.clear()
+        step = module(batch(), progress=progress)
+        assert list(step.parts) == ["task", "leap"]
+        assert "".join(ran) == blocks, progress
+    step.total.backward()
+    assert all(p.grad is not None and p.grad.any() for p in module.adapters.parameters())
+
+
+def test_leaps_levels() -> None:
+    (term,) = build("leap", teacher="vit").terms
+    assert term.student == "stage3"
+    assert term.teacher[:3] == ("blocks.0", "blocks.1", "blocks.2")
+    levels = [("stage2", "blocks.1"), ("stage2", "blocks.3")]
+    (term,) = build("leap", teacher="vit", levels=levels).terms
+    assert (term.student, term.teacher, term.teacher_places) == ("stage2", ("blocks.1", "blocks.3"), ("blocks.1",))
+    with pytest.raises(UserError, match=r"^leap compares one level of the student with several of the teacher"):
+        build("leap", teacher="vit", levels=[("stage1", "blocks.1"), ("stage2", "blocks.3")])
+    with pytest.raises(UserError, match=r"^leap needs a teacher of several blocks .*: large cnn is none$"):
+        build("leap")
+
+
+def test_crd_needs_to_know_how_many_images_there_are() -> None:
+    with pytest.raises(UserError, match=r"^crd remembers every training image: give build_distiller their number \(im"):
+        build("crd", images=None)
+    with pytest.raises(UserError, match=r"^'images' is not a setting of crd: it has dim, negatives, temperature, mom"):
+        build("crd", settings={"crd": {"images": 3}})
+
+
+def test_simkd_gives_the_student_the_teachers_classifier() -> None:
+    teacher = network("cnn", "teacher")
+    module = build("simkd", teacher=teacher)
+    assert module.task_weight == 0
+    head = module.export().head
+    assert torch.equal(head.weight, teacher.network.head.weight)
+    assert not head.weight.requires_grad
+    step = module(batch())
+    step.total.backward()
+    assert module.student.network.projector[0].weight.grad.any()
+    assert list(build("simkd", weights={"task": 1.0})(batch()).parts) == ["task", "simkd"]
+    assert list(build("kd+simkd")(batch()).parts) == ["kd", "simkd"]
+    with pytest.raises(UserError, match=r"^simkd compares what the classifier is fed: leave the levels out$"):
+        build("simkd", levels=[("stage1", "stage1")])

@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reldistill.build import build_distiller
     from reldistill.checks import UserError
     from reldistill.data.classification import ImageData, load_images
     from reldistill.features.extract import Extractor
     from reldistill.features.zoo import load_network
-    from reldistill.methods import build_distiller
     from reldistill.run import distill, evaluate
     from reldistill.step.curriculum import WarmUp
     from reldistill.step.distiller import Distiller
@@ -51,11 +51,11 @@ __all__ = [
 ]
 
 _MODULES = {
+    "build": ["build_distiller"],
     "checks": ["UserError"],
     "data.classification": ["ImageData", "load_images"],
     "features.extract": ["Extractor"],
     "features.zoo": ["load_network"],
-    "methods": ["build_distiller"],
     "run": ["distill", "evaluate"],
     "step.curriculum": ["WarmUp"],
     "step.distiller": ["Distiller"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,3 +39,16 @@ def check_same_batch(student: Tensor, teacher: Tensor) -> None:
             f"student and teacher must hold the same samples: B is {student.shape[0]} in the student "
             f"and {teacher.shape[0]} in the teacher"
         )
+
+
+def check_parts(names: Collection[str], parts: Collection[str]) -> None:
+    """Raise ValueError unless all `names` are parts of the loss."""
+    for name in names:
+        if name not in parts:
+            raise ValueError(f"part must be one of {', '.join(parts)}, got {name!r}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless a softmax can have this temperature."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import inspect
 import json as json_format
@@ -22,15 +23,20 @@ from reldistill.options import Options
 from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
 _JSON_HELP = "print one JSON document on standard output, all else on standard error"
+_OVER_HELP = (
+    "one or two settings with their values: a part's weight (serkd.angle=1,10,50), a loss's setting (serkd:cell=1,2) "
+    "or a number of training (lr=0.1,0.2)"
+)
 Given = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found: as JSON, and as it is shown to a person."""
+    """What a command found: as JSON, as it is shown to a person, and the exit code."""
 
     json: Any
     show: Callable[[], None]
+    code: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,13 @@ class Group:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the result is the exit code: 0, 2 after bad input, 130 after an interrupt."""
+    """Run the command line; the result is the exit code.
+
+    0, or 1 where some of a comparison's runs failed, 2 after bad input, 130 after an interrupt.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _dispatch(given)
+        return _dispatch(given)
     except UserError as error:
         print(f"reldistill: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -80,12 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _dispatch(given: list[str]) -> None:
+def _dispatch(given: list[str]) -> int:
     if given == ["--version"]:
         import reldistill
 
         print(f"reldistill {reldistill.__version__}")
-        return
+        return 0
     name, rest = "reldistill", given
     chosen: Command | Group = Group(
         "Distil the relations inside a large vision model into a small one.", lambda: COMMANDS
@@ -94,13 +103,13 @@ def _dispatch(given: list[str]) -> None:
         members = chosen.members()
         if not rest or rest[0] in ("-h", "--help"):
             print(_overview(name, chosen.summary, members))
-            return
+            return 0
         chosen = _member(rest[0], members, prog=name)
         name, rest = f"{name} {rest[0]}", rest[1:]
     try:
         values = chosen.options(name).parse(rest)
     except SystemExit:  # after --help and --print_config
-        return
+        return 0
     with _results_only(), _own_warnings():
         answer = chosen.run(values)
     if answer is not None and values["json"]:
@@ -108,6 +117,7 @@ def _dispatch(given: list[str]) -> None:
     elif answer is not None:
         answer.show()
     sys.stdout.flush()
+    return answer.code if answer is not None else 0
 
 
 def _member(word: str, members: Mapping[str, Command | Group], *, prog: str) -> Command | Group:
@@ -243,8 +253,8 @@ def evaluate_(
         precision: 32-true or bf16-mixed.
         json: print one JSON document on standard output, all else on standard error.
     """
+    from reldistill.folders import recorded_settings
     from reldistill.run import evaluate as run
-    from reldistill.run import recorded_settings
 
     if val_fraction is None:
         val_fraction = recorded_settings(model).get("val_fraction", 0.1)
@@ -339,16 +349,21 @@ def report(
 ) -> Answer | None:
     """Compare runs: a table and a verdict, and one HTML page that opens without a network.
 
+    On the folder of a comparison or a sweep, its tables and its page are made again.
+
     Args:
-        runs: run folders, or folders that hold some.
+        runs: run folders, or folders that hold some; or the folder of a comparison or sweep.
         out: the page; by default report.html in the first folder.
         markdown: file for the table as Markdown.
         csv: file for the table as CSV.
         json: print one JSON document on standard output, all else on standard error.
     """
+    from reldistill.report.comparison import kind_in
     from reldistill.report.record import find_runs, read_record, write_atomically
     from reldistill.report.render import render_csv, render_html, render_markdown
 
+    if len(runs) == 1 and kind_in(runs[0]):
+        return _comparison_again(runs[0], out=out, markdown=markdown, csv=csv)
     folders = find_runs(runs)
     records = [read_record(folder) for folder in folders]
     page = out or runs[0] / "report.html"
@@ -359,6 +374,80 @@ def report(
             with _writable(path):
                 write_atomically(path, text(records))
     return _runs(records, page=page)
+
+
+def _compare(given: Given) -> Answer | None:
+    from reldistill.comparison.run import compare, planned_comparison
+
+    groups = _cell_settings(given)
+    chosen = {"methods": given["methods"], "seeds": given["seeds"]}
+    if given["dry_run"]:
+        return _planned(planned_comparison(*groups, **chosen), given["out"])
+    return _comparison(compare(*groups, **chosen, out=given["out"], jobs=given["jobs"]))
+
+
+def _sweep(given: Given) -> Answer | None:
+    from reldistill.comparison.cells import read_axes
+    from reldistill.comparison.run import planned_sweep, sweep
+
+    groups = _cell_settings(given, student="")
+    chosen = {"students": given["students"], "seeds": given["seeds"]}
+    if given["dry_run"]:
+        return _planned(planned_sweep(*groups, **chosen, over=read_axes(given["over"])), given["out"])
+    return _comparison(sweep(*groups, **chosen, over=given["over"], out=given["out"], jobs=given["jobs"]))
+
+
+def _cell_settings(given: Given, **fixed: Any) -> tuple[Any, Any, Any]:
+    """What the runs of a comparison share; which of them a method or a student belongs to is decided later."""
+    known = {**given, "hold_out_test": True, **({} if "method" in given else {"method": "none"}), **fixed}
+    return _part(known, DataSettings), _part(known, PairSettings), _part(known, TrainSettings)
+
+
+def _planned(cells: Sequence[Any], out: Path) -> Answer:
+    from reldistill.comparison.run import plan_line
+    from reldistill.report.cells import read_cell
+
+    rows = [{"cell": cell.plan.cell, "status": read_cell(out, cell.plan).status} for cell in cells]
+
+    def show() -> None:
+        print(plan_line(cells, out))
+        for row in rows:
+            print(f"  {row['cell']}  {row['status']}")
+
+    return Answer(rows, show)
+
+
+def _comparison(found: Any, *, page: Path | None = None) -> Answer:
+    """A comparison's or sweep's table and verdict; exit code 1 where a cell failed."""
+    from reldistill.report.comparison import comparison_json, summaries
+    from reldistill.report.comparison_text import print_comparison, verdict
+
+    rows = summaries(found)
+
+    def show() -> None:
+        from rich.console import Console
+
+        print_comparison(found, rows, Console(highlight=False))
+        print(f"report: {page or found.folder / f'{found.head.kind}.html'}")
+
+    return Answer(comparison_json(found, rows, verdict(found, rows)), show, 1 if found.failed else 0)
+
+
+def _comparison_again(folder: Path, *, out: Path | None, markdown: Path | None, csv: Path | None) -> Answer:
+    from reldistill.report.comparison import read_comparison, summaries
+    from reldistill.report.comparison_files import write_comparison
+    from reldistill.report.comparison_text import comparison_csv, comparison_markdown
+    from reldistill.report.record import write_atomically
+
+    found = read_comparison(folder)
+    rows = summaries(found)
+    with _writable(out or folder):
+        page = write_comparison(found, page=out)
+    for path, text in ((markdown, lambda: comparison_markdown(found, rows)), (csv, lambda: comparison_csv(rows))):
+        if path is not None:
+            with _writable(path):
+                write_atomically(path, text())
+    return dataclasses.replace(_comparison(found, page=page), code=0)
 
 
 def _recipe(function: Callable[..., Any]) -> Command:
@@ -404,6 +493,28 @@ def _of_settings(summary: str, run: Callable[[Given], Answer | None], *groups: t
         found.add_one("json", bool, _JSON_HELP, default=False)
         for group in groups:
             found.add(group)
+        return found
+
+    return Command(summary, options, run)
+
+
+def _of_cells(summary: str, run: Callable[[Given], Answer | None], *, sweep: bool) -> Command:
+    def options(prog: str) -> Options:
+        found = Options(prog, summary)
+        if sweep:
+            found.add_one("students", list[str], "one or more, each as --student of distill takes it", required=True)
+            found.add_one("over", list[str], _OVER_HELP, required=True)
+        else:
+            found.add_one("methods", list[str], "what to compare; several at once are joined by +", required=True)
+        found.add_one("seeds", int, "runs of each, with seeds from --seed on", default=1 if sweep else 3)
+        found.add_one("out", Path, "folder for all runs, tables and the page", required=True)
+        found.add_one("jobs", int, "runs at a time, each in a process of its own", default=1)
+        found.add_one("dry_run", bool, "say which runs there would be and which are finished, and stop", default=False)
+        found.add_one("resume", bool, "as everywhere; here what is in --out is gone on with in any case", default=False)
+        found.add_one("json", bool, _JSON_HELP, default=False)
+        found.add(DataSettings, skip=["hold_out_test"])
+        found.add(PairSettings, skip=["student"] if sweep else ["method"])
+        found.add(TrainSettings)
         return found
 
     return Command(summary, options, run)
@@ -460,6 +571,12 @@ COMMANDS: dict[str, Command | Group] = {
     "train": _of_settings(
         "Train a network: a teacher, or a student alone.", _train, DataSettings, ModelSettings, TrainSettings
     ),
+    "compare": _of_cells(
+        "Run methods under the same conditions, several seeds each, and say which are better beyond noise.",
+        _compare,
+        sweep=False,
+    ),
+    "sweep": _of_cells("Run a method over a grid of one or two settings, for one student or more.", _sweep, sweep=True),
     "evaluate": _of_function(evaluate_, positional=["model"]),
     "layers": _of_function(layers, positional=["model"]),
     "list": _of_function(list_, positional=["what", "pattern"]),

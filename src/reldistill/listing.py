@@ -99,14 +99,17 @@ def _print(table: Table, *, soft_wrap: bool = False) -> None:
 
 def _takers(network: Extractor, side: int) -> dict[str, list[str]]:
     """Level → the methods that would take it when this network meets one like itself."""
-    from reldistill.methods import METHODS, Plan, build_terms
+    from reldistill.build import build_terms
+    from reldistill.methods import METHODS
+    from reldistill.plan import Plan
 
     takers: dict[str, list[str]] = {}
     for method in METHODS:
         with contextlib.suppress(UserError):  # no level of this network suits the method
             for term in build_terms(method, Plan(network, network, side)):
-                takers.setdefault(term.student, [])
-                takers[term.student] += [method] * (method not in takers[term.student])
+                for place in term.student_places:
+                    takers.setdefault(place, [])
+                    takers[place] += [method] * (method not in takers[place])
     return takers
 
 

@@ -5,125 +5,40 @@ The default weights come from the measurements shown in docs/results.md.
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import nn
 
+from reldistill import baselines
 from reldistill.checks import UserError
-from reldistill.features.adapters import StridedTokeniser, map_adapter
+from reldistill.features.adapters import StridedTokeniser
 from reldistill.features.extract import Extractor
-from reldistill.features.levels import pick_levels
+from reldistill.features.reused_head import reuse_head
+from reldistill.losses.at import AT
+from reldistill.losses.cc import CC
+from reldistill.losses.cwd import CWD
+from reldistill.losses.dist import DIST
+from reldistill.losses.dkd import DKD
 from reldistill.losses.fitnets import FitNets
+from reldistill.losses.ickd import ICKD
 from reldistill.losses.kd import KD
+from reldistill.losses.logit_std import LogitStd
+from reldistill.losses.patch_kl import PatchKL
+from reldistill.losses.pkt import PKT
 from reldistill.losses.rkd import RKD
 from reldistill.losses.sekd import SEKD
 from reldistill.losses.serkd import SeRKD
-from reldistill.step.curriculum import Curriculum
-from reldistill.step.distiller import TASK, Distiller
+from reldistill.losses.sp import SP
+from reldistill.plan import Plan
+from reldistill.relations.tokens import Pooling
+from reldistill.step.curriculum import WarmUp
 from reldistill.step.term import Term
-from reldistill.types import LevelInfo, Task
+from reldistill.types import LevelInfo
 
 KD_WEIGHT = 1.0
-
-
-@dataclass
-class Plan:
-    """What a method builds its terms from: the two networks as a dry run found them, and what the user set.
-
-    Args:
-        student: the student.
-        teacher: the teacher.
-        image_size: side of the images in a Batch.
-        levels: (student level, teacher level) names to use instead of the automatic choice.
-        settings: loss name → keyword arguments that replace a method's own.
-        weights: full part name (`kd`, `serkd.distance`, …) → weight that replaces a method's own.
-        adapters: name → adapter, filled while the terms are built.
-    """
-
-    student: Extractor
-    teacher: Extractor
-    image_size: int
-    levels: Sequence[tuple[str, str]] = ()
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
-    adapters: dict[str, nn.Module] = field(default_factory=dict)
-
-    def pairs(self, count: int, *, smallest: int = 1) -> list[tuple[LevelInfo, LevelInfo]]:
-        """The user's pairs of levels, else up to `count` that a dry run matched, from shallow to deep.
-
-        Args:
-            count: how many.
-            smallest: the fewest cells along a side that a matched level may have.
-        """
-        if self.levels:
-            return [
-                (self.student.level(student, self.image_size), self.teacher.level(teacher, self.image_size))
-                for student, teacher in self.levels
-            ]
-        stages = []
-        for network in (self.student, self.teacher):
-            found = network.stages(self.image_size)
-            if not found:
-                raise UserError(
-                    f"{network.name} has no place that holds a map or patch tokens at {self.image_size}x"
-                    f"{self.image_size}: only methods on logits fit it (kd, rkd)"
-                )
-            stages.append([level for level in found if min(level.height, level.width) >= smallest])
-            if not stages[-1]:
-                raise UserError(
-                    f"{network.name} has no level of {smallest}x{smallest} cells or more at {self.image_size}x"
-                    f"{self.image_size}: give larger images"
-                )
-        count = min(count, len(stages[0]), len(stages[1]))
-        return list(zip(pick_levels(stages[0], count), pick_levels(stages[1], count), strict=True))
-
-    def adapter(self, student: LevelInfo, teacher: LevelInfo) -> str | None:
-        """Name of the adapter between two levels, shared by all terms that ask for it; None where none is needed."""
-        name = f"{student.name}->{teacher.name}"
-        if name not in self.adapters:
-            adapter = map_adapter(student, teacher)
-            if adapter is None:
-                return None
-            self.adapters[name] = adapter
-        return name
-
-    def loss(self, name: str, kind: Callable[..., nn.Module], settings: Mapping[str, Any] | None = None) -> nn.Module:
-        """The loss with these settings, or with the user's for that name."""
-        settings = self.settings.get(name, {}) if settings is None else settings
-        # Weights live in the terms: a loss's own are for those who use it alone.
-        known = [setting for setting in inspect.signature(kind).parameters if not setting.endswith("_weight")]
-        for setting in settings:
-            if setting.endswith("_weight"):
-                part = f"{name}.{setting.removesuffix('_weight')}"
-                raise UserError(f"'{setting}' is not a setting of {name}: set the weight of '{part}' instead")
-            if setting not in known:
-                raise UserError(f"'{setting}' is not a setting of {name}: it has {', '.join(known)}")
-        try:
-            return kind(**settings)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"settings of {name}: {error}") from error
-
-    def term(
-        self,
-        name: str,
-        loss: nn.Module,
-        student: str,
-        teacher: str,
-        weights: float | Mapping[str, float],
-        *,
-        adapter: str | None = None,
-    ) -> Term:
-        """A term with the method's weights, or the user's where they were given."""
-        if isinstance(weights, Mapping):
-            chosen: Any = {part: self.weights.get(f"{name}.{part}", weight) for part, weight in weights.items()}
-        else:
-            chosen = self.weights.get(name, weights)
-        return Term(name, loss, student=student, teacher=teacher, weights=chosen, adapter=adapter)
 
 
 @dataclass(frozen=True)
@@ -134,11 +49,15 @@ class Method:
         summary: what it transfers, in a few words.
         paper: where it comes from.
         build: Plan → terms.
+        task_weight: default weight of the task's own loss; of several methods together, the product.
+        change_student: (student, teacher, image size) → what the student becomes before terms are built.
     """
 
     summary: str
     paper: str
     build: Callable[[Plan], list[Term]]
+    task_weight: float = 1.0
+    change_student: Callable[[Extractor, Extractor, int], Extractor] | None = None
 
 
 def _none(plan: Plan) -> list[Term]:
@@ -149,8 +68,50 @@ def _kd(plan: Plan) -> list[Term]:
     return [plan.term("kd", plan.loss("kd", KD), "logits", "logits", KD_WEIGHT)]
 
 
+def _dkd(plan: Plan) -> list[Term]:
+    term = plan.term("dkd", plan.loss("dkd", DKD), "logits", "logits", {"target": 1.0, "nontarget": 8.0})
+    term.curriculum = WarmUp(over=20 / 240)
+    return [term]
+
+
+def _logit_std(plan: Plan) -> list[Term]:
+    return [plan.term("logit_std", plan.loss("logit_std", LogitStd), "logits", "logits", 9.0)]
+
+
+def _dist(plan: Plan) -> list[Term]:
+    return [plan.term("dist", plan.loss("dist", DIST), "logits", "logits", {"inter": 2.0, "intra": 2.0})]
+
+
 def _rkd(plan: Plan) -> list[Term]:
     return [plan.term("rkd", plan.loss("rkd", RKD), "pooled", "pooled", {"distance": 25.0, "angle": 50.0})]
+
+
+def _cc(plan: Plan) -> list[Term]:
+    return [*_kd(plan), plan.term("cc", plan.loss("cc", CC), "pooled", "pooled", 100.0)]
+
+
+def _pkt(plan: Plan) -> list[Term]:
+    return [plan.term("pkt", plan.loss("pkt", PKT), "pooled", "pooled", 30000.0)]
+
+
+def _at(plan: Plan) -> list[Term]:
+    return _between_levels(plan, "at", AT, 1000.0, count=4, smallest=2)
+
+
+def _sp(plan: Plan) -> list[Term]:
+    return _between_levels(plan, "sp", SP, 3000.0)
+
+
+def _ickd(plan: Plan) -> list[Term]:
+    return _between_levels(plan, "ickd", ICKD, 2.5, adapted=True)
+
+
+def _cwd(plan: Plan) -> list[Term]:
+    return _between_levels(plan, "cwd", CWD, 50.0, smallest=2, adapted=True)
+
+
+def _patch_kl(plan: Plan) -> list[Term]:
+    return _between_levels(plan, "patch_kl", PatchKL, 1.0, smallest=2)
 
 
 def _fitnets(plan: Plan) -> list[Term]:
@@ -169,12 +130,19 @@ def _serkd(plan: Plan) -> list[Term]:
             "teacher_tokeniser": "none" if teacher.kind == "tokens" else "average",
             **plan.settings.get("serkd", {}),
         }
+        tokenisers = (*get_args(Pooling), "convolution")
+        if settings["student_tokeniser"] not in tokenisers:
+            raise UserError(
+                f"settings of serkd: student_tokeniser must be one of {', '.join(tokenisers)}, got "
+                f"{settings['student_tokeniser']!r}"
+            )
         convolution = settings["student_tokeniser"] == "convolution"
         loss = plan.loss("serkd", SeRKD, {**settings, "student_tokeniser": "none"} if convolution else settings)
         assert isinstance(loss, SeRKD)
         tokeniser = _strided_tokeniser(plan, student, largest_grid=loss.largest_grid) if convolution else None
         _check_superpixels(loss, student, teacher, tokeniser=plan.adapters.get(tokeniser or ""))
-        weights = {"distance": 25.0, "angle": 50.0}
+        # what both pairs of CNNs gained most by was too much for a ViT: see docs/results.md
+        weights = {"distance": 5.0, "angle": 10.0} if student.kind == "tokens" else {"distance": 25.0, "angle": 50.0}
         terms.append(plan.term("serkd", loss, student.name, teacher.name, weights, adapter=tokeniser))
         feature = plan.loss("feature", FitNets, {"relative": True, **plan.settings.get("feature", {})})
         adapter = plan.adapter(student, teacher)
@@ -201,8 +169,75 @@ def _sekd(plan: Plan) -> list[Term]:
 METHODS: dict[str, Method] = {
     "none": Method("the student alone, by its task's loss", "", _none),
     "kd": Method("softened class scores", "Hinton, Vinyals, Dean 2015, arXiv 1503.02531", _kd),
+    "dkd": Method(
+        "softened class scores: the true class against the rest, and the rest among themselves",
+        "Zhao et al. 2022, arXiv 2203.08679",
+        _dkd,
+    ),
+    "logit_std": Method(
+        "softened class scores as z-scores", "Sun et al. 2024, arXiv 2403.01427", _logit_std, task_weight=0.1
+    ),
+    "dist": Method(
+        "correlations of the class probabilities, within a sample and within a class",
+        "Huang et al. 2022, arXiv 2205.10536",
+        _dist,
+    ),
     "fitnets": Method("the features of a level, through an adapter", "Romero et al. 2015, arXiv 1412.6550", _fitnets),
+    "at": Method("where in the image a level is active", "Zagoruyko, Komodakis 2017, arXiv 1612.03928", _at),
+    "cwd": Method("where in the image each channel responds", "Shu et al. 2021, arXiv 2011.13256", _cwd),
+    "ickd": Method("which channels of an image respond together", "Liu et al. 2021, arXiv 2202.03680", _ickd),
+    "patch_kl": Method(
+        "which patches of an image look alike", "no paper; after Liu et al. 2019, arXiv 1903.04197", _patch_kl
+    ),
+    "sp": Method("which samples of a batch activate a level alike", "Tung, Mori 2019, arXiv 1907.09682", _sp),
+    "cc": Method(
+        "kernel correlations between the samples of a batch, class scores", "Peng et al. 2019, arXiv 1904.01802", _cc
+    ),
+    "pkt": Method("which samples of a batch are neighbours", "Passalis, Tefas 2018, arXiv 1803.10837", _pkt),
     "rkd": Method("distances and angles between the samples of a batch", "Park et al. 2019, arXiv 1904.05068", _rkd),
+    "crd": Method(
+        "which images belong together: both representations of one against those of other classes",
+        "Tian, Krishnan, Isola 2020, arXiv 1910.10699",
+        baselines.crd,
+    ),
+    "reviewkd": Method(
+        "fused maps of several stages, on a pyramid of sizes", "Chen et al. 2021, arXiv 2104.09044", baselines.reviewkd
+    ),
+    "vid": Method(
+        "what the teacher's maps share with the student's: mutual information",
+        "Ahn et al. 2019, arXiv 1904.05835",
+        baselines.vid,
+    ),
+    "ofd": Method("maps, where the teacher's are positive", "Heo et al. 2019, arXiv 1904.01866", baselines.ofd),
+    "mgd": Method(
+        "a map that the student's masked one must be enough to make",
+        "Yang et al. 2022, arXiv 2205.01529",
+        baselines.mgd,
+    ),
+    "simkd": Method(
+        "the teacher's classifier, and the map in front of it",
+        "Chen et al. 2022, arXiv 2203.14001",
+        baselines.simkd,
+        task_weight=0.0,
+        change_student=reuse_head,
+    ),
+    "deit_hard": Method(
+        "the class that the teacher chooses, by a distillation token",
+        "Touvron et al. 2021, arXiv 2012.12877",
+        baselines.deit_hard,
+        task_weight=0.5,
+        change_student=baselines.train_distillation_token,
+    ),
+    "deit_soft": Method(
+        "softened class scores, by a distillation token",
+        "Touvron et al. 2021, arXiv 2012.12877",
+        baselines.deit_soft,
+        task_weight=0.9,
+        change_student=baselines.train_distillation_token,
+    ),
+    "leap": Method(
+        "the maps of a transformer's blocks, one after the other", "Zhang et al. 2026, arXiv 2606.19483", baselines.leap
+    ),
     "serkd": Method(
         "distances and angles between the superpixel tokens of an image, features, class scores",
         "SeRKD 2025, arXiv 2503.21269",
@@ -216,128 +251,29 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method_names(method: str) -> list[str]:
-    """`kd+rkd` → ["kd", "rkd"].
-
-    Raises:
-        UserError: when a name is not a method.
-    """
-    names = [name.strip().lower() for name in method.split("+")]
-    for name in names:
-        if name not in METHODS:
-            raise UserError(
-                f"method '{name}' is not known: there are {', '.join(METHODS)}, joined by + "
-                f"(see: reldistill list methods)"
-            )
-    return names
-
-
-def build_terms(method: str, plan: Plan, *, curriculum: Curriculum | None = None) -> list[Term]:
-    """The terms of one method or of several joined by `+`; a part that two methods name counts once.
-
-    Args:
-        method: e.g. `serkd`, `kd+rkd`.
-        plan: the pair of networks and the user's choices; its adapters are filled.
-        curriculum: factor on all weights but the logit terms'.
-
-    Raises:
-        UserError: when a method, level, setting or weight is not known, or levels are given that nothing uses.
-    """
-    terms: dict[tuple[str, str, str], Term] = {}
-    for name in method_names(method):
-        for term in METHODS[name].build(plan):
-            terms.setdefault((term.name, term.student, term.teacher), term)
-    chosen = list(terms.values())
-    _check_choices(method, chosen, levels=plan.levels, settings=plan.settings, weights=plan.weights)
-    for term in chosen:
-        if term.student != "logits":
-            term.curriculum = curriculum
-    return chosen
-
-
-def _check_choices(
-    method: str,
-    terms: Sequence[Term],
+def _between_levels(
+    plan: Plan,
+    name: str,
+    kind: Callable[..., nn.Module],
+    weight: float,
     *,
-    levels: Sequence[tuple[str, str]],
-    settings: Mapping[str, Mapping[str, Any]],
-    weights: Mapping[str, float],
-) -> None:
-    """UserError for anything the user set that the terms don't have, or that would leave nothing to minimise."""
-    parts = dict.fromkeys([TASK, *(f"{t.name}.{part}" if part else t.name for t in terms for part in t.weights)])
-    for name, weight in weights.items():
-        if name not in parts:
-            raise UserError(f"'{name}' is not a part of method '{method}': it has {', '.join(parts)}")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(f"the weight of '{name}' must be a finite number, at least 0, got {weight}")
-    for name in settings:
-        if name not in {t.name for t in terms}:
-            raise UserError(
-                f"settings for '{name}', which is not a term of method '{method}': it has "
-                f"{', '.join(dict.fromkeys(t.name for t in terms)) or 'none'}"
-            )
-    if levels and all(t.student in ("logits", "pooled") for t in terms):
-        raise UserError(f"levels are given, but method '{method}' looks at none")
-    if not weights.get(TASK, 1.0) and not any(t.is_active(1.0) for t in terms):
-        raise UserError(f"nothing to minimise: the weights of '{TASK}' and of all parts of '{method}' are 0")
-
-
-def build_distiller(
-    method: str,
-    *,
-    student: Extractor | nn.Module,
-    teacher: Extractor | nn.Module | None,
-    image_size: int,
-    task: Task,
-    levels: Sequence[tuple[str, str]] = (),
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-    weights: Mapping[str, float] | None = None,
-    curriculum: Curriculum | None = None,
-) -> Distiller:
-    """A Distiller for any pair of networks, its levels and adapters found by a dry run.
-
-    Args:
-        method: a method's name, or several joined by `+`.
-        student: a network, or an Extractor around it that knows its normalisation. A bare network gets images as they
-            come.
-        teacher: the same for the teacher; None for `none`.
-        image_size: side of the images that a Batch will hold.
-        task: the student's own loss.
-        levels: (student level, teacher level) names, instead of the automatic choice.
-        settings: loss name → keyword arguments, e.g. `{"serkd": {"iterations": 2}}`.
-        weights: part name → weight, e.g. `{"kd": 2.0, "serkd.angle": 4.0, "task": 0.5}`; what has 0 is not computed.
-        curriculum: factor on the weights of all but the logit terms.
-
-    Raises:
-        UserError: when a name is unknown, or class scores are compared and teacher and student differ in their number
-            of classes.
-    """
-    settings, weights = settings or {}, weights or {}
-    student = student if isinstance(student, Extractor) else Extractor(student, name="student")
-    if teacher is None:
-        if method_names(method) != ["none"]:
-            raise UserError(f"method '{method}' needs a teacher")
-        _check_choices(method, [], levels=levels, settings=settings, weights=weights)
-        return Distiller(student, None, terms=[], adapters={}, task=task, task_weight=weights.get(TASK, 1.0))
-    teacher = teacher if isinstance(teacher, Extractor) else Extractor(teacher, name="teacher")
-    student.survey(image_size)
-    teacher.survey(image_size)
-    plan = Plan(student, teacher, image_size, levels, settings, weights)
-    terms = [term for term in build_terms(method, plan, curriculum=curriculum) if any(term.weights.values())]
-    if any(term.student == "logits" for term in terms) and student.num_classes != teacher.num_classes:
-        raise UserError(
-            f"the teacher {teacher.name} has {teacher.num_classes} classes and the student {student.name} "
-            f"{student.num_classes}: train the teacher on the student's data first"
+    count: int = 1,
+    smallest: int = 1,
+    adapted: bool = False,
+) -> list[Term]:
+    """One loss between the maps of up to `count` pairs of levels, the student's through an adapter if `adapted`."""
+    loss = plan.loss(name, kind)
+    return [
+        plan.term(
+            name,
+            loss,
+            student.name,
+            teacher.name,
+            weight,
+            adapter=plan.adapter(student, teacher) if adapted else None,
         )
-    used = {term.adapter for term in terms}
-    return Distiller(
-        student,
-        teacher if terms else None,
-        terms=terms,
-        adapters={name: adapter for name, adapter in plan.adapters.items() if name in used},
-        task=task,
-        task_weight=weights.get(TASK, 1.0),
-    )
+        for student, teacher in plan.pairs(count, smallest=smallest)
+    ]
 
 
 def _strided_tokeniser(plan: Plan, student: LevelInfo, *, largest_grid: int) -> str:

@@ -47,13 +47,13 @@ class Options:
         self.parser = _Parser(prog=command, description=description, formatter_class=_Help, allow_abbrev=False)
         self.parser.add_argument("--config", action="config", help="a YAML file with any of these settings")
 
-    def add(self, source: Callable[..., Any], *, positional: Sequence[str] = ()) -> None:
-        """Every parameter of a function, or every field of a settings class as a group of its own."""
+    def add(self, source: Callable[..., Any], *, positional: Sequence[str] = (), skip: Sequence[str] = ()) -> None:
+        """Every parameter of a function, or every field of a settings class as a group of its own, but for some."""
         if inspect.isclass(source):
-            self.parser.add_class_arguments(source, None)
+            self.parser.add_class_arguments(source, None, skip=set(skip))
         else:
-            self.parser.add_function_arguments(source, as_group=False, skip=set(positional))
-        parameters = inspect.signature(source).parameters
+            self.parser.add_function_arguments(source, as_group=False, skip={*positional, *skip})
+        parameters = {n: p for n, p in inspect.signature(source).parameters.items() if n not in skip}
         kinds = {name: _evaluated(parameter.annotation, source) for name, parameter in parameters.items()}
         self.parser.kinds.update(kinds)
         for name in positional:
@@ -271,10 +271,10 @@ def _normalised(arguments: Sequence[str], kinds: dict[str, Any]) -> list[str]:
 
 
 def _as_list(values: Sequence[str]) -> str:
-    """Words, comma-separated or not, as YAML; what is YAML already stays."""
+    """Words, comma-separated or not, as YAML; what is YAML already stays, and so does NAME=1,2."""
     if len(values) == 1 and values[0].startswith("["):
         return values[0]
-    words = [word for value in values for word in value.split(",") if word]
+    words = [word for value in values for word in ([value] if "=" in value else value.split(",")) if word]
     return json.dumps([float(word) if _is_number(word) else word for word in words])
 
 

@@ -3,58 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-import platform
-import shlex
-import sys
-import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import timm
 import torch
-import torchvision
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn import functional
 
-import reldistill
+from reldistill.build import build_distiller, method_names
 from reldistill.checks import UserError
 from reldistill.data.classification import ImageData, load_images
-from reldistill.methods import build_distiller, method_names
+from reldistill.fit import fit
+from reldistill.folders import claim_folder
 from reldistill.report.intervals import wilson_interval
-from reldistill.report.record import (
-    RECORD_FILE,
-    DataRecord,
-    NetworkRecord,
-    RunRecord,
-    TermRecord,
-    read_record,
-    write_record,
-)
-from reldistill.report.render import render_html
-from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, open_network, run_folder, write_weights
+from reldistill.report.record import RunRecord, read_record
+from reldistill.saved import OpenedNetwork, open_network, run_folder
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
 from reldistill.tasks.classification import Classification
-from reldistill.train.checkpoint import BEST, LAST, unpack
-from reldistill.train.keeper import RunKeeper
-from reldistill.train.module import DistillationModule
-from reldistill.train.optimisers import default_lr
-from reldistill.train.pictures import write_pictures
-from reldistill.train.progress import Progress, say
+from reldistill.train.progress import say
 from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
-
-PICTURES_FILE = "relations.npz"
-REPORT_FILE = "report.html"
-_MAY_CHANGE_ON_RESUME = {"devices", "nodes", "accelerator", "workers", "wandb", "checkpoint_every", "download"}
+from reldistill.train.teacher_cache import TeacherCache, fingerprint_of, size_in_words
+from reldistill.train.trainer import device_count, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -81,11 +55,11 @@ def train(
     Raises:
         UserError: when something given is wrong, or the loss stops being finite.
     """
-    settings = _flat(data, network, training)
-    previous = _claim(out, settings, resume=resume)
+    settings = flat_settings(data, network, training)
+    previous = claim_folder(out, settings, resume=resume)
     if previous is not None and previous.status == "finished":
         return previous
-    images = _images(data, training)
+    images = read_images(data, training)
     L.seed_everything(training.seed, verbose=False)
     student = open_network(
         network.model,
@@ -100,11 +74,17 @@ def train(
     distiller = build_distiller(
         "none", student=student.extractor, teacher=None, image_size=images.image_size, task=task
     )
-    return _fit(distiller, images, student, None, None, "none", settings, training, out, resume=resume)
+    return fit(distiller, images, training, student=student, settings=settings, out=out, resume=resume)
 
 
 def distill(
-    data: DataSettings, networks: PairSettings, training: TrainSettings, *, out: Path, resume: bool = False
+    data: DataSettings,
+    networks: PairSettings,
+    training: TrainSettings,
+    *,
+    out: Path,
+    resume: bool = False,
+    images: ImageData | None = None,
 ) -> RunRecord:
     """Distil a teacher into a student.
 
@@ -114,29 +94,21 @@ def distill(
         training: how to train the student.
         out: the run's folder.
         resume: go on with the run that is there.
+        images: the images of `data`, where they are open already.
 
     Raises:
         UserError: when something given is wrong, the teacher knows nothing of these classes, or the loss stops being
             finite.
     """
     method_names(networks.method)
-    levels = [_level_pair(text) for text in networks.levels]
-    settings = _flat(data, networks, training)
-    previous = _claim(out, settings, resume=resume)
+    levels = level_pairs(networks.levels)
+    settings = flat_settings(data, networks, training)
+    previous = claim_folder(out, settings, resume=resume)
     if previous is not None and previous.status == "finished":
         return previous
-    images = _images(data, training)
+    images = images or read_images(data, training)
     teacher = open_teacher(networks, images)
-    L.seed_everything(training.seed, verbose=False)
-    student = open_network(
-        networks.student,
-        role="student",
-        num_classes=len(images.classes),
-        image_size=images.image_size,
-        weights=networks.student_weights,
-        pretrained=networks.student_pretrained,
-        arguments=networks.student_arguments,
-    )
+    student = open_student(networks, images, seed=training.seed)
     distiller = build_distiller(
         networks.method,
         student=student.extractor,
@@ -147,9 +119,23 @@ def distill(
         settings=networks.settings,
         weights=networks.weights,
         curriculum=WarmUp(over=networks.warm_up) if networks.warm_up else None,
+        images=images.train.images,
+        balance=networks.balance,
     )
-    measured = _trusted_teacher(teacher, images, training)
-    return _fit(distiller, images, student, teacher, measured, networks.method, settings, training, out, resume=resume)
+    measured = trusted_teacher(teacher, images, training)
+    return fit(
+        distiller,
+        images,
+        training,
+        student=student,
+        teacher=teacher,
+        teacher_accuracy=measured.accuracy,
+        method=networks.method,
+        settings=settings,
+        out=out,
+        resume=resume,
+        teacher_cache=_open_cache(networks, distiller, teacher, images, training),
+    )
 
 
 def open_teacher(networks: PairSettings, images: ImageData) -> OpenedNetwork:
@@ -163,6 +149,20 @@ def open_teacher(networks: PairSettings, images: ImageData) -> OpenedNetwork:
         weights=networks.teacher_weights,
         pretrained=is_named,
         arguments=networks.teacher_arguments,
+    )
+
+
+def open_student(networks: PairSettings, images: ImageData, *, seed: int) -> OpenedNetwork:
+    """The student as training starts from it: the same for the same seed."""
+    L.seed_everything(seed, verbose=False)
+    return open_network(
+        networks.student,
+        role="student",
+        num_classes=len(images.classes),
+        image_size=images.image_size,
+        weights=networks.student_weights,
+        pretrained=networks.student_pretrained,
+        arguments=networks.student_arguments,
     )
 
 
@@ -190,7 +190,7 @@ def evaluate(
         )
     size = data.image_size or (read_record(Path(network.model)).data.image_size if is_run else None)
     # Nothing is trained on, so the training images may be fewer than a batch.
-    images = _images(dataclasses.replace(data, image_size=size), TrainSettings(batch_size=1, devices=1))
+    images = read_images(dataclasses.replace(data, image_size=size), TrainSettings(batch_size=1, devices=1))
     images.val.batch_size = batch_size
     images.val.shard(0, 1)
     opened = open_network(
@@ -238,21 +238,9 @@ def measure(network: OpenedNetwork, images: ImageData, *, precision: str = "32-t
     return Measured(100 * hits / count, loss / count, count)
 
 
-def resolve_precision(precision: str, accelerator: str = "auto") -> str:
-    """`auto` → bf16-mixed where the device computes in it, else 32-true."""
-    has_gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu")
-    if precision == "16-mixed" and not has_gpu and accelerator != "mps":
-        raise UserError("--precision 16-mixed needs a GPU: take bf16-mixed or 32-true")
-    if precision != "auto":
-        return precision
-    if has_gpu:
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    has_bf16 = accelerator in ("auto", "cpu") and torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
-
-
-def _images(data: DataSettings, training: TrainSettings) -> ImageData:
-    devices = _devices(training)
+def read_images(data: DataSettings, training: TrainSettings) -> ImageData:
+    """The images, looked at once, and a line about them to the user."""
+    devices = device_count(training)
     if isinstance(devices, int) and training.batch_size % (devices * training.nodes):
         raise UserError(
             f"batch size {training.batch_size} can't be shared evenly by {devices * training.nodes} devices: it counts "
@@ -265,13 +253,15 @@ def _images(data: DataSettings, training: TrainSettings) -> ImageData:
         seed=training.seed,
         augment=data.augment,
         val_fraction=data.val_fraction,
+        hold_out_test=data.hold_out_test,
         skip_bad_images=data.skip_bad_images,
         workers=_workers(data, devices),
         download=data.download,
     )
     skipped = f", {len(images.skipped)} bad images left out" if images.skipped else ""
+    test = f", and {images.test.images:,} test images" if images.test else ""
     say(
-        f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images of "
+        f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images{test} of "
         f"{len(images.classes)} classes at {images.image_size}x{images.image_size}{skipped}"
     )
     return images
@@ -284,7 +274,7 @@ def _workers(data: DataSettings, devices: int | str) -> int | None:
     return max((os.cpu_count() or 1) // devices, 1)
 
 
-def _trusted_teacher(teacher: OpenedNetwork, images: ImageData, training: TrainSettings) -> Measured:
+def trusted_teacher(teacher: OpenedNetwork, images: ImageData, training: TrainSettings) -> Measured:
     """The teacher's accuracy; UserError where it is no better than guessing."""
     measured = measure(teacher, images, precision=resolve_precision(training.precision, training.accelerator))
     say(f"teacher {teacher.card.name}: {measured.accuracy:.2f} % of the {measured.images:,} validation images right")
@@ -298,258 +288,58 @@ def _trusted_teacher(teacher: OpenedNetwork, images: ImageData, training: TrainS
     return measured
 
 
-def _fit(
+@torch.no_grad()
+def _open_cache(
+    networks: PairSettings,
     distiller: Distiller,
+    teacher: OpenedNetwork,
     images: ImageData,
-    student: OpenedNetwork,
-    teacher: OpenedNetwork | None,
-    teacher_measured: Measured | None,
-    method: str,
-    settings: dict[str, Any],
     training: TrainSettings,
-    out: Path,
-    *,
-    resume: bool,
-) -> RunRecord:
-    precision = resolve_precision(training.precision, training.accelerator)
-    module = _module(distiller, images, training)
-    record = RunRecord(
-        version=reldistill.__version__,
-        command=_command(),
-        created=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
-        task="classification",
-        method=method,
-        settings={
-            **settings,
-            "used_optimizer": module.optimizer_name,
-            "used_lr": module.lr,
-            "used_weight_decay": module.weight_decay,
-        },
-        student=_network_record(student, images, None),
-        teacher=None if teacher is None else _network_record(teacher, images, teacher_measured),
-        data=DataRecord(
-            name=images.name,
-            classes=list(images.classes),
-            train_images=images.train.images,
-            val_images=images.val.images,
-            image_size=images.image_size,
-            skipped=len(images.skipped),
-            fingerprint=images.fingerprint,
-        ),
-        terms=[_term_record(term) for term in distiller.terms if isinstance(term, Term)],
-        environment=_environment(precision),
-        folder=out,
-    )
-    state = unpack(out / LAST) if resume and (out / LAST).is_file() else None
-    keeper = RunKeeper(
-        out,
-        record,
-        loader=images.train,
-        seed=training.seed,
-        epochs=training.epochs,
-        patience=training.patience,
-        checkpoint_every=training.checkpoint_every,
-        resume=state,
-    )
-    trainer = _trainer(training, precision, out, keeper, label=method if teacher else student.card.name)
-    if trainer.is_global_zero:
-        write_record(out, record)
-    try:
-        if keeper.epochs_left > 0:
-            trainer.fit(module, datamodule=_Loaders(keeper, images))
-    except BaseException as error:
-        record.status = "stopped"
-        if trainer.is_global_zero:
-            write_record(out, record)
-        if isinstance(error, UserError):
-            where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
-            raise UserError(f"{error}{where}") from error
-        if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer makes SystemExit of it
-            raise KeyboardInterrupt from error
-        raise
-    if trainer.is_global_zero:
-        _finish(record, module, images, student, teacher, out)
-    trainer.strategy.barrier()  # what comes next may read the folder
-    return record
-
-
-def _finish(
-    record: RunRecord,
-    module: DistillationModule,
-    images: ImageData,
-    student: OpenedNetwork,
-    teacher: OpenedNetwork | None,
-    out: Path,
-) -> None:
-    card = dataclasses.replace(student.card, classes=images.classes, input_size=_side(student, images))
-    prefix = "ema.module.network." if module.ema is not None else "distiller.student.network."
-    for file, state in ((LAST_WEIGHTS, unpack(out / LAST)["module"]), (BEST_WEIGHTS, unpack(out / BEST)["module"])):
-        network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        record.result.weights[file] = write_weights(out / file, network, card)
-    if teacher is not None:
-        levels = _drawn_levels(module.distiller, teacher, images)
-        if levels is not None:
-            device = next(module.parameters()).device
-            write_pictures(
-                out / PICTURES_FILE,
-                student=module.student,
-                teacher=teacher.extractor.to(device),
-                levels=levels,
-                batch=next(iter(images.val)).to(device),
-                classes=images.classes,
-            )
-    record.status = "finished"
-    write_record(out, record)
-    render_html([out], out / REPORT_FILE)
-
-
-def _drawn_levels(distiller: Distiller, teacher: OpenedNetwork, images: ImageData) -> tuple[str, str] | None:
-    """The deepest pair of levels that a term compares, else the deepest of both networks."""
-    for term in reversed(list(distiller.terms)):
-        if term.student not in ("logits", "pooled"):
-            return term.student, term.teacher  # type: ignore[return-value]
-    stages = [network.stages(images.image_size) for network in (distiller.student, teacher.extractor)]  # type: ignore[operator]
-    return (stages[0][-1].name, stages[1][-1].name) if all(stages) else None
-
-
-def _module(distiller: Distiller, images: ImageData, training: TrainSettings) -> DistillationModule:
-    name = training.optimizer
-    if name == "auto":
-        stages = distiller.student.stages(images.image_size)  # type: ignore[operator]
-        name = "adamw" if stages and stages[-1].kind == "tokens" else "sgd"
-    if training.channels_last:
-        distiller.to(memory_format=torch.channels_last)
-    return DistillationModule(
-        distiller,
-        optimizer=name,
-        lr=training.lr if training.lr is not None else default_lr(name, training.batch_size),
-        weight_decay=training.weight_decay,
-        schedule=training.schedule,
-        lr_warm_up=training.lr_warm_up,
-        milestones=training.milestones,
-        ema_decay=training.ema,
-        total_batches=training.epochs * len(images.train),
-    )
-
-
-def _trainer(training: TrainSettings, precision: str, out: Path, keeper: RunKeeper, *, label: str) -> L.Trainer:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*eval mode.*", ".*does not have many workers.*", ".*log_every_n_steps.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message)
-    loggers: list[Logger] = [TensorBoardLogger(str(out), name="tensorboard", version="")]
-    if training.wandb:
-        loggers.append(_wandb(out, keeper.record))
-    devices = _devices(training)
-    many = devices != 1 or training.nodes > 1
-    try:
-        return L.Trainer(
-            accelerator=training.accelerator,
-            devices=devices,
-            num_nodes=training.nodes,
-            strategy="ddp" if many else "auto",
-            precision=precision,  # type: ignore[arg-type]
-            max_epochs=max(keeper.epochs_left, 1),
-            accumulate_grad_batches=training.accumulate,
-            gradient_clip_val=training.clip or None,
-            callbacks=[keeper, Progress(keeper, label=label)],
-            logger=loggers,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            reload_dataloaders_every_n_epochs=1,
-            deterministic="warn" if torch.cuda.is_available() else False,
-            benchmark=False,
-        )
-    except MisconfigurationException as error:
-        raise UserError(f"--accelerator {training.accelerator} --devices {training.devices}: {error}") from error
-
-
-class _Loaders(L.LightningDataModule):
-    """Hands the Trainer the batches that are left of each epoch."""
-
-    def __init__(self, keeper: RunKeeper, images: ImageData) -> None:
-        super().__init__()
-        self.keeper, self.images = keeper, images
-
-    def setup(self, stage: str) -> None:
-        """Give this process its part of every batch."""
-        assert self.trainer is not None
-        for loader in (self.images.train, self.images.val):
-            loader.shard(self.trainer.global_rank, self.trainer.world_size)
-
-    def train_dataloader(self) -> Any:
-        """The batches left of the current epoch."""
-        return self.keeper.remaining()
-
-    def val_dataloader(self) -> Any:
-        """The validation batches."""
-        return self.images.val
-
-
-def _devices(training: TrainSettings) -> int | str:
-    if training.devices == "auto":
-        has_gpu = torch.cuda.is_available() and training.accelerator in ("auto", "gpu")
-        return torch.cuda.device_count() if has_gpu else 1
-    try:
-        return int(training.devices)
-    except ValueError:
-        raise UserError(f"devices: expected a number or auto, got '{training.devices}'") from None
-
-
-def _wandb(out: Path, record: RunRecord) -> Logger:
-    try:
-        from lightning.pytorch.loggers import WandbLogger
-
-        return WandbLogger(project="reldistill", name=out.name, save_dir=str(out), config=record.settings)
-    except (ImportError, ModuleNotFoundError) as error:
-        raise UserError("--wandb needs the package wandb: pip install 'reldistill[wandb]'") from error
-
-
-def _claim(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | None:
-    """The record that is in the folder; UserError where it belongs to another run and would be overwritten."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        # The first process has looked at the folder, and has begun to write into it.
-        found = read_record(out) if (out / RECORD_FILE).is_file() else None
-        return found if found and found.status == "finished" else None
-    _make_folder(out)
-    if not (out / RECORD_FILE).is_file():
+) -> TeacherCache | None:
+    """What the terms need of the teacher, on disk, where that was asked for."""
+    if networks.cache_teacher is None or distiller.teacher is None:
         return None
-    if not resume:
-        raise UserError(f"{out} already holds a run: go on with it by --resume, or give another --out")
-    for half_written in out.glob(".*.part"):
-        half_written.unlink(missing_ok=True)
-    record = read_record(out)
-    for name, value in settings.items():
-        before = record.settings.get(name)
-        if name not in _MAY_CHANGE_ON_RESUME and before != value:
+    if training.nodes > 1:
+        raise UserError("--cache-teacher needs a folder that all processes see: it works on one machine only")
+    for term in distiller.terms:
+        if isinstance(term, Term) and hasattr(term.loss, "chosen"):
             raise UserError(
-                f"the run in {out} was started with {name} = {before}, not {value}: resume it as it was started, or "
-                f"give another --out"
+                f"--cache-teacher: {term.name} chooses the teacher's level while it trains, so no one level can be kept"
             )
-    return record
+    size = images.image_size
+    one = torch.zeros(1, 3, size, size, device=next(teacher.extractor.parameters()).device)
+    extractor = teacher.extractor
+    cache = TeacherCache(
+        Path(networks.cache_teacher),
+        made_of={
+            "teacher": fingerprint_of(extractor.network),
+            "teacher input": [*teacher.card.mean, *teacher.card.std, extractor.input_size or size],
+            "data": images.fingerprint,
+            "augmentation": images.augment,
+            "image size": size,
+            "precision": resolve_precision(training.precision, training.accelerator),
+        },
+        rows={name: tuple(tensor.shape[1:]) for name, tensor in distiller.ask_teacher(one).items()},
+        images=images.train.images,
+        views=networks.cache_views,
+        seed=training.seed,
+    )
+    state = "complete" if cache.is_full else f"filled in the first {cache.views} epochs"
+    say(
+        f"teacher cache: {cache.views} views of {cache.images:,} images take {size_in_words(cache.bytes)} in "
+        f"{cache.folder} ({state})"
+    )
+    return cache
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--out {out}: that is a file, or lies in one: give a folder") from None
-    except OSError as error:
-        raise UserError(f"--out {out} can't be written to ({error.strerror}): give another folder") from None
-
-
-def recorded_settings(model: str) -> dict[str, Any]:
-    """What a run was told, where `model` is a run's folder."""
-    return read_record(model).settings if (Path(model) / RECORD_FILE).is_file() else {}
-
-
-def _flat(*groups: DataSettings | ModelSettings | PairSettings | TrainSettings) -> dict[str, Any]:
+def flat_settings(*groups: DataSettings | ModelSettings | PairSettings | TrainSettings) -> dict[str, Any]:
+    """Every setting by name, as the record keeps them."""
     return {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+
+
+def level_pairs(given: Sequence[str]) -> list[tuple[str, str]]:
+    """(student level, teacher level) for each STUDENT_LEVEL:TEACHER_LEVEL."""
+    return [_level_pair(text) for text in given]
 
 
 def _level_pair(text: str) -> tuple[str, str]:
@@ -557,46 +347,3 @@ def _level_pair(text: str) -> tuple[str, str]:
     if not student or (":" in text and not teacher):
         raise UserError(f"levels: expected STUDENT_LEVEL:TEACHER_LEVEL, got '{text}' (see: reldistill layers MODEL)")
     return student, teacher or student
-
-
-def _network_record(network: OpenedNetwork, images: ImageData, measured: Measured | None) -> NetworkRecord:
-    return NetworkRecord(
-        name=network.card.name,
-        parameters=sum(p.numel() for p in network.extractor.network.parameters()),
-        input_size=_side(network, images),
-        pretrained=network.pretrained,
-        weights_sha256=network.weights_sha256,
-        accuracy=None if measured is None else measured.accuracy,
-    )
-
-
-def _side(network: OpenedNetwork, images: ImageData) -> int:
-    return network.extractor.input_size or images.image_size
-
-
-def _term_record(term: Term) -> TermRecord:
-    weights = {f"{term.name}.{part}" if part else term.name: weight for part, weight in term.weights.items()}
-    return TermRecord(term.name, weights, term.student, term.teacher)
-
-
-def _environment(precision: str) -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "lightning": L.__version__,
-        "timm": timm.__version__,
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _command() -> list[str]:
-    name = Path(sys.argv[0]).name
-    return ["reldistill" if name in ("reldistill", "__main__.py") else name, *sys.argv[1:]]
-
-
-def command_line(command: Sequence[str]) -> str:
-    """A record's command as one would type it."""
-    return shlex.join(command)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from reldistill.checks import UserError
 from reldistill.features.extract import Extractor
-from reldistill.features.weights import weights_file
+from reldistill.features.reused_head import ReusedHead
+from reldistill.features.weights import one_line, read_weights, weights_file
 from reldistill.features.zoo import list_networks, load_network
 from reldistill.report.record import RECORD_FILE
-from reldistill.train.checkpoint import write_bytes
+from reldistill.train.files import write_bytes
 
 LAST_WEIGHTS = "student.safetensors"
 BEST_WEIGHTS = "student-best.safetensors"
@@ -38,6 +39,7 @@ class NetworkCard:
         mean: per-channel mean to subtract from images in [0, 1].
         std: per-channel standard deviation to divide by.
         input_size: side of its images, pixels.
+        reused_head: how to give it another network's classifier, as `ReusedHead.described` says; None for its own.
     """
 
     name: str
@@ -47,6 +49,7 @@ class NetworkCard:
     std: tuple[float, ...]
     classes: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    reused_head: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,29 +120,42 @@ def open_network(
         image_size = image_size or card.input_size
         if num_classes is None:
             num_classes = card.num_classes
+    reused = None if card is None else card.reused_head
     loaded = load_network(
         name,
         num_classes=num_classes,
-        weights=weights,
-        pretrained=pretrained,
+        weights=weights if reused is None else None,
+        pretrained=pretrained and reused is None,
         image_size=image_size,
         arguments=arguments,
-        role=role,
+        role=role if reused is None else "student",
     )
     # A run says how its network was fed; its name's defaults may have changed since.
     mean, std = (loaded.mean, loaded.std) if card is None else (card.mean, card.std)
-    extractor = Extractor(loaded.module, mean=mean, std=std, input_size=loaded.input_size, name=loaded.name)
+    module, origin, size = loaded.module, loaded.pretrained, loaded.input_size or image_size or 224
+    if reused is not None and card is not None:
+        module, origin = _with_reused_head(module, card, size=size, weights=str(weights)), str(weights)
+    extractor = Extractor(module, mean=mean, std=std, input_size=loaded.input_size, name=loaded.name)
     extractor.survey(image_size or loaded.input_size or 224)
     if num_classes is not None and extractor.num_classes != num_classes:
         raise UserError(
             f"the {role} {name} says {extractor.num_classes} classes, the data have {num_classes}: give weights "
             f"that were trained on these classes (reldistill train makes them)"
         )
-    size = loaded.input_size or image_size or 224
-    card = NetworkCard(name, extractor.num_classes, size, tuple(mean), tuple(std), classes, dict(arguments or {}))
-    return OpenedNetwork(
-        extractor, card, loaded.pretrained, sha256(weights_file(weights, what=name)) if weights else None
-    )
+    given = dict(arguments or {})
+    card = NetworkCard(name, extractor.num_classes, size, tuple(mean), tuple(std), classes, given, reused)
+    return OpenedNetwork(extractor, card, origin, sha256(weights_file(weights, what=name)) if weights else None)
+
+
+def _with_reused_head(network: nn.Module, card: NetworkCard, *, size: int, weights: str) -> nn.Module:
+    """The network with the classifier that its card tells of, and all its weights."""
+    assert card.reused_head is not None
+    made = ReusedHead(network, image_size=size, num_classes=card.num_classes, **card.reused_head)
+    try:
+        made.load_state_dict(read_weights(weights, what=card.name))
+    except RuntimeError as error:
+        raise UserError(f"{weights} does not fit {card.name} with a reused classifier: {one_line(error)}") from error
+    return made
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], card: NetworkCard) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,22 +22,28 @@ class Batch:
         images: (B, 3, H, W) floating point in [0, 1], RGB.
         labels: (B,) class indices, int64.
         indices: (B,) position of each image in its data set, int64, or None where it is not known.
+        teacher: what the teacher said of these images, as `Distiller.ask_teacher` names it, or None to ask the teacher.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor | None = None
+    teacher: Mapping[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
-        indices = None if self.indices is None else self.indices.to(device, non_blocking=non_blocking)
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
         return Batch(
-            self.images.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
-            indices,
+            move(self.images),
+            move(self.labels),
+            None if self.indices is None else move(self.indices),
+            None if self.teacher is None else {name: move(tensor) for name, tensor in self.teacher.items()},
         )
 
 
@@ -64,6 +70,10 @@ class LevelInfo:
     depth: float
 
 
+OUTPUTS = ("logits", "pooled", "distilled")
+"""The places of a network that are no levels: what comes out of it."""
+
+
 @dataclass(frozen=True)
 class Features:
     """What one network said of one Batch; parts that nobody asked for are absent.
@@ -71,11 +81,13 @@ class Features:
     Args:
         logits: (B, K), or None.
         pooled: (B, D) input of the classifier, or None.
+        distilled: (B, K) of a transformer's distillation token, or None.
         levels: level name → (B, C, H, W); patch tokens are laid out on their grid, class and register tokens removed.
     """
 
     logits: Tensor | None = None
     pooled: Tensor | None = None
+    distilled: Tensor | None = None
     levels: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -97,10 +109,13 @@ class StepOutput:
 class Loss(Protocol):
     """(student tensor, teacher tensor) → scalar.
 
-    A method with several parts also has `parts(student, teacher)`: part name → unweighted scalar.
+    A loss that compares several places at once takes a tuple of tensors for each network. One that needs more of a
+    Batch names it as a keyword, `labels` or `indices`; `progress` is the fraction of training done. A method with
+    several parts also has `parts(student, teacher, *, names=…)`: part name → unweighted scalar, for the names asked
+    for.
     """
 
-    def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def __call__(self, student: Any, teacher: Any, **of_the_batch: Tensor) -> Tensor:
         """The loss."""
         ...
 
@@ -109,7 +124,13 @@ class FeatureSource(Protocol):
     """A network that says Features of images: see `features.extract.Extractor`."""
 
     def __call__(
-        self, images: Tensor, *, levels: tuple[str, ...] = (), logits: bool = True, pooled: bool = False
+        self,
+        images: Tensor,
+        *,
+        levels: tuple[str, ...] = (),
+        logits: bool = True,
+        pooled: bool = False,
+        distilled: bool = False,
     ) -> Features:
         """Features of (B, 3, H, W) images in [0, 1]."""
         ...

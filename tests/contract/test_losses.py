@@ -6,10 +6,11 @@ import ast
 import copy
 import importlib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,20 +18,115 @@ from torch import Tensor, nn
 
 import reldistill.losses
 from ddp_helpers import run_on_ranks
+from reldistill.losses.at import AT
+from reldistill.losses.cc import CC
+from reldistill.losses.crd import CRD
+from reldistill.losses.cwd import CWD
+from reldistill.losses.deit_hard import DeiTHard
+from reldistill.losses.deit_soft import DeiTSoft
+from reldistill.losses.dist import DIST
+from reldistill.losses.dkd import DKD
 from reldistill.losses.fitnets import FitNets
+from reldistill.losses.ickd import ICKD
 from reldistill.losses.kd import KD
+from reldistill.losses.leap import LEAP
+from reldistill.losses.logit_std import LogitStd
+from reldistill.losses.mgd import MGD
+from reldistill.losses.ofd import OFD
+from reldistill.losses.patch_kl import PatchKL
+from reldistill.losses.pkt import PKT
+from reldistill.losses.reviewkd import ReviewKD
 from reldistill.losses.rkd import RKD
 from reldistill.losses.sekd import SEKD
 from reldistill.losses.serkd import SeRKD
+from reldistill.losses.simkd import SimKD
+from reldistill.losses.sp import SP
+from reldistill.losses.vid import VID
+
+Side = Tensor | tuple[Tensor, ...]
 
 
-def normal(*student: int, teacher: tuple[int, ...] | None = None) -> Callable[[int], tuple[Tensor, Tensor]]:
+def each(side: Side, change: Callable[[Tensor], Tensor]) -> Side:
+    """The side of a network with every tensor of it changed."""
+    return change(side) if isinstance(side, Tensor) else tuple(change(tensor) for tensor in side)
+
+
+def tensors(side: Side) -> tuple[Tensor, ...]:
+    return (side,) if isinstance(side, Tensor) else side
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a loss is called with: what two networks said, a tensor or a tuple of them each, and keywords of the batch.
+
+    Args:
+        student: of the student, samples first.
+        teacher: of the teacher.
+        of_the_batch: `labels`, `indices`.
+    """
+
+    student: Side
+    teacher: Side
+    of_the_batch: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, dtype: torch.dtype) -> Inputs:
+        """The networks' tensors in another type."""
+        return Inputs(
+            each(self.student, lambda t: t.to(dtype)), each(self.teacher, lambda t: t.to(dtype)), self.of_the_batch
+        )
+
+    def samples(self, choose: Callable[[Tensor], Tensor]) -> Inputs:
+        """Some of the samples of everything, or all in another order."""
+        more = {name: choose(tensor) for name, tensor in self.of_the_batch.items()}
+        return Inputs(each(self.student, choose), each(self.teacher, choose), more)
+
+
+Draw = Callable[[int], Inputs]
+
+
+def normal(*student: int, teacher: tuple[int, ...] | None = None) -> Draw:
     """seed → student and teacher of normal random numbers in float64, of one shape unless the teacher's is given."""
 
-    def draw(seed: int) -> tuple[Tensor, Tensor]:
+    def draw(seed: int) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
         sizes = student, teacher or student
-        return tuple(torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)  # type: ignore[return-value]
+        return Inputs(*(torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes))
+
+    return draw
+
+
+def several(*draws: Draw) -> Draw:
+    """seed → a tuple of tensors for each network, one of each draw."""
+
+    def draw(seed: int) -> Inputs:
+        drawn = [one(seed + 100 * place) for place, one in enumerate(draws)]
+        return Inputs(
+            tuple(tensor for one in drawn for tensor in tensors(one.student)),
+            tuple(tensor for one in drawn for tensor in tensors(one.teacher)),
+        )
+
+    return draw
+
+
+def with_labels(inputs: Draw, *, classes: int) -> Draw:
+    """The same with `labels` that go through the classes."""
+
+    def draw(seed: int) -> Inputs:
+        drawn = inputs(seed)
+        labels = (torch.arange(len(tensors(drawn.student)[0])) + seed) % classes
+        return Inputs(drawn.student, drawn.teacher, {**drawn.of_the_batch, "labels": labels})
+
+    return draw
+
+
+def with_indices(inputs: Draw, *, of: int) -> Draw:
+    """The same with distinct `indices` into a data set of so many images."""
+
+    def draw(seed: int) -> Inputs:
+        drawn = inputs(seed)
+        order = torch.randperm(of, generator=torch.Generator().manual_seed(seed))
+        indices = order[: len(tensors(drawn.student)[0])]
+        return Inputs(drawn.student, drawn.teacher, {**drawn.of_the_batch, "indices": indices})
 
     return draw
 
@@ -42,7 +138,7 @@ class Row:
     Args:
         id: the name that the tests show; the file's name, and what is special about the row.
         loss: makes it.
-        inputs: seed → tiny (student, teacher) in float64, at least four samples first.
+        inputs: seed → tiny inputs in float64, at least four samples first.
         zero_at_equal: the loss is 0, its minimum, when the student's tensor is the teacher's.
         batch_order_invariant: a common permutation of the samples changes nothing.
         fullgraph: torch.compile takes it without a graph break.
@@ -50,18 +146,66 @@ class Row:
 
     id: str
     loss: Callable[[], nn.Module]
-    inputs: Callable[[int], tuple[Tensor, Tensor]]
+    inputs: Draw
     zero_at_equal: bool = True
     batch_order_invariant: bool = True
     fullgraph: bool = True
 
 
+def fresh(row: Row, *, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The row's loss as it is before its first call, always with the same parameters."""
+    torch.default_generator.manual_seed(0)
+    return row.loss().to(dtype)
+
+
+def call(loss: Callable[..., Any], inputs: Inputs, **more: Any) -> Any:
+    """The loss of the inputs; what it draws at random is the same in every call."""
+    torch.default_generator.manual_seed(1)
+    return loss(inputs.student, inputs.teacher, **inputs.of_the_batch, **more)
+
+
+def with_gradient(side: Side) -> Side:
+    return each(side, lambda tensor: tensor.detach().clone().requires_grad_())
+
+
+def value_and_gradient(loss: Callable[..., Tensor], inputs: Inputs) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Value, and the gradient of each of the student's tensors."""
+    student = with_gradient(inputs.student)
+    value = call(loss, Inputs(student, inputs.teacher, inputs.of_the_batch))
+    return value.detach(), torch.autograd.grad(value, tensors(student))
+
+
+def assert_close(found: Sequence[Tensor], expected: Sequence[Tensor], *, rtol: float, atol: float) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+
+
+def crd_after_its_first_step() -> CRD:
+    """The first step sets a constant, which is none of the value's gradient."""
+    loss = CRD(student_dim=4, teacher_dim=5, images=12, dim=3, negatives=6)
+    loss.log_scales.fill_(0.5)
+    return loss
+
+
+POOLED = normal(6, 3, teacher=(6, 5))
 CNN_AND_VIT = normal(4, 3, 4, 5, teacher=(4, 5, 6, 6))
 ROWS = [
     Row("kd", KD, normal(4, 5)),
+    Row("dkd", DKD, with_labels(normal(4, 5), classes=5)),
+    Row("logit_std", LogitStd, normal(4, 5)),
+    Row("dist", DIST, normal(6, 5)),
     Row("fitnets", FitNets, normal(4, 3, 2, 2)),
     Row("fitnets-relative", partial(FitNets, relative=True), normal(4, 3, 2, 2)),
-    Row("rkd", RKD, normal(6, 3, teacher=(6, 5))),
+    Row("at", AT, normal(4, 3, 4, 2, teacher=(4, 5, 2, 3))),
+    Row("at-linear", partial(AT, power=1), normal(4, 3, 2, 2)),
+    Row("cwd", CWD, normal(4, 3, 2, 3)),
+    Row("ickd", ICKD, normal(4, 3, 2, 2, teacher=(4, 3, 3, 2))),
+    Row("patch_kl", PatchKL, normal(4, 3, 2, 2, teacher=(4, 5, 4, 2))),
+    Row("sp", SP, normal(6, 2, 2, 1, teacher=(6, 5, 1, 2))),
+    Row("cc", CC, POOLED),
+    Row("pkt", PKT, POOLED),
+    Row("rkd", RKD, POOLED),
     Row("serkd", SeRKD, CNN_AND_VIT),
     Row("serkd-teacher", partial(SeRKD, assignment="teacher"), CNN_AND_VIT),
     Row("serkd-local", partial(SeRKD, neighbourhood="local"), CNN_AND_VIT),
@@ -71,21 +215,38 @@ ROWS = [
     Row("sekd-sample", partial(SEKD, rank=2, scope="sample", vertex="raw"), normal(4, 6, 3, 3)),
     Row("sekd-procrustes", partial(SEKD, rank=2, alignment="procrustes", groups=2), normal(4, 8, 3, 3)),
     Row("sekd-heat", partial(SEKD, alignment="heat", graph_weights="shifted"), normal(4, 6, 3, 3)),
+    Row(
+        "crd",
+        crd_after_its_first_step,
+        with_indices(with_labels(normal(4, 4, teacher=(4, 5)), classes=3), of=12),
+        zero_at_equal=False,
+        batch_order_invariant=False,
+        fullgraph=False,
+    ),
+    Row("reviewkd", ReviewKD, several(normal(4, 3, 5, 5), normal(4, 2, 3, 2), normal(4, 6))),
+    Row("vid", partial(VID, channels=3), normal(4, 3, 2, 2), zero_at_equal=False),
+    Row("ofd", OFD, several(normal(4, 3, 3, 2), normal(4, 5, 2, 2))),
+    Row(
+        "mgd",
+        partial(MGD, channels=3),
+        normal(4, 3, 3, 2),
+        zero_at_equal=False,
+        batch_order_invariant=False,
+        fullgraph=False,
+    ),
+    Row("simkd", SimKD, normal(4, 3, 2, 2, teacher=(4, 3, 4, 4))),
+    Row("simkd-vectors", SimKD, normal(4, 5)),
+    Row("deit_hard", DeiTHard, normal(4, 5), zero_at_equal=False),
+    Row("deit_soft", DeiTSoft, normal(4, 5)),
+    Row("leap", partial(LEAP, layers=3), normal(4, 3, 2, 2), fullgraph=False),
 ]
 every_loss = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
-
-
-def value_and_gradient(loss: Callable[..., Tensor], student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    student = student.detach().clone().requires_grad_()
-    value = loss(student, teacher)
-    (gradient,) = torch.autograd.grad(value, student)
-    return value.detach(), gradient
 
 
 @every_loss
 def test_scalar_finite_and_positive(row: Row) -> None:
     for seed in range(3):
-        value = row.loss()(*row.inputs(seed))
+        value = call(fresh(row), row.inputs(seed))
         assert value.shape == ()
         assert value.isfinite()
         assert value.item() > 0
@@ -95,55 +256,77 @@ def test_scalar_finite_and_positive(row: Row) -> None:
 def test_minimum_at_equal(row: Row) -> None:
     if not row.zero_at_equal:
         pytest.skip("this loss documents no minimum at equal inputs")
-    _, teacher = row.inputs(0)
-    value, gradient = value_and_gradient(row.loss(), teacher, teacher)
+    inputs = row.inputs(0)
+    value, gradients = value_and_gradient(fresh(row), Inputs(inputs.teacher, inputs.teacher, inputs.of_the_batch))
     assert abs(value.item()) < 1e-12
-    assert gradient.abs().max() < 1e-5
+    assert all(gradient.abs().max() < 1e-5 for gradient in gradients)
 
 
 @every_loss
 def test_no_gradient_to_the_teacher(row: Row) -> None:
-    student, teacher = (part.requires_grad_() for part in row.inputs(0))
-    row.loss()(student, teacher).backward()
-    assert teacher.grad is None
-    assert student.grad is not None
-    assert student.grad.abs().max() > 0
+    inputs = row.inputs(0)
+    student, teacher = with_gradient(inputs.student), with_gradient(inputs.teacher)
+    call(fresh(row), Inputs(student, teacher, inputs.of_the_batch)).backward()
+    assert all(tensor.grad is None for tensor in tensors(teacher))
+    for tensor in tensors(student):
+        assert tensor.grad is not None
+        assert tensor.grad.abs().max() > 0
+
+
+@every_loss
+def test_every_learnable_parameter_gets_a_gradient(row: Row) -> None:
+    loss = fresh(row)
+    parameters = dict(loss.named_parameters())
+    if not parameters:
+        pytest.skip("this loss learns nothing")
+    call(loss, row.inputs(0)).backward()
+    for name, parameter in parameters.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
 
 
 @every_loss
 def test_inputs_are_left_as_they_were(row: Row) -> None:
-    student, teacher = row.inputs(0)
-    before = student.clone(), teacher.clone()
-    value_and_gradient(row.loss(), student, teacher)
-    assert torch.equal(student, before[0])
-    assert torch.equal(teacher, before[1])
+    inputs, before = row.inputs(0), copy.deepcopy(row.inputs(0))
+    value_and_gradient(fresh(row), inputs)
+    given = [*tensors(inputs.student), *tensors(inputs.teacher), *inputs.of_the_batch.values()]
+    copies = [*tensors(before.student), *tensors(before.teacher), *before.of_the_batch.values()]
+    for tensor, other in zip(given, copies, strict=True):
+        assert torch.equal(tensor, other)
 
 
 @every_loss
 def test_gradcheck(row: Row) -> None:
-    student, teacher = row.inputs(0)
-    loss = row.loss()
-    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_(), eps=1e-6, atol=1e-6)
+    inputs, loss = row.inputs(0), fresh(row)
+    several = isinstance(inputs.student, tuple)
+
+    def value(*student: Tensor) -> Tensor:
+        side = student if several else student[0]
+        # A copy: a loss with a memory must see the same one in every call.
+        return call(copy.deepcopy(loss), Inputs(side, inputs.teacher, inputs.of_the_batch))
+
+    assert torch.autograd.gradcheck(value, tensors(with_gradient(inputs.student)), eps=1e-6, atol=1e-6)
 
 
 @every_loss
 def test_float32_is_close_to_float64(row: Row) -> None:
-    student, teacher = (part.float() for part in row.inputs(0))
-    value, gradient = value_and_gradient(row.loss(), student, teacher)
+    inputs = row.inputs(0).to(torch.float32)
+    value, gradients = value_and_gradient(fresh(row, dtype=torch.float32), inputs)
     assert value.dtype == torch.float32
-    expected, slope = value_and_gradient(row.loss(), student.double(), teacher.double())
+    expected, slopes = value_and_gradient(fresh(row), inputs.to(torch.float64))
     assert expected.dtype == torch.float64
     assert value.item() == pytest.approx(expected.item(), rel=1e-4)
-    assert (gradient - slope).abs().max() < 1e-3 * slope.abs().max()
+    for gradient, slope in zip(gradients, slopes, strict=True):
+        assert (gradient - slope).abs().max() < 1e-3 * slope.abs().max()
 
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_computed_in_float32(row: Row, dtype: torch.dtype) -> None:
-    student, teacher = (part.to(dtype) for part in row.inputs(0))
-    loss = row.loss()
-    expected = loss(student.float(), teacher.float())
-    found = loss(student, teacher)
+    inputs = row.inputs(0).to(dtype)
+    expected = call(fresh(row, dtype=torch.float32), inputs.to(torch.float32))
+    found = call(fresh(row, dtype=torch.float32), inputs)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
 
@@ -151,14 +334,14 @@ def test_half_precision_is_computed_in_float32(row: Row, dtype: torch.dtype) -> 
 @every_loss
 def test_autocast_changes_nothing(row: Row) -> None:
     """Around the forward pass, where PyTorch says that it belongs."""
-    student, teacher = (part.float() for part in row.inputs(0))
-    expected, slope = value_and_gradient(row.loss(), student, teacher)
-    student.requires_grad_()
+    inputs = row.inputs(0).to(torch.float32)
+    expected, slopes = value_and_gradient(fresh(row, dtype=torch.float32), inputs)
+    student, loss = with_gradient(inputs.student), fresh(row, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = row.loss()(student, teacher)
-    (gradient,) = torch.autograd.grad(value, student)
+        value = call(loss, Inputs(student, inputs.teacher, inputs.of_the_batch))
+    gradients = torch.autograd.grad(value, tensors(student))
     assert torch.equal(value.detach(), expected)
-    assert torch.equal(gradient, slope)
+    assert all(torch.equal(gradient, slope) for gradient, slope in zip(gradients, slopes, strict=True))
 
 
 @every_loss
@@ -173,123 +356,141 @@ def test_extreme_inputs_are_finite(row: Row, kind: str, who: str) -> None:
             "fp16 of ±6e4": 6e4 * part.sign(),
         }[kind]
 
-    student, teacher = row.inputs(0)
-    student = extreme(student) if who != "teacher" else student
-    teacher = extreme(teacher) if who != "student" else teacher
+    inputs = row.inputs(0)
+    student = each(inputs.student, extreme) if who != "teacher" else inputs.student
+    teacher = each(inputs.teacher, extreme) if who != "student" else inputs.teacher
     dtype = torch.float16 if kind.startswith("fp16") else torch.float32
-    value, gradient = value_and_gradient(row.loss(), student.to(dtype), teacher.to(dtype))
+    loss = fresh(row, dtype=torch.float32)
+    value, gradients = value_and_gradient(loss, Inputs(student, teacher, inputs.of_the_batch).to(dtype))
     assert value.isfinite()
-    assert gradient.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 @every_loss
 def test_order_of_the_samples(row: Row) -> None:
     if not row.batch_order_invariant:
         pytest.skip("this loss documents that the order of the samples matters")
-    student, teacher = row.inputs(0)
-    order = torch.arange(len(student)).flip(0)
-    value, gradient = value_and_gradient(row.loss(), student, teacher)
-    found, slope = value_and_gradient(row.loss(), student[order], teacher[order])
+    inputs = row.inputs(0)
+    value, gradients = value_and_gradient(fresh(row), inputs)
+    found, slopes = value_and_gradient(fresh(row), inputs.samples(lambda tensor: tensor.flip(0)))
     torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(slope, gradient[order], rtol=1e-6, atol=1e-9)
+    assert_close(slopes, [gradient.flip(0) for gradient in gradients], rtol=1e-6, atol=1e-9)
 
 
 @every_loss
 def test_falls_within_20_steps(row: Row) -> None:
-    student, teacher = row.inputs(0)
-    loss = row.loss()
-    start = loss(student, teacher).item()
-    student.requires_grad_()
-    optimiser = torch.optim.Adam([student], lr=0.05)
+    inputs, loss = row.inputs(0), fresh(row)
+    student = with_gradient(inputs.student)
+    inputs = Inputs(student, inputs.teacher, inputs.of_the_batch)
+    start = call(loss, inputs).item()
+    optimiser = torch.optim.Adam([*tensors(student), *loss.parameters()], lr=0.05)
     for _ in range(20):
         optimiser.zero_grad()
-        loss(student, teacher).backward()
+        call(loss, inputs).backward()
         optimiser.step()
-    assert loss(student, teacher).item() < 0.8 * start
+    assert call(loss, inputs).item() < 0.8 * start
 
 
 @every_loss
 def test_state_round_trip(row: Row) -> None:
-    student, teacher = row.inputs(0)
-    loss = row.loss()
-    loss(student, teacher)  # whatever state a call leaves is part of what must travel
-    restored = row.loss()
+    inputs, loss = row.inputs(0), fresh(row)
+    call(loss, inputs)  # whatever state a call leaves is part of what must travel
+    restored = row.loss().double()
     restored.load_state_dict(loss.state_dict())
-    expected = copy.deepcopy(loss)(student, teacher)
-    assert torch.equal(restored(student, teacher), expected)
+    expected = call(copy.deepcopy(loss), inputs)
+    assert torch.equal(call(restored, inputs), expected)
+
+
+@every_loss
+def test_a_call_in_eval_mode_leaves_no_trace(row: Row) -> None:
+    loss = fresh(row).eval()
+    before = copy.deepcopy(loss.state_dict())
+    call(loss, row.inputs(0))
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+    assert torch.equal(call(loss, row.inputs(1)), call(fresh(row).eval(), row.inputs(1)))
 
 
 @every_loss
 def test_parts_are_what_the_loss_sums(row: Row) -> None:
-    loss = row.loss()
+    loss = fresh(row)
     if not hasattr(loss, "parts"):
         assert not hasattr(loss, "weights")
         return
-    student, teacher = row.inputs(0)
-    parts = loss.parts(student, teacher)
+    inputs = row.inputs(0)
+    parts = call(copy.deepcopy(loss).parts, inputs)
     assert set(parts) == set(loss.weights)
     assert all(part.shape == () for part in parts.values())
     expected = sum(loss.weights[name] * part for name, part in parts.items())
-    torch.testing.assert_close(loss(student, teacher), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(call(copy.deepcopy(loss), inputs), expected, rtol=1e-12, atol=0)
     for name in parts:
-        alone = loss.parts(student, teacher, names=[name])
+        alone = call(copy.deepcopy(loss).parts, inputs, names=[name])
         assert set(alone) == {name}
         torch.testing.assert_close(alone[name], parts[name], rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match=r"part must be one of .*, got 'nonsense'"):
-        loss.parts(student, teacher, names=["nonsense"])
+        call(loss.parts, inputs, names=["nonsense"])
 
 
 @every_loss
 def test_compiled_value_and_gradient_are_the_same(row: Row) -> None:
     torch._dynamo.reset()
-    student, teacher = row.inputs(0)
-    loss = row.loss()
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=row.fullgraph)
-    expected, slope = value_and_gradient(loss, student, teacher)
-    found, gradient = value_and_gradient(compiled, student, teacher)
+    inputs = row.inputs(0)
+    compiled = torch.compile(fresh(row), backend="aot_eager", fullgraph=row.fullgraph)
+    expected, slopes = value_and_gradient(fresh(row), inputs)
+    found, gradients = value_and_gradient(compiled, inputs)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(gradient, slope, rtol=1e-6, atol=1e-9)
+    assert_close(gradients, slopes, rtol=1e-6, atol=1e-9)
 
 
 @every_loss
 def test_other_numbers_of_samples_are_refused(row: Row) -> None:
-    student, teacher = row.inputs(0)
+    inputs = row.inputs(0)
+    fewer = inputs.samples(lambda tensor: tensor[:-1])
     with pytest.raises(ValueError, match="student"):
-        row.loss()(student, teacher[:-1])
+        call(fresh(row), Inputs(inputs.student, fewer.teacher, inputs.of_the_batch))
+    for name in inputs.of_the_batch:
+        more = {**inputs.of_the_batch, name: fewer.of_the_batch[name]}
+        with pytest.raises(ValueError, match=name):
+            call(fresh(row), Inputs(inputs.student, inputs.teacher, more))
 
 
 @every_loss
 def test_signature(row: Row) -> None:
-    """`student` before `teacher`; settings by keyword, each with a default; nothing passed through blindly."""
+    """`student` before `teacher`; settings by keyword, with defaults but for sizes; nothing passed through blindly."""
     loss = row.loss()
-    assert list(inspect.signature(loss.forward).parameters) == ["student", "teacher"]
+    for name in ("forward", "parts"):
+        if hasattr(loss, name):
+            student, teacher, *more = inspect.signature(getattr(loss, name)).parameters.values()
+            assert (student.name, teacher.name) == ("student", "teacher")
+            assert {p.name for p in more} - {"names", "progress"} == set(row.inputs(0).of_the_batch)
+            assert all(p.kind is p.KEYWORD_ONLY for p in more)
     for parameter in inspect.signature(type(loss)).parameters.values():
         assert parameter.kind is parameter.KEYWORD_ONLY, parameter
-        assert parameter.default is not parameter.empty, parameter
+        # What a loss learns or remembers has a size that only its user knows.
+        assert parameter.default is not parameter.empty or loss.state_dict(), parameter
 
 
-def halves(rank: int, world_size: int) -> dict[str, dict[str, Tensor]]:
+def halves(rank: int, world_size: int) -> dict[str, dict[str, Any]]:
     results = {}
     for row in ROWS:
-        student, teacher = (part.chunk(world_size)[rank] for part in row.inputs(0))
-        value, gradient = value_and_gradient(row.loss(), student, teacher)
-        results[row.id] = {"value": value, "gradient": gradient}
+        mine = row.inputs(0).samples(lambda tensor: tensor.chunk(world_size)[rank])
+        value, gradients = value_and_gradient(fresh(row), mine)
+        results[row.id] = {"value": value, "gradients": gradients}
     return results
 
 
 @pytest.fixture(scope="module")
-def two_processes() -> list[dict[str, dict[str, Tensor]]]:
+def two_processes() -> list[dict[str, dict[str, Any]]]:
     return run_on_ranks(halves)
 
 
 @every_loss
-def test_two_processes_are_one(row: Row, two_processes: list[dict[str, dict[str, Tensor]]]) -> None:
+def test_two_processes_are_one(row: Row, two_processes: list[dict[str, dict[str, Any]]]) -> None:
     """Each with half of the samples; the mean of the ranks' values and, as DDP takes it, of their gradients."""
-    expected, slope = value_and_gradient(row.loss(), *row.inputs(0))
+    expected, slopes = value_and_gradient(fresh(row), row.inputs(0))
     ranks = [results[row.id] for results in two_processes]
     torch.testing.assert_close((ranks[0]["value"] + ranks[1]["value"]) / 2, expected, rtol=1e-9, atol=1e-12)
-    gradient = torch.cat([rank["gradient"] for rank in ranks]) / 2
-    torch.testing.assert_close(gradient, slope, rtol=1e-6, atol=1e-9)
+    gradients = [torch.cat(shares) / 2 for shares in zip(*(rank["gradients"] for rank in ranks), strict=True)]
+    assert_close(gradients, slopes, rtol=1e-6, atol=1e-9)
 
 
 # Every loss of the package is here, has a page, and can be asked for by name.

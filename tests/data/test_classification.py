@@ -324,3 +324,35 @@ def test_from_tensors() -> None:
 def test_tensors_that_do_not_fit(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageData.from_tensors(**{**tensors(), **change})
+
+
+def test_a_held_out_test_part_is_loaded_once_in_order(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "data", train=20, val=6)
+    plain = load_images(folder, batch_size=4)
+    held = load_images(folder, batch_size=4, hold_out_test=True, val_fraction=0.25)
+    assert plain.test is None
+    assert held.test is not None
+    assert (held.train.images, held.val.images, held.test.images) == (30, 10, 12)
+    assert_same(list(held.test), list(plain.val))
+    assert held.fingerprint != plain.fingerprint
+    on_disk = load_images(folder, batch_size=4, hold_out_test=True, val_fraction=0.25, in_memory=False, workers=0)
+    assert on_disk.test is not None
+    assert_same(list(on_disk.test), list(held.test))
+
+
+def test_digits_three_parts() -> None:
+    held = load_images("digits", batch_size=64, hold_out_test=True)
+    assert held.test is not None
+    assert held.train.images + held.val.images + held.test.images == 1797
+    assert held.test.images == load_images("digits", batch_size=64).val.images
+    assert len(set(torch.cat([b.labels for b in held.val]).tolist())) == 10
+
+
+def test_bad_images_of_the_test_part_are_found_too(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "data")
+    (tmp_path / "data/val/cat/03.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"val/cat/03.png: empty file"):
+        load_images(folder, batch_size=4, hold_out_test=True)
+    held = load_images(folder, batch_size=4, hold_out_test=True, skip_bad_images=True)
+    assert held.test is not None
+    assert (held.test.images, held.skipped) == (11, ("val/cat/03.png",))

@@ -73,6 +73,52 @@ def test_val_is_preferred_to_test(opened: Opened) -> None:
     assert all("val/" in name for name in splits.val.names())
 
 
+def hold(store: Store) -> Splits:
+    return read_splits(store, where="DATA", val_fraction=0.25, hold_out_test=True)
+
+
+@pytest.mark.parametrize("held", ["val", "test"])
+def test_a_held_out_test_part_is_what_validates_otherwise(opened: Opened, held: str) -> None:
+    store = opened(*names(8, "train/a", "train/b"), *names(3, f"{held}/a", f"{held}/b"))
+    plain, splits = read(store), hold(store)
+    assert plain.test is None
+    assert splits.test is not None
+    assert splits.test.keys == plain.val.keys
+    assert (len(splits.train), splits.val.labels) == (12, [0, 0, 1, 1])
+    assert sorted([*splits.train.keys, *splits.val.keys]) == sorted(plain.train.keys)
+
+
+def test_plain_class_folders_give_three_disjoint_parts(opened: Opened) -> None:
+    store = opened(*names(16, "a", "b"))
+    plain, splits = read(store), hold(store)
+    assert splits.test is not None
+    assert splits.test.keys == plain.val.keys, "a teacher trained by `train` has never learned from them"
+    assert [len(part) for part in splits.parts.values()] == [18, 6, 8]
+    assert len({key for part in splits.parts.values() for key in part.keys}) == 32
+
+
+def test_val_and_test_folders_are_taken_as_they_are(opened: Opened) -> None:
+    store = opened(*names(4, "train/a", "train/b"), *names(2, "test/a", "test/b"), *names(1, "val/a", "val/b"))
+    splits = hold(store)
+    assert splits.test is not None
+    assert [len(part) for part in splits.parts.values()] == [8, 2, 4]
+    assert all("test/" in name for name in splits.test.names())
+
+
+def test_a_test_folder_of_other_classes_is_refused_where_it_is_used(opened: Opened) -> None:
+    store = opened(*names(4, "train/a", "train/b"), *names(1, "val/a", "val/b", "test/a", "test/c"))
+    assert len(read(store).val) == 2
+    with pytest.raises(UserError, match=r"class 'b' is in .*train/ but not in .*test/"):
+        hold(store)
+
+
+def test_the_cut_of_the_validation_images_depends_on_names_alone(tmp_path: Path) -> None:
+    root = put(tmp_path / "data", *names(12, "train/a", "train/b"), *names(1, "test/a", "test/b"))
+    first = hold(Folder(root)).val.names()
+    nested = hold(Archive(pack(root, tmp_path / "nested.zip", "pets/"))).val.names()
+    assert [name.removeprefix("pets/") for name in nested] == first
+
+
 def test_plain_class_folders_are_split_in_every_class(opened: Opened) -> None:
     splits = read(opened(*names(8, "a", "b"), *names(4, "c")))
     assert splits.classes == ("a", "b", "c")

@@ -100,6 +100,36 @@ def test_a_position_continues_the_epoch_exactly(kind: str, samples: Samples, bat
     assert_same(list(whole), following)
 
 
+def make_at(epoch: int, kind: str, samples: Samples, **settings: int) -> Loader:
+    loader = make(kind, samples, **settings)
+    loader.set_position(epoch)
+    return loader
+
+
+def by_index(loader: Loader) -> dict[int, torch.Tensor]:
+    return {int(i): image for batch in loader for i, image in zip(batch.indices, batch.images, strict=True)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_views_come_again_whatever_the_order(kind: str, samples: Samples) -> None:
+    ours, theirs = make(kind, samples, seed=5), make(kind, samples, seed=6, batch_size=4)
+    for loader in (ours, theirs):
+        loader.cycle_views(2, seed=9)
+    first, second, again = (by_index(ours) for _ in range(3))
+    others = by_index(theirs)
+    both = first.keys() & again.keys()
+    assert len(both) > 10
+    assert all(torch.equal(first[i], again[i]) for i in both)
+    assert not all(torch.equal(first[i], second[i]) for i in first.keys() & second.keys())
+    assert all(torch.equal(first[i], others[i]) for i in first.keys() & others.keys())
+    assert list(first) != list(again)
+    ours.cycle_views(None)
+    ours.set_position(2)
+    assert_same(list(ours), list(make_at(2, kind, samples, seed=5)))
+    with pytest.raises(ValueError, match="count: expected at least 1 view"):
+        ours.cycle_views(0, seed=0)
+
+
 def test_positions_that_do_not_exist(samples: Samples) -> None:
     loader = make("memory", samples)
     for position in ((0, 4), (-1, 0), (0, -1)):

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from reldistill.features.adapters import MapAdapter, StridedTokeniser, map_adapter
+from reldistill.features.adapters import (
+    EachLevel,
+    MapAdapter,
+    NormedProjection,
+    PixelwiseRegressor,
+    StridedTokeniser,
+    map_adapter,
+)
 from reldistill.types import LevelInfo
 
 sizes = st.integers(1, 9)
@@ -82,3 +89,29 @@ def test_tokeniser_with_equal_weights_is_average_pooling() -> None:
     # At an odd edge the last row and column stand for those that are not there.
     odd = torch.rand(1, 3, 3, 3)
     torch.testing.assert_close(tokeniser(odd)[:, :, 1, 1], odd[:, :, 2, 2])
+
+
+@pytest.mark.parametrize("kind", [PixelwiseRegressor, NormedProjection])
+@pytest.mark.parametrize("size", [(3, 5), (8, 8), (4, 4)])
+def test_regressors_and_projections_take_the_teachers_shape(kind: type[nn.Module], size: tuple[int, int]) -> None:
+    adapter = kind(3, 6, teacher_size=size)
+    made = adapter(torch.rand(2, 3, 4, 4))
+    assert made.shape == (2, 6, *size)
+    made.square().sum().backward()
+    for name, parameter in adapter.named_parameters():
+        assert parameter.grad is not None, name
+
+
+def test_a_normed_projection_has_mean_0_and_variance_1() -> None:
+    made = NormedProjection(3, 6, teacher_size=(4, 4))(10 * torch.rand(8, 3, 4, 4))
+    torch.testing.assert_close(made.mean(dim=(0, 2, 3)), torch.zeros(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(made.var(dim=(0, 2, 3), correction=0), torch.ones(6), rtol=1e-3, atol=0)
+
+
+def test_each_level_has_its_own_adapter() -> None:
+    adapters = EachLevel([nn.Identity(), nn.Flatten()])
+    first, second = adapters(torch.ones(2, 3), torch.zeros(2, 3, 4))
+    assert first.shape == (2, 3)
+    assert second.shape == (2, 12)
+    with pytest.raises(ValueError, match="shorter"):
+        adapters(torch.ones(2, 3))

@@ -610,16 +610,37 @@ STAGES: dict[str, tuple[Callable[[], nn.Module], int, list[str]]] = {
         ["features.relu0 32", "features.denseblock1 16", "features.denseblock2 8"],
     ),
     "swin": (swin, 32, ["layers.0 16", "layers.1 8"]),
-    "vit": (vit, 16, ["blocks.0 4", "blocks.1 4", "blocks.2 4"]),
+    "vit": (vit, 16, ["blocks.0 4", "blocks.1 4"]),
     "deit": (
         lambda: timm.create_model("deit_tiny_patch16_224", num_classes=CLASSES, depth=2, embed_dim=24, num_heads=2),
         224,
-        ["blocks.0 14", "blocks.1 14"],
+        ["blocks.0 14"],
     ),
-    "torchvision vit": (NETWORKS["torchvision vit"][0], 16, [f"encoder.layers.encoder_layer_{i} 4" for i in range(2)]),
+    "torchvision vit": (NETWORKS["torchvision vit"][0], 16, ["encoder.layers.encoder_layer_0 4"]),
     "mixer": (mixer, 16, ["blocks.0 4", "blocks.1 4", "blocks.2 4"]),
     "plain": (Plain, 16, ["norm 16", "late 8"]),
 }
+
+
+def test_the_last_block_counts_where_the_classifier_sees_its_patches() -> None:
+    by_token, by_mean = (
+        Extractor(
+            timm.create_model(
+                "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2, global_pool=pool
+            )
+        )
+        for pool in ("token", "avg")
+    )
+    assert [level.name for level in by_token.stages(16)] == ["blocks.0", "blocks.1"]
+    assert [level.name for level in by_mean.stages(16)] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert by_token.level("blocks.2", 16).kind == "tokens", "it can still be named"
+    for parameter in by_token.network.parameters():
+        parameter.requires_grad_(False)
+    by_token.survey(16)
+    with torch.no_grad():
+        assert [level.name for level in by_token.stages(16)] == ["blocks.0", "blocks.1"], "frozen networks too"
+    assert by_token.network.training
+    assert all(p.grad is None for p in by_token.network.parameters())
 
 
 @pytest.mark.parametrize("name", STAGES)

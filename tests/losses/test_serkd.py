@@ -238,6 +238,28 @@ def test_half_precision_of_any_magnitude(assignment, neighbourhood):
     assert student.grad.isfinite().all()
 
 
+@ASSIGNMENTS
+@NEIGHBOURHOODS
+def test_compiled_under_autocast_it_is_one_graph_of_the_same_value(assignment, neighbourhood):
+    """Tokens of bf16 networks on uneven cells; what is inside is computed in float32.
+
+    PyTorch compiles the backward pass under the forward's autocast; so it is run under it here in both.
+    """
+    torch._dynamo.reset()
+    student, teacher = (part.bfloat16() for part in maps(student=(2, 3, 7, 5), teacher=(2, 5, 6, 6)))
+    loss = SeRKD(assignment=assignment, neighbourhood=neighbourhood)
+    found = []
+    for function in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)):
+        given_ = student.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = function(given_, teacher)
+            gradient = torch.autograd.grad(value, given_)
+        assert value.dtype == torch.float32
+        found += [(value.detach(), *gradient)]
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[1][1], found[0][1])
+
+
 def test_superpixels_that_are_compared_are_those_drawn():
     student, teacher = maps()
     ours, theirs = SeRKD(assignment="teacher").superpixels(student, teacher)

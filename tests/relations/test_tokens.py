@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reldistill.relations.tokens import map_to_tokens, tokenise, tokens_to_map
+from reldistill.relations.tokens import map_to_tokens, on_common_grid, tokenise, tokens_to_map
 
 
 def test_token_n_is_row_by_row():
@@ -84,3 +84,19 @@ def test_half_precision_is_lifted():
 def test_bad_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
         tokenise(torch.zeros(1, 1, 4, 4), **arguments)
+
+
+def test_maps_meet_on_the_coarser_grid_of_each_axis():
+    student, teacher = torch.rand(2, 3, 4, 2), torch.rand(2, 5, 2, 6)
+    ours, theirs = on_common_grid(student, teacher)
+    assert ours.shape == (2, 3, 2, 2)
+    assert theirs.shape == (2, 5, 2, 2)
+    torch.testing.assert_close(ours[:, :, 1, 0], student[:, :, 2:, 0].mean(dim=2))
+    torch.testing.assert_close(theirs[:, :, 0, 1], teacher[:, :, 0, 3:].mean(dim=2))
+
+
+def test_maps_on_one_grid_are_left_alone():
+    student, teacher = torch.rand(2, 3, 4, 3), torch.rand(2, 5, 4, 3)
+    ours, theirs = on_common_grid(student, teacher)
+    assert ours is student
+    assert theirs is teacher

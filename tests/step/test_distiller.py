@@ -10,10 +10,10 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers import run_on_ranks
+from reldistill.build import build_distiller
 from reldistill.features.adapters import MapAdapter
 from reldistill.features.extract import Extractor
 from reldistill.losses import KD, RKD, FitNets
-from reldistill.methods import build_distiller
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.term import Term, value_at
-from reldistill.types import Features
+from reldistill.types import Batch, Features
 
 
 class Gap(nn.Module):
@@ -95,3 +95,33 @@ def test_a_losss_own_parameters_belong_to_the_term() -> None:
 def test_value_at_the_places_of_a_network() -> None:
     features = Features(logits=torch.ones(1), pooled=torch.ones(2), levels={"layer1": torch.ones(3)})
     assert [len(value_at(features, place)) for place in ("logits", "pooled", "layer1")] == [1, 2, 3]
+
+
+class ByLabel(nn.Module):
+    """A loss that needs the labels, and both networks at two places."""
+
+    def forward(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], *, labels: Tensor) -> Tensor:
+        return sum((s - t).abs().sum() for s, t in zip(student, teacher, strict=True)) + labels.sum()
+
+
+def test_several_places_and_what_the_loss_names_of_the_batch() -> None:
+    term = Term("t", ByLabel(), student=("a", "logits"), teacher=("b", "logits"), weights=2.0)
+    student = Features(logits=torch.zeros(1, 2), levels={"a": torch.ones(1)})
+    teacher = Features(logits=torch.ones(1, 2), levels={"b": torch.zeros(1)})
+    batch = Batch(torch.rand(1, 3, 2, 2), torch.tensor([4]))
+    values = term(value_at(student, term.student), value_at(teacher, term.teacher), batch=batch)
+    assert values["t"].item() == 2.0 * (1 + 2 + 4)
+    assert term.student_places == ("a", "logits")
+    assert term.looks_inside
+
+
+@pytest.mark.parametrize("batch", [None, Batch(torch.rand(1, 3, 2, 2), torch.tensor([4]))])
+def test_what_the_batch_lacks(batch: Batch | None) -> None:
+    class ByIndex(nn.Module):
+        def forward(self, student: Tensor, teacher: Tensor, *, indices: Tensor) -> Tensor:
+            return (student - teacher).abs().mean() * indices.sum()
+
+    term = Term("memory", ByIndex(), student="pooled", teacher="pooled", weights=1.0)
+    assert not term.looks_inside
+    with pytest.raises(ValueError, match="memory needs the indices of a batch"):
+        term(STUDENT, TEACHER, batch=batch)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from reldistill.build import build_distiller
 from reldistill.checks import UserError
-from reldistill.methods import build_distiller
 from reldistill.tasks.classification import Classification
 from reldistill.train.module import DistillationModule
 from reldistill.types import Batch

@@ -103,3 +103,23 @@ def test_frozen_parameters_are_left_out(name: str) -> None:
 def test_adamw_of_norms_alone() -> None:
     optimizer = make_optimizer([nn.BatchNorm2d(3)], optimizer="adamw", lr=0.1, weight_decay=0.5)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0]
+
+
+class WithPositions(nn.Module):
+    """A network that names, as timm's do, what is not to be decayed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, 4, 8))
+        self.project = nn.Linear(8, 2)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "of_another_variant"}
+
+
+def test_adamw_leaves_alone_what_a_network_asks_for() -> None:
+    inside = nn.ModuleDict({"student": WithPositions(), "adapter": nn.Linear(2, 3)})
+    optimizer = make_optimizer([inside], optimizer="adamw", lr=1e-3, weight_decay=0.1)
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {id(inside["student"].project.weight), id(inside["adapter"].weight)}
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == 5

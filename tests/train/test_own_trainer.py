@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from reldistill.build import build_distiller
 from reldistill.checks import UserError
-from reldistill.methods import build_distiller
 from reldistill.tasks.classification import Classification
 from reldistill.train.module import DistillationModule
 from reldistill.train.optimisers import lr_factor
@@ -131,3 +131,11 @@ def test_max_steps_and_accumulation_set_the_length_of_the_schedule() -> None:
 def test_a_trainer_without_an_end_is_refused() -> None:
     with pytest.raises(UserError, match="give it max_epochs or max_steps"):
         trainer(max_epochs=-1).fit(make(), loader())
+
+
+def test_a_second_fit_is_a_new_training() -> None:
+    module = make()
+    trainer(max_epochs=1).fit(module, loader())
+    trainer(max_epochs=4).fit(module, loader())
+    assert module.total_batches == module.batches_done == 12
+    assert module.progress == 1.0

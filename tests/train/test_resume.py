@@ -70,6 +70,24 @@ def what_is_left(run: Path, *, pictures: bool = True) -> dict[str, Any]:
     return {**left, "history": history, "result": result, "status": record["status"], "notes": record["notes"]}
 
 
+def test_killed_while_a_teacher_cache_is_filled_and_read(world: Path) -> None:
+    cached = {**LONG, **STUDENTS["32-true"], "method": "kd+rkd", "cache_views": 2}
+    command = with_options(DISTILL, **cached)
+    resume = with_options(command, out="killed-cached", cache_teacher="cache-2", resume=True)
+    statuses = live(
+        world,
+        [
+            (with_options(command, out="whole-cached", cache_teacher="cache-1"), ""),
+            *((resume, moment) for moment in ("batch:2", "batch:3", "replace:4", "batch:4")),
+            (resume, ""),
+        ],
+    )
+    assert statuses == [0, *[KILLED] * 4, 0]
+    assert what_is_left(world / "killed-cached") == what_is_left(world / "whole-cached")
+    for name in ("present.u8", "cache.json"):
+        assert (world / "cache-2" / name).read_bytes() == (world / "cache-1" / name).read_bytes()
+
+
 @pytest.mark.parametrize("precision", STUDENTS)
 def test_killed_at_any_moment_and_resumed_is_bit_identical(world: Path, precision: str) -> None:
     command = with_options(DISTILL, **{**LONG, **STUDENTS[precision]})
@@ -143,3 +161,33 @@ def test_resuming_a_finished_run_returns_its_record_at_once(world: Path) -> None
     assert "epoch" not in again.stderr
     assert "training" not in again.stderr
     assert before == {path: path.stat().st_mtime_ns for path in (world / "teacher").iterdir()}
+
+
+VIT_TEACHER = VIT.replace('"depth":2', '"depth":3')
+MEMORIES = {
+    "crd+mgd": {"teacher": "teacher", "settings": '{"crd":{"negatives":8,"dim":8}}'},
+    "leap": {"teacher": "vit-teacher", "settings": '{"leap":{"longest_stay":0.4,"smoothing":0.5}}'},
+}
+
+
+@pytest.mark.parametrize("method", MEMORIES)
+def test_what_losses_remember_is_resumed_too(world: Path, method: str) -> None:
+    """CRD's bank and LEAP's block, which every later step depends on."""
+    if method == "leap":
+        train = with_options(TRAIN, model="vit_tiny_patch16_224", model_arguments=VIT_TEACHER, lr=0.01, epochs=12)
+        assert live(world, [(with_options(train, out="vit-teacher"), "")]) == [0]
+    command = with_options(
+        DISTILL, method=method, epochs=4, checkpoint_every=1, precision="32-true", **MEMORIES[method]
+    )
+    whole, killed = f"whole-{method}", f"killed-{method}"
+    resume = with_options(command, out=killed, resume=True)
+    lives = [(with_options(command, out=whole), ""), (resume, "batch:2"), (resume, "batch:5"), (resume, "")]
+    assert live(world, lives) == [0, KILLED, KILLED, 0]
+    assert what_is_left(world / killed) == what_is_left(world / whole)
+    expected, found = (unpack(world / run / "last.ckpt")["module"] for run in (whole, killed))
+    remembered = [name for name in expected if name.endswith(("student_bank", "log_scales", "loss.block"))]
+    assert remembered
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    if method == "leap":
+        assert expected[remembered[0]] > 0, "it has moved on"

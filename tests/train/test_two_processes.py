@@ -56,6 +56,8 @@ def test_losses_accuracies_and_weights_are_those_of_one_process(answers: tuple[P
     folder, _ = answers
     one, two = (json.loads((folder / f"{n}/record.json").read_text()) for n in (1, 2))
     assert len(one["history"]) == len(two["history"]) == 2
+    before, after = (epoch["train"]["total"] for epoch in one["history"])
+    assert after < 0.99 * before, "there was something to learn"
     for expected, found in zip(one["history"], two["history"], strict=True):
         assert found["train"] == pytest.approx(expected["train"], rel=2e-5)
         assert found["val"]["accuracy"] == expected["val"]["accuracy"]

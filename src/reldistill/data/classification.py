@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -19,7 +19,7 @@ from .decode import BadImage
 from .files import Archive, Folder, read_splits
 from .loader import DiskPixels, Loader, MemoryPixels
 from .named import CIFAR, NAMES, TIMM_PREFIXES, cifar, digits, from_timm
-from .samples import Samples, Splits, check_all, cores, decode_all, fingerprint
+from .samples import Samples, Splits, check_all, cores, decode_all, fingerprint, hold_out
 
 DEFAULT_SIZE = 224
 SMALL_SIDE = 64  # up to this side images are kept in memory, and their own size is the default
@@ -48,6 +48,7 @@ class ImageData:
         fingerprint: 16 hex digits that change with the images' names, labels, file sizes (or pixels), split or size.
         augment: what is done to training images, `auto` resolved.
         in_memory: whether all images are held in memory.
+        test: every held-out image once, in order; None where none were asked for.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ImageData:
     fingerprint: str
     augment: str
     in_memory: bool
+    test: Loader | None = None
 
     @staticmethod
     def from_tensors(
@@ -139,6 +141,7 @@ def load_images(
     seed: int = 0,
     augment: str = "auto",
     val_fraction: float = 0.1,
+    hold_out_test: bool = False,
     skip_bad_images: bool = False,
     workers: int | None = None,
     download: bool = False,
@@ -160,6 +163,8 @@ def load_images(
         augment: `none`; `crop`: random crops; `crop-flip`: and horizontal flips; `strong`: and colours and erasing;
             `auto`: `crop-flip`, but `crop` where a mirrored image is another class's.
         val_fraction: the part of each class that validates, where the data come without such a part.
+        hold_out_test: make three parts. What would validate otherwise tests, and `val_fraction` of each class of the
+            training images validates; where the data have a `val/` beside their `test/`, these are taken.
         skip_bad_images: leave out images that cannot be decoded, instead of stopping at them.
         workers: processes that decode images kept on disk; None: one a core, at most eight.
         download: fetch a named data set that is not there yet.
@@ -170,13 +175,13 @@ def load_images(
         limit: use at most so many images of each split, evenly over the classes, for a quick trial.
     """
     _check_settings(image_size, batch_size, val_fraction, workers, limit)
-    splits = open_splits(data, val_fraction=val_fraction, download=download)
+    splits = open_splits(data, val_fraction=val_fraction, download=download, hold_out_test=hold_out_test)
     how = Augment.named(augment, flips=splits.flips)
     if limit is not None and limit < len(splits.classes):
         raise UserError(
             f"limit {limit}: {splits.where} has {len(splits.classes)} classes; give at least one image each"
         )
-    splits = replace(splits, train=splits.train.limited(limit), val=splits.val.limited(limit))
+    splits = splits.with_parts({part: samples.limited(limit) for part, samples in splits.parts.items()})
     _check_every_class(splits)
     _check_counts(len(splits.train), len(splits.val), batch_size, rank, world_size, splits.where)
     quiet = rank > 0
@@ -194,7 +199,7 @@ def load_images(
         workers = min(MAX_WORKERS, max(1, cores() // world_size))
     ranks: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
     loaders = {}
-    for split, samples in (("train", splits.train), ("val", splits.val)):
+    for split, samples in splits.parts.items():
         own = how if split == "train" else None
         source: MemoryPixels | DiskPixels
         if pixels is not None:
@@ -210,6 +215,7 @@ def load_images(
         classes=splits.classes,
         train=loaders["train"],
         val=loaders["val"],
+        test=loaders.get("test"),
         image_size=side,
         native_size=(median_low(w for w, _ in sizes), median_low(h for _, h in sizes)),
         skipped=skipped,
@@ -219,25 +225,31 @@ def load_images(
     )
 
 
-def open_splits(data: str, *, val_fraction: float = 0.1, download: bool = False) -> Splits:
+def open_splits(data: str, *, val_fraction: float = 0.1, download: bool = False, hold_out_test: bool = False) -> Splits:
     """Find the images of `data` and their labels, without decoding any."""
-    if data == "digits":
-        return digits()
-    if data in CIFAR:
-        return cifar(data, download=download)
+    is_of_timm = data.partition("/")[0] in TIMM_PREFIXES and not Path(data).expanduser().exists()
+    if data in NAMES or is_of_timm:
+        splits = _open_named(data, val_fraction=val_fraction, download=download)
+        return hold_out(splits, val_fraction) if hold_out_test else splits
     path = Path(data).expanduser()
     if path.is_dir():
-        return read_splits(Folder(path), where=data, val_fraction=val_fraction)
+        return read_splits(Folder(path), where=data, val_fraction=val_fraction, hold_out_test=hold_out_test)
     if path.is_file():
-        return read_splits(Archive(path), where=data, val_fraction=val_fraction)
-    if data.partition("/")[0] in TIMM_PREFIXES:
-        return from_timm(data, download=download, val_fraction=val_fraction)
+        return read_splits(Archive(path), where=data, val_fraction=val_fraction, hold_out_test=hold_out_test)
     beside = path.parent
     near = difflib.get_close_matches(path.name, [p.name for p in beside.iterdir()] if beside.is_dir() else [], n=3)
     near = [str(beside / name) for name in near] + difflib.get_close_matches(data, NAMES, n=1)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     what = "no such file or folder" if beside.is_dir() else f"no such folder as {beside}"
     raise UserError(f"data {data!r}: {what}; {hint}give {ACCEPTED}")
+
+
+def _open_named(data: str, *, val_fraction: float, download: bool) -> Splits:
+    if data == "digits":
+        return digits()
+    if data in CIFAR:
+        return cifar(data, download=download)
+    return from_timm(data, download=download, val_fraction=val_fraction)
 
 
 def _check_settings(
@@ -275,7 +287,7 @@ def _choose_size(splits: Splits, asked: int | None) -> tuple[int, bool]:
     if asked is not None or splits.default_size is not None:
         return asked or splits.default_size or DEFAULT_SIZE, False
     found = set()
-    for samples in (splits.train, splits.val):
+    for samples in splits.parts.values():
         step = max(1, len(samples) // PROBED)
         found |= {samples.reader.header_size(key) for key in list(samples.keys)[::step]}
     found.discard(None)
@@ -285,29 +297,28 @@ def _choose_size(splits: Splits, asked: int | None) -> tuple[int, bool]:
 
 
 def _fits(splits: Splits, side: int) -> bool:
-    return side <= SMALL_SIDE and (len(splits.train) + len(splits.val)) * 3 * side * side <= MEMORY_LIMIT
+    return side <= SMALL_SIDE and sum(map(len, splits.parts.values())) * 3 * side * side <= MEMORY_LIMIT
 
 
 @dataclass(frozen=True)
 class _Content:
-    """What one pass over all images found: for each split the decoded images, for all images size or fault."""
+    """What one pass over all images found: for each split the decoded images, and each image's size or fault."""
 
     pixels: dict[str, Tensor] | None
-    train: list[tuple[int, int] | BadImage]
-    val: list[tuple[int, int] | BadImage]
+    found: dict[str, list[tuple[int, int] | BadImage]]
 
     @property
     def sizes(self) -> list[tuple[int, int] | BadImage]:
-        return self.train + self.val
+        return [size for found in self.found.values() for size in found]
 
 
 def _look_at_all(splits: Splits, side: int | None, quiet: bool) -> _Content:
     """Decode every image, to keep it at `side` or (None) only to know that it is sound."""
     if side is None:
-        return _Content(None, check_all(splits.train, quiet=quiet), check_all(splits.val, quiet=quiet))
-    train, train_sizes = decode_all(splits.train, side, quiet=quiet)
-    val, val_sizes = decode_all(splits.val, side, quiet=quiet)
-    return _Content({"train": torch.from_numpy(train), "val": torch.from_numpy(val)}, train_sizes, val_sizes)
+        return _Content(None, {name: check_all(samples, quiet=quiet) for name, samples in splits.parts.items()})
+    decoded = {name: decode_all(samples, side, quiet=quiet) for name, samples in splits.parts.items()}
+    pixels = {name: torch.from_numpy(array) for name, (array, _) in decoded.items()}
+    return _Content(pixels, {name: sizes for name, (_, sizes) in decoded.items()})
 
 
 def _without_bad(
@@ -320,7 +331,8 @@ def _without_bad(
     pixels = content.pixels
     skipped: list[str] = []
     sound: dict[str, Samples] = {}
-    for split, samples, found in (("train", splits.train, content.train), ("val", splits.val, content.val)):
+    for split, samples in splits.parts.items():
+        found = content.found[split]
         good = [i for i, size in enumerate(found) if not isinstance(size, BadImage)]
         if len(good) < len(samples):
             names = samples.names()
@@ -329,13 +341,13 @@ def _without_bad(
                 pixels = {**pixels, split: pixels[split][torch.tensor(good, dtype=torch.int64)]}
             samples = samples.subset(good)
         sound[split] = samples
-    splits = replace(splits, train=sound["train"], val=sound["val"])
+    splits = splits.with_parts(sound)
     _check_every_class(splits, after=f" after leaving out {len(skipped)} bad images" if skipped else "")
     return splits, pixels, tuple(skipped)
 
 
 def _check_every_class(splits: Splits, *, after: str = "") -> None:
-    for split, samples in (("train", splits.train), ("val", splits.val)):
+    for split, samples in splits.parts.items():
         for label in sorted(set(range(len(splits.classes))) - set(samples.labels)):
             raise UserError(
                 f"{splits.where}: class {splits.classes[label]!r} has no images in {split}{after}; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..checks import UserError
 from .decode import EXTENSIONS, BadImage, check, decode, header_size
-from .samples import Samples, Splits, split_by_name
+from .samples import Samples, Splits, hold_out, split_by_name
 
 VAL_FOLDERS = ("val", "valid", "validation", "test")  # in order of preference
 MEMBER_LIMIT = 1 << 30  # bytes; a larger member of an archive is no photograph
@@ -185,14 +185,18 @@ def _look_through(store: Store) -> str:
     return folder
 
 
-def _split_folders(store: Store, top: str, where: str) -> tuple[str | None, str | None]:
-    """(training folder, validation folder) inside `top`; a folder only counts if it holds folders."""
+def _split_folders(store: Store, top: str, where: str) -> tuple[str | None, str | None, str | None]:
+    """(training, validation, test folder) inside `top`; a folder only counts if it holds folders.
+
+    Where nothing else could validate, the test folder does, and there is none to test on.
+    """
     prefix = f"{top}/" if top else ""
     found = {name.lower(): prefix + name for name in _subfolders(store, top) if _subfolders(store, prefix + name)}
     val = next((found[name] for name in VAL_FOLDERS if name in found), None)
     if val and "train" not in found:
         raise UserError(f"{where}: has {val}/ but no train/ beside it; name the training folder train")
-    return found.get("train"), val
+    test = found.get("test")
+    return found.get("train"), val, test if test != val else None
 
 
 def _labelled(reader: FileReader, images: dict[str, list[str]], classes: tuple[str, ...]) -> Samples:
@@ -200,10 +204,10 @@ def _labelled(reader: FileReader, images: dict[str, list[str]], classes: tuple[s
     return Samples(reader, [path for path, _ in pairs], [label for _, label in pairs])
 
 
-def read_splits(store: Store, *, where: str, val_fraction: float) -> Splits:
-    """Find the class folders of a Store, and its training and validation images."""
+def read_splits(store: Store, *, where: str, val_fraction: float, hold_out_test: bool = False) -> Splits:
+    """Find the class folders of a Store, and its training, validation and (if asked for) test images."""
     top = _look_through(store)
-    train_folder, val_folder = _split_folders(store, top, where)
+    train_folder, val_folder, test_folder = _split_folders(store, top, where)
     folder = top if train_folder is None else train_folder
     train_images = _images_by_class(store, folder)
     classes = tuple(train_images)
@@ -212,14 +216,22 @@ def read_splits(store: Store, *, where: str, val_fraction: float) -> Splits:
     if val_folder is None:
         train, val = split_by_name(train, val_fraction, classes=classes, where=where, prefix=f"{folder}/")
     else:
-        val_images = _images_by_class(store, val_folder)
-        for name in sorted(set(val_images) ^ set(classes)):
-            there, lacking = (train_folder, val_folder) if name in train_images else (val_folder, train_folder)
-            raise UserError(
-                f"{where}: class {name!r} is in {there}/ but not in {lacking}/; both must hold the same classes"
-            )
-        val = _labelled(FileReader(store), val_images, classes)
-    return Splits(train, val, classes, where)
+        val = _same_classes(store, val_folder, classes, train_folder=folder, where=where)
+    splits = Splits(train, val, classes, where)
+    if hold_out_test and test_folder is not None:
+        return replace(splits, test=_same_classes(store, test_folder, classes, train_folder=folder, where=where))
+    return hold_out(splits, val_fraction, prefix=f"{folder}/") if hold_out_test else splits
+
+
+def _same_classes(store: Store, folder: str, classes: tuple[str, ...], *, train_folder: str, where: str) -> Samples:
+    """The images of a part that is not for training; UserError unless it holds the training folder's classes."""
+    images = _images_by_class(store, folder)
+    for name in sorted(set(images) ^ set(classes)):
+        there, lacking = (train_folder, folder) if name in classes else (folder, train_folder)
+        raise UserError(
+            f"{where}: class {name!r} is in {there}/ but not in {lacking}/; both must hold the same classes"
+        )
+    return _labelled(FileReader(store), images, classes)
 
 
 def _check_classes(store: Store, images: dict[str, list[str]], where: str) -> None:

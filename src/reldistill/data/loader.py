@@ -1,4 +1,4 @@
-"""Batches in an order, and with random changes, that depend on (seed, epoch, batch or image) and on nothing else."""
+"""Batches in an order that depends on (seed, epoch), and with random changes that depend on (seed, epoch, image)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,10 @@ class Plan:
     """One batch to make.
 
     Args:
-        number: its place in the epoch.
         indices: (B,) the images of the whole batch, over all ranks.
         mine: the part of them that this rank makes.
     """
 
-    number: int
     indices: Tensor
     mine: slice
 
@@ -60,18 +58,23 @@ class MemoryPixels:
 
     def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
         """The planned batches, in order."""
+        draws = self._draws(seed, epoch)
         for plan in plans:
             mine = plan.indices[plan.mine].to(self.pixels.device)
             # index_select on flat rows copies whole images; plain indexing takes thirty times as long
             pixels = self.pixels.flatten(1).index_select(0, mine).view(-1, *self.pixels.shape[1:])
-            if self.augment is None:
+            if self.augment is None or draws is None:
                 images = to_float(pixels)
             else:
-                draws = torch.rand(
-                    len(plan.indices), DRAWS, generator=generator_of("augment", seed, epoch, plan.number)
-                )
-                images = augment_batch(pixels, draws[plan.mine].to(pixels.device), self.augment)
+                chosen = draws.index_select(0, plan.indices[plan.mine]).to(pixels.device)
+                images = augment_batch(pixels, chosen, self.augment)
             yield Batch(images, self.labels.index_select(0, mine), mine)
+
+    def _draws(self, seed: int, epoch: int) -> Tensor | None:
+        """One row an image, so that its changes depend on nothing but seed, epoch and its index."""
+        if self.augment is None:
+            return None
+        return torch.rand(len(self), DRAWS, generator=generator_of("augment", seed, epoch))
 
 
 class _ImageFiles(Dataset[Any]):
@@ -157,6 +160,7 @@ class Loader:
     Iterating yields one epoch and moves on to the next; `set_position` chooses the epoch and the first batch. Training
     order is a permutation seeded by (seed, epoch), and its last, incomplete batch is left out. Validation keeps the
     images' order, takes each exactly once, and makes its batches as even as possible, so that no rank goes without.
+    `cycle_views` lets the random changes of a few epochs come again and again.
 
     Args:
         pixels: the images.
@@ -174,7 +178,14 @@ class Loader:
         self.batch_size = batch_size
         self._pixels, self._training, self._seed = pixels, training, seed
         self._epoch, self._first = 0, 0
+        self._views: tuple[int, int] | None = None
         self.shard(rank, world_size)
+
+    def cycle_views(self, count: int | None, *, seed: int = 0) -> None:
+        """Let epoch e show every image as epoch e mod `count` of `seed` does; None: as every epoch of its own does."""
+        if count is not None and count < 1:
+            raise ValueError(f"count: expected at least 1 view, got {count}")
+        self._views = None if count is None else (count, seed)
 
     def shard(self, rank: int, world_size: int) -> None:
         """Make only this process's part of every batch from now on: which process it is may be known late."""
@@ -213,17 +224,20 @@ class Loader:
             parts = torch.arange(self.images).tensor_split(self._count)
         return [
             Plan(
-                number,
                 part,
                 slice(
                     len(part) * self._rank // self._world_size,
                     len(part) * (self._rank + 1) // self._world_size,
                 ),
             )
-            for number, part in enumerate(parts)
+            for part in parts
         ][first:]
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._epoch, self._first
         self._epoch, self._first = epoch + 1, 0
-        return self._pixels.batches(self._seed, epoch, self._plans(epoch, first))
+        plans = self._plans(epoch, first)
+        if self._views is None:
+            return self._pixels.batches(self._seed, epoch, plans)
+        count, seed = self._views
+        return self._pixels.batches(seed, epoch % count, plans)

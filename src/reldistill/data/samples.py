@@ -6,9 +6,9 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -85,6 +85,7 @@ class Splits:
         where: what to call the data in a message.
         default_size: image size to use when none is asked for; None = judge by the images.
         flips: whether a mirrored image still belongs to its class.
+        test: images that nothing is chosen by, where some were asked for.
     """
 
     train: Samples
@@ -93,6 +94,17 @@ class Splits:
     where: str
     default_size: int | None = None
     flips: bool = True
+    test: Samples | None = None
+
+    @property
+    def parts(self) -> dict[str, Samples]:
+        """The parts that there are, by name."""
+        held_out = {} if self.test is None else {"test": self.test}
+        return {"train": self.train, "val": self.val, **held_out}
+
+    def with_parts(self, parts: Mapping[str, Samples]) -> Splits:
+        """The same with other images in its parts."""
+        return replace(self, train=parts["train"], val=parts["val"], test=parts.get("test"))
 
 
 def split_by_name(
@@ -123,10 +135,19 @@ def split_by_name(
     )
 
 
+def hold_out(splits: Splits, fraction: float, *, prefix: str = "") -> Splits:
+    """What validates becomes the test part, and another part of each class is cut from the training images to validate.
+
+    A teacher that was trained on the same data without a test part has therefore never learned from the test images.
+    """
+    train, val = split_by_name(splits.train, fraction, classes=splits.classes, where=splits.where, prefix=prefix)
+    return replace(splits, train=train, val=val, test=splits.val)
+
+
 def fingerprint(splits: Splits, image_size: int) -> str:
     """16 hex digits that change with the images' names, labels, signatures, split or size."""
     digest = hashlib.sha256(repr((splits.classes, image_size)).encode("utf-8", "surrogateescape"))
-    for split in (splits.train, splits.val):
+    for split in splits.parts.values():
         digest.update(f"\n{len(split)}\n".encode())
         for key, label in zip(split.keys, split.labels, strict=True):
             line = f"{split.reader.name(key)}\0{label}\0{split.reader.signature(key)}\n"

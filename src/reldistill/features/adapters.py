@@ -67,3 +67,57 @@ def map_adapter(student: LevelInfo, teacher: LevelInfo) -> MapAdapter | None:
     if student.channels == teacher.channels and (student.height, student.width) == size:
         return None
     return MapAdapter(student.channels, teacher.channels, teacher_size=size)
+
+
+class PixelwiseRegressor(nn.Module):
+    """VID's mean of the teacher's map: three 1×1 convolutions with ReLU between them, and bilinear resize as needed.
+
+    Args:
+        channels: C of the student's map.
+        teacher_channels: C' of the teacher's map, and of the layers between.
+        teacher_size: (H', W') of the teacher's map.
+    """
+
+    def __init__(self, channels: int, teacher_channels: int, *, teacher_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.resize = MapAdapter(channels, channels, teacher_size=teacher_size)
+        self.regress = nn.Sequential(
+            nn.Conv2d(channels, teacher_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
+        )
+
+    def forward(self, student: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C', H', W')."""
+        return self.regress(self.resize(student))
+
+
+class NormedProjection(nn.Module):
+    """OFD's connector: a 1×1 convolution with batch norm, and bilinear resize as needed.
+
+    Args:
+        channels: C of the student's map.
+        teacher_channels: C' of the teacher's map.
+        teacher_size: (H', W') of the teacher's map.
+    """
+
+    def __init__(self, channels: int, teacher_channels: int, *, teacher_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.project = nn.Sequential(
+            nn.Conv2d(channels, teacher_channels, 1, bias=False), nn.BatchNorm2d(teacher_channels)
+        )
+        self.resize = MapAdapter(teacher_channels, teacher_channels, teacher_size=teacher_size)
+
+    def forward(self, student: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C', H', W')."""
+        return self.resize(self.project(student))
+
+
+class EachLevel(nn.ModuleList):
+    """Adapters side by side: the first takes the first of the student's tensors, and so on."""
+
+    def forward(self, *student: Tensor) -> tuple[Tensor, ...]:
+        """As many tensors as adapters → what each makes of its own."""
+        return tuple(adapter(tensor) for adapter, tensor in zip(self, student, strict=True))

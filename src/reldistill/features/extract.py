@@ -14,6 +14,8 @@ from reldistill.checks import UserError, check_axes
 from reldistill.features.levels import Seen, Tap, stages_of, taps_of
 from reldistill.types import Features, LevelInfo
 
+DISTILLATION_HEAD = "head_dist"  # timm's name for it
+
 
 class _DeepEnough(Exception):
     """Not an error: it ends a forward pass whose remainder nobody asked for."""
@@ -64,8 +66,24 @@ class Extractor(nn.Module):
         self._taps: dict[str, Tap] = {}
         self._surveyed_size: int | None = None
         self._classifier: str | None = None
+        self._exact = False
         self.num_classes = 0
         self.pooled_size = 0
+
+    @property
+    def classifier_path(self) -> str | None:
+        """Path of the module that makes the logits; None where none was found, or before the first survey."""
+        return self._classifier
+
+    def classifier(self, image_size: int) -> nn.Module | None:
+        """The module that makes the logits alone; None where several heads are mixed, or none was found."""
+        self._survey_at(image_size)
+        return self.network.get_submodule(self._classifier) if self._classifier and self._exact else None
+
+    @property
+    def has_distillation_token(self) -> bool:
+        """Whether it is a transformer with a distillation token and a head for it, as timm makes them."""
+        return isinstance(getattr(self.network, DISTILLATION_HEAD, None), nn.Module)
 
     def prepare(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] → the network's own size, normalisation and precision."""
@@ -78,7 +96,13 @@ class Extractor(nn.Module):
         return ((images - self.mean) / self.std).to(_first_float(self.network, default=images).dtype)
 
     def forward(
-        self, images: Tensor, *, levels: tuple[str, ...] = (), logits: bool = True, pooled: bool = False
+        self,
+        images: Tensor,
+        *,
+        levels: tuple[str, ...] = (),
+        logits: bool = True,
+        pooled: bool = False,
+        distilled: bool = False,
     ) -> Features:
         """Features of images.
 
@@ -87,6 +111,7 @@ class Extractor(nn.Module):
             levels: names of the levels wanted.
             logits: whether the logits are wanted.
             pooled: whether the classifier's input is wanted; it is the logits where no one layer makes them.
+            distilled: whether the logits of the distillation token's own head are wanted.
         """
         if (levels or pooled) and self._surveyed_size is None:
             self.survey(max(images.shape[-2:]))
@@ -95,7 +120,8 @@ class Extractor(nn.Module):
         taps = {name: self._tap(name) for name in levels}
         found: dict[str, Tensor] = {}
         classifier_input: list[Tensor] = []
-        stop_early = bool(taps) and not logits and not pooled
+        stop_early = bool(taps) and not logits and not pooled and not distilled
+        token_logits: list[Tensor] = []
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -108,7 +134,12 @@ class Extractor(nn.Module):
         def keep_input(_module: nn.Module, inputs: Any, _output: Any) -> None:
             classifier_input.append(inputs[0])
 
+        def keep_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            token_logits.append(output)
+
         hooks = [(name, keep(name)) for name in taps]
+        if distilled:
+            hooks.append((DISTILLATION_HEAD, keep_output))
         if pooled and self._classifier:
             hooks.append((self._classifier, keep_input))
         try:
@@ -117,7 +148,12 @@ class Extractor(nn.Module):
         except _DeepEnough:
             return Features(levels=found)
         vector = _as_vector(classifier_input[-1]) if classifier_input else output
-        return Features(logits=output if logits else None, pooled=vector if pooled else None, levels=found)
+        return Features(
+            logits=output if logits else None,
+            pooled=vector if pooled else None,
+            distilled=token_logits[-1] if distilled else None,
+            levels=found,
+        )
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
@@ -144,10 +180,8 @@ class Extractor(nn.Module):
 
             return hook
 
-        modes = {m: m.training for m in self.network.modules()}
-        self.network.eval()
         try:
-            with _hooked([(m, keep(n)) for n, m in self.network.named_modules() if n]):
+            with _evaluating(self.network), _hooked([(m, keep(n)) for n, m in self.network.named_modules() if n]):
                 logits = _first_tensor(self.network(images))
         except UserError:
             raise
@@ -156,14 +190,11 @@ class Extractor(nn.Module):
             raise UserError(
                 f"{self.name} does not run on {size}x{size} images: {why} (try another --image-size)"
             ) from error
-        finally:
-            for module, training in modes.items():
-                module.training = training
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
             said = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(f"{self.name} must map images (B, 3, H, W) to class scores (B, K), but returned {said}")
         self.num_classes = logits.shape[1]
-        self._classifier = _find_classifier(seen, logits, inputs_of)
+        self._classifier, self._exact = _find_classifier(seen, logits, inputs_of)
         vector = _as_vector(inputs_of[self._classifier]) if self._classifier else logits
         self.pooled_size = vector.shape[1]
         self._taps = taps_of(self.network, seen, size)
@@ -171,9 +202,49 @@ class Extractor(nn.Module):
         return [tap.info for tap in self._taps.values()]
 
     def stages(self, image_size: int) -> list[LevelInfo]:
-        """The levels `auto` chooses from: the last block at each resolution, or all repeated blocks of a plain ViT."""
+        """The levels `auto` chooses from: the last block at each resolution, or the repeated blocks of a plain ViT.
+
+        A ViT that classifies by its class token never looks at the patch tokens that its last block makes: no label has
+        trained them, and that block is left out.
+        """
         self._survey_at(image_size)
-        return stages_of(self.network, {n: t.info for n, t in self._taps.items()})
+        found = stages_of(self.network, {n: t.info for n, t in self._taps.items()})
+        tokens = [level.name for level in found if level.kind == "tokens"]
+        heard = self._heard(tokens) if tokens else set()
+        return [level for level in found if level.kind == "map" or level.name in heard or not heard]
+
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
+    def _heard(self, names: Sequence[str]) -> set[str]:
+        """Those of the levels that the classifier's input depends on."""
+        assert self._surveyed_size is not None
+        like = _first_float(self.network, default=self.mean)
+        shape = (1, len(self.mean), self._surveyed_size, self._surveyed_size)
+        images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+        outputs: dict[str, Tensor] = {}
+        vectors: list[Tensor] = []
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                outputs[name] = _first_tensor(output)
+
+            return hook
+
+        def keep_input(_module: nn.Module, inputs: Any, _output: Any) -> None:
+            vectors.append(inputs[0])
+
+        hooks = [(self.network.get_submodule(name), keep(name)) for name in names]
+        hooks += [(self.network.get_submodule(self._classifier), keep_input)] if self._classifier else []
+        with _evaluating(self.network), _hooked(hooks):
+            logits = _first_tensor(self.network(images.requires_grad_()))
+        vector = vectors[-1] if vectors else logits
+        pull = torch.rand(vector.shape, generator=torch.Generator().manual_seed(1)).to(vector)
+        gradients = torch.autograd.grad(vector, [outputs[name] for name in names], pull, allow_unused=True)
+        return {
+            name
+            for name, gradient in zip(names, gradients, strict=True)
+            if gradient is not None and self._taps[name].read(gradient, aspect=1.0).any()
+        }
 
     def level(self, name: str, image_size: int) -> LevelInfo:
         """One level by name.
@@ -197,6 +268,18 @@ class Extractor(nn.Module):
                 f"level '{name}' not in {self.name}: it has {listed} (see: reldistill layers {self.name} --all)"
             )
         return self._taps[name]
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode, each module put back into its own mode afterwards."""
+    modes = {m: m.training for m in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager
@@ -227,14 +310,17 @@ def _first_float(network: nn.Module, *, default: Tensor | None = None) -> Tensor
     return torch.empty(0) if found is None else found
 
 
-def _find_classifier(seen: list[Seen], logits: Tensor, inputs_of: Mapping[str, Tensor]) -> str | None:
-    """The innermost module with parameters that makes the logits; where they are mixed from several heads, the last."""
+def _find_classifier(seen: list[Seen], logits: Tensor, inputs_of: Mapping[str, Tensor]) -> tuple[str | None, bool]:
+    """The innermost module with parameters that makes the logits; where they are mixed from several heads, the last.
+
+    The second result says whether that module's output is the logits.
+    """
     with_parameters = [s for s in seen if s.name in inputs_of and next(s.module.parameters(), None) is not None]
     heads = [s for s in with_parameters if s.output.ndim > 1 and s.output.flatten(1).shape == logits.shape]
     # A container's hook runs after that of the layer inside it, whose output it hands on.
     exact = [s.name for s in heads if torch.equal(s.output.flatten(1), logits)]
     inner = [s.name for s in heads if next(s.module.children(), None) is None]
-    return exact[0] if exact else inner[-1] if inner else None
+    return (exact[0] if exact else inner[-1] if inner else None), bool(exact)
 
 
 def _as_vector(classifier_input: Tensor) -> Tensor:

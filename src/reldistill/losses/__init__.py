@@ -2,10 +2,74 @@
 
 from __future__ import annotations
 
+from reldistill.losses.at import AT, at_loss
+from reldistill.losses.cc import CC, cc_loss
+from reldistill.losses.crd import CRD
+from reldistill.losses.cwd import CWD, cwd_loss
+from reldistill.losses.deit_hard import DeiTHard, deit_hard_loss
+from reldistill.losses.deit_soft import DeiTSoft, deit_soft_loss
+from reldistill.losses.dist import DIST, dist_loss
+from reldistill.losses.dkd import DKD, dkd_loss
 from reldistill.losses.fitnets import FitNets, fitnets_loss
+from reldistill.losses.ickd import ICKD, ickd_loss
 from reldistill.losses.kd import KD, kd_loss
+from reldistill.losses.leap import LEAP
+from reldistill.losses.logit_std import LogitStd, logit_std_loss
+from reldistill.losses.mgd import MGD
+from reldistill.losses.ofd import OFD, ofd_loss
+from reldistill.losses.patch_kl import PatchKL, patch_kl_loss
+from reldistill.losses.pkt import PKT, pkt_loss
+from reldistill.losses.reviewkd import ReviewKD, reviewkd_loss
 from reldistill.losses.rkd import RKD, rkd_loss
 from reldistill.losses.sekd import SEKD, sekd_loss
 from reldistill.losses.serkd import SeRKD, serkd_loss
+from reldistill.losses.simkd import SimKD, simkd_loss
+from reldistill.losses.sp import SP, sp_loss
+from reldistill.losses.vid import VID
 
-__all__ = ["KD", "RKD", "SEKD", "FitNets", "SeRKD", "fitnets_loss", "kd_loss", "rkd_loss", "sekd_loss", "serkd_loss"]
+__all__ = [
+    "AT",
+    "CC",
+    "CRD",
+    "CWD",
+    "DIST",
+    "DKD",
+    "ICKD",
+    "KD",
+    "LEAP",
+    "MGD",
+    "OFD",
+    "PKT",
+    "RKD",
+    "SEKD",
+    "SP",
+    "VID",
+    "DeiTHard",
+    "DeiTSoft",
+    "FitNets",
+    "LogitStd",
+    "PatchKL",
+    "ReviewKD",
+    "SeRKD",
+    "SimKD",
+    "at_loss",
+    "cc_loss",
+    "cwd_loss",
+    "deit_hard_loss",
+    "deit_soft_loss",
+    "dist_loss",
+    "dkd_loss",
+    "fitnets_loss",
+    "ickd_loss",
+    "kd_loss",
+    "logit_std_loss",
+    "ofd_loss",
+    "patch_kl_loss",
+    "pkt_loss",
+    "reviewkd_loss",
+    "rkd_loss",
+    "sekd_loss",
+    "serkd_loss",
+    "simkd_loss",
+    "sp_loss",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_same_batch
+from reldistill.checks import check_axes, check_same_batch, check_temperature
 from reldistill.relations.precision import full_precision
 
 
@@ -40,7 +40,7 @@ def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Te
         >>> kd_loss(torch.tensor([[2.0, 0.0]]), torch.tensor([[5.0, 3.0]])).item()
         0.0
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
     check_axes(student, "B K", name="student")
     check_axes(teacher, "B K", name="teacher", K=student.shape[1])
     check_same_batch(student, teacher)
@@ -63,14 +63,9 @@ class KD(nn.Module):
 
     def __init__(self, *, temperature: float = 4.0) -> None:
         super().__init__()
-        _check_temperature(temperature)
+        check_temperature(temperature)
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Scalar, for logits (B, K) of both networks."""
         return kd_loss(student, teacher, temperature=self.temperature)
-
-
-def _check_temperature(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")

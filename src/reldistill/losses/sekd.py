@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from reldistill.checks import check_axes, check_same_batch
 from reldistill.relations import spectrum
 from reldistill.relations.across_ranks import mean_over_batch
-from reldistill.relations.attention import Scale, channel_attention, relational_attention, spatial_attention
-from reldistill.relations.channel_graph import split_channels, unit_adjacency, unit_channels
-from reldistill.relations.precision import full_precision
+from reldistill.relations.attention import Scale
+from reldistill.relations.channel_differences import channel_differences
+from reldistill.relations.precision import as_float
+from reldistill.relations.subspace_iteration import TrackedSubspaces
 
 PARTS = ("vertex", "edge", "spectral")
-Alignment = Literal["subspace", "procrustes", "heat"]
-
-
-def vertex_loss(
-    student: Tensor, teacher: Tensor, *, spatial: Tensor | None = None, channel: Tensor | None = None
-) -> Tensor:
-    """L_V of vectors (B, C, HW): Σ_hw a_hw a_c (v^S − v^T)², averaged over images and channels.
-
-    Args:
-        student: (B, C, HW).
-        teacher: (B, C, HW).
-        spatial: a_hw, (B, HW); 1 when absent.
-        channel: a_c, (B, C); 1 when absent.
-    """
-    squared = functional.mse_loss(student, teacher, reduction="none")
-    per_channel = squared.sum(dim=-1) if spatial is None else (squared @ spatial[..., None])[..., 0]
-    return (per_channel if channel is None else per_channel * channel).mean()
-
-
-def edge_loss(student: Tensor, teacher: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """L_E for adjacencies (…, C, C): Σ_ij R_ij (A^T_ij − A^S_ij)² / C², averaged over the graphs; `weight` is R."""
-    squared = (teacher - student).square()
-    return (squared if weight is None else squared * weight).mean()
-
-
-def _subspace(student: Tensor, teacher: Tensor, *, rank: int, weights: spectrum.Weights, time: float) -> Tensor:
-    ours = spectrum.spectral_projector(student, rank=rank, weights=weights)
-    theirs = spectrum.spectral_projector(teacher, rank=rank, weights=weights)
-    return spectrum.subspace_distance(ours, theirs, rank=spectrum.effective_rank(teacher, rank=rank))
-
-
-def _procrustes(student: Tensor, teacher: Tensor, *, rank: int, weights: spectrum.Weights, time: float) -> Tensor:
-    ours = spectrum.spectral_projector(student, rank=rank, weights=weights)
-    theirs, _ = spectrum.spectral_embedding(teacher, rank=rank, weights=weights)
-    return spectrum.procrustes_distance(ours, theirs)
-
-
-def _heat(student: Tensor, teacher: Tensor, *, rank: int, weights: spectrum.Weights, time: float) -> Tensor:
-    ours = spectrum.heat_kernel(spectrum.laplacian(student, weights=weights), time=time)
-    theirs = spectrum.heat_kernel(spectrum.laplacian(teacher, weights=weights), time=time)
-    return spectrum.heat_distance(ours, theirs)
-
-
-ALIGNMENTS: dict[str, Callable[..., Tensor]] = {"subspace": _subspace, "procrustes": _procrustes, "heat": _heat}
 
 
 class SEKD(nn.Module):
@@ -131,7 +87,7 @@ class SEKD(nn.Module):
         groups: int = 1,
         scope: Literal["batch", "sample"] = "batch",
         rank: int = 8,
-        alignment: Alignment = "subspace",
+        alignment: spectrum.Alignment = "subspace",
         heat_time: float = 1.0,
         graph_weights: spectrum.Weights = "positive",
         vertex_weight: float = 1.0,
@@ -148,26 +104,29 @@ class SEKD(nn.Module):
             _check_number(f"{name}_weight", weight, "at least 0", weight >= 0)
         _check_word("vertex", vertex, ("unit", "raw"))
         _check_word("scope", scope, ("batch", "sample"))
-        _check_word("alignment", alignment, tuple(ALIGNMENTS))
+        _check_word("alignment", alignment, get_args(spectrum.Alignment))
         _check_word("graph_weights", graph_weights, ("positive", "shifted"))
         _check_word("attention_scale", attention_scale, ("relative", "raw"))
         self.attention = attention
         self.attention_temperature = attention_temperature
         self.attention_scale: Scale = attention_scale
-        self.vertex = vertex
+        self.vertex: Literal["unit", "raw"] = vertex
         self.groups = groups
-        self.scope = scope
-        self.spectral_loss = partial(ALIGNMENTS[alignment], rank=rank, weights=graph_weights, time=heat_time)
+        self.scope: Literal["batch", "sample"] = scope
+        self.spectral_loss = partial(
+            spectrum.spectral_distance, alignment=alignment, rank=rank, weights=graph_weights, time=heat_time
+        )
+        tracked = scope == "batch" and alignment != "heat"
+        self.tracked = TrackedSubspaces(rank=rank, weights=graph_weights) if tracked else None
         self.weights = weights
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Σ weight · part, a scalar; a part of weight 0 is not computed."""
         names = [name for name, weight in self.weights.items() if weight]
-        nothing = student.flatten()[:0].sum()  # keeps the result differentiable when every weight is 0
+        nothing = as_float(student[:0]).sum()  # keeps the result differentiable when every weight is 0
         parts = self.parts(student, teacher, names=names)
         return sum((self.weights[name] * part for name, part in parts.items()), start=nothing)
 
-    @full_precision
     def parts(self, student: Tensor, teacher: Tensor, *, names: Collection[str] = PARTS) -> dict[str, Tensor]:
         """The parts asked for, by name, unweighted; what they share is computed once.
 
@@ -182,38 +141,35 @@ class SEKD(nn.Module):
         for name in names:
             _check_word("part", name, PARTS)
         _check_shapes(student, teacher)
-        teacher = teacher.detach()
-        unit = unit_channels(student), unit_channels(teacher)
-        parts: dict[str, Tensor] = {}
-        if "vertex" in names and self.vertex == "unit":
-            parts["vertex"] = vertex_loss(*unit, **self._vertex_weights(teacher))
-        elif "vertex" in names:
-            raw = student.flatten(2), teacher.flatten(2)
-            parts["vertex"] = vertex_loss(*raw, **self._vertex_weights(teacher)) / raw[0].shape[2]
-        if "edge" in names or "spectral" in names:
-            parts |= self._graph_parts(*unit, names=names)
-        return parts
-
-    def _vertex_weights(self, teacher: Tensor) -> dict[str, Tensor]:
-        if not self.attention:
-            return {}
-        setting: dict[str, Any] = {"temperature": self.attention_temperature, "scale": self.attention_scale}
-        spatial, channel = spatial_attention(teacher, **setting), channel_attention(teacher, **setting)
-        return {"spatial": spatial.flatten(1), "channel": channel}
-
-    def _graph_parts(self, student: Tensor, teacher: Tensor, *, names: Collection[str]) -> dict[str, Tensor]:
-        """The edge and spectral parts of unit vectors (B, C, HW)."""
-        ours = unit_adjacency(split_channels(student, groups=self.groups))
-        theirs = unit_adjacency(split_channels(teacher, groups=self.groups))
-        parts: dict[str, Tensor] = {}
-        if "edge" in names:
-            weight = relational_attention(theirs, temperature=self.attention_temperature) if self.attention else None
-            parts["edge"] = edge_loss(ours, theirs, weight=weight)
+        found = channel_differences(
+            student,
+            teacher,
+            vertex=self.vertex if "vertex" in names else "none",
+            edge="edge" in names,
+            graphs=self.scope if "spectral" in names else "none",
+            groups=self.groups,
+            attention=self.attention,
+            temperature=self.attention_temperature,
+            scale=self.attention_scale,
+        )
+        parts = {name: getattr(found, name) for name in ("vertex", "edge") if name in names}
         if "spectral" in names:
-            if self.scope == "batch":
-                ours, theirs = mean_over_batch(ours), mean_over_batch(theirs)
-            parts["spectral"] = self.spectral_loss(ours, theirs).mean()
+            parts["spectral"] = self._spectral(found.student, found.teacher)
         return parts
+
+    @property
+    def fallbacks(self) -> int:
+        """How often a large graph's eigenvectors did not converge, so that a full eigendecomposition was needed."""
+        return 0 if self.tracked is None else int(self.tracked.fallbacks)
+
+    def _spectral(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.scope == "batch":
+            student, teacher = mean_over_batch(student[None]), mean_over_batch(teacher[None])
+        if self.tracked is not None and self.tracked.suits(student):
+            embeddings = self.tracked(student, teacher)
+            alignment = self.spectral_loss.keywords["alignment"]
+            return spectrum.embedding_distance(*embeddings, alignment=alignment).mean()
+        return self.spectral_loss(student, teacher).mean()
 
 
 def sekd_loss(
@@ -227,7 +183,7 @@ def sekd_loss(
     groups: int = 1,
     scope: Literal["batch", "sample"] = "batch",
     rank: int = 8,
-    alignment: Alignment = "subspace",
+    alignment: spectrum.Alignment = "subspace",
     heat_time: float = 1.0,
     graph_weights: spectrum.Weights = "positive",
     vertex_weight: float = 1.0,

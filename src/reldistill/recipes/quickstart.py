@@ -38,7 +38,7 @@ def quickstart(
     Raises:
         UserError: when a method is not known, or the folder holds runs and `resume` was not asked for.
     """
-    from reldistill.methods import method_names
+    from reldistill.build import method_names
     from reldistill.report.render import render_html
     from reldistill.run import distill, train
     from reldistill.train.progress import say

@@ -1,8 +1,8 @@
 """Relations between the samples of a batch that is spread over processes.
 
-Both functions are the identity (or a plain mean) in a single process. Their gradients are such that, after
-DistributedDataParallel has averaged the parameters' gradients over the ranks, the result equals one process's on the
-whole batch.
+All functions are the identity (or a plain mean, or draw) in a single process. Gradients of gathering and mean are such
+that, after DistributedDataParallel has averaged the parameters' gradients over the ranks, the result equals one
+process's on the whole batch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def shared_seed() -> int:
+    """A number drawn from torch's generator on the CPU; all ranks get that of the first."""
+    seed = torch.randint(2**62, ())
+    if _world_size() > 1:
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        seed = seed.to(device)
+        dist.broadcast(seed, src=0)
+    return int(seed)
+
+
+def share_of_rank(whole: Tensor) -> Tensor:
+    """(B, …) → (B_local, …), the part of a tensor over all samples that belongs to this rank's: undoes a gathering."""
+    return whole if _world_size() == 1 else whole.chunk(_world_size())[dist.get_rank()]
 
 
 def _world_size() -> int:

@@ -31,37 +31,55 @@ def _weights(magnitude: Tensor, *, temperature: float, scale: Scale) -> Tensor:
 
 
 @full_precision
+def map_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "relative") -> tuple[Tensor, Tensor]:
+    """HW · softmax over the positions of mean_c |F| / τ, and C · softmax over the channels of mean_hw |F| / τ.
+
+    Args:
+        teacher: (B, C, HW).
+        temperature: τ; large makes all weights 1.
+        scale: `relative` divides the magnitudes by their mean over the image first, `raw` does not.
+
+    Returns:
+        Weights of the positions (B, HW) and of the channels (B, C), each with mean 1 over its image.
+    """
+    check_axes(teacher, "B C HW", name="teacher")
+    magnitude = teacher.abs()
+    batch, channels, _ = magnitude.shape
+    # As a product: several times faster than a mean over channels that lie next to each other.
+    over_channels = magnitude.new_full((1, 1, channels), 1.0 / channels).expand(batch, 1, channels)
+    spatial, channel = torch.bmm(over_channels, magnitude)[:, 0], magnitude.mean(dim=2)
+    return tuple(_weights(m, temperature=temperature, scale=scale) for m in (spatial, channel))  # type: ignore[return-value]
+
+
 def spatial_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "relative") -> Tensor:
-    """HW · softmax over the positions of mean_c |F| / τ.
+    """The first of `map_attention` for a map.
 
     Args:
         teacher: (B, C, H, W).
-        temperature: τ; large makes all weights 1.
-        scale: `relative` divides the magnitudes by their mean over the image first, `raw` does not.
+        temperature: see there.
+        scale: see there.
 
     Returns:
         (B, H, W), mean 1 over each image.
     """
     check_axes(teacher, "B C H W", name="teacher")
-    magnitude = teacher.abs().mean(dim=1)
-    return _weights(magnitude.flatten(1), temperature=temperature, scale=scale).view_as(magnitude)
+    weights = map_attention(teacher.flatten(2), temperature=temperature, scale=scale)[0]
+    return weights.unflatten(1, teacher.shape[2:])
 
 
-@full_precision
 def channel_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "relative") -> Tensor:
-    """C · softmax over the channels of mean_hw |F| / τ.
+    """The second of `map_attention` for a map.
 
     Args:
         teacher: (B, C, H, W).
-        temperature: τ; large makes all weights 1.
-        scale: `relative` divides the magnitudes by their mean over the image first, `raw` does not.
+        temperature: see there.
+        scale: see there.
 
     Returns:
         (B, C), mean 1 over each image.
     """
     check_axes(teacher, "B C H W", name="teacher")
-    magnitude = teacher.abs().mean(dim=(2, 3))
-    return _weights(magnitude, temperature=temperature, scale=scale)
+    return map_attention(teacher.flatten(2), temperature=temperature, scale=scale)[1]
 
 
 @full_precision

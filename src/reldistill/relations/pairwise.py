@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reldistill.checks import check_axes, check_same_batch
+from reldistill.checks import check_axes, check_parts, check_same_batch
 from reldistill.relations.precision import full_precision
 
 PARTS = ("distance", "angle")
@@ -55,17 +55,39 @@ def _unit_distances(tokens: Tensor) -> tuple[Tensor, Tensor]:
     spread = _largest(centred).clamp_min(limits.tiny)
     unit = centred / spread
     wide = unit if unit.device.type == "mps" else unit.double()
-    products = wide @ wide.mT
-    # Not the diagonal of `products`: compiled (torch 2.15), the backward pass overwrites that while it reads the view.
-    norms = wide.square().sum(dim=2)
-    sums = norms.unsqueeze(2) + norms.unsqueeze(1)
-    squared = sums - 2 * products
+    squared, sums = _SquaredDistances.apply(wide)
     noise = _COINCIDENT_ROUNDINGS * limits.eps * (magnitude.to(wide.dtype) / spread.to(wide.dtype))
-    floor = _PRODUCT_ROUNDINGS * torch.finfo(wide.dtype).eps * sums.detach() + tokens.shape[2] * noise.square()
+    floor = _PRODUCT_ROUNDINGS * torch.finfo(wide.dtype).eps * sums + tokens.shape[2] * noise.square()
     itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
     same = itself | (squared <= floor)  # NaN is not the same, and so shows
     distances = squared.masked_fill(same, 1.0).sqrt().masked_fill(same, 0.0)
     return distances.to(tokens.dtype), spread
+
+
+class _SquaredDistances(torch.autograd.Function):
+    """(B, M, D) → ‖x_i − x_j‖² and, without gradient, ‖x_i‖² + ‖x_j‖², both (B, M, M).
+
+    The backward pass is one product where the steps of the forward pass would take three: with S = G + Gᵀ, dx is
+    2 (diag(S·1) − S) x.
+    """
+
+    @staticmethod
+    def forward(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        # Not the diagonal of the products: compiled (torch 2.15), the view is overwritten before it is read.
+        norms = tokens.square().sum(dim=2)
+        sums = norms.unsqueeze(2) + norms.unsqueeze(1)
+        return sums - 2 * (tokens @ tokens.mT), sums
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, gradient, _):  # type: ignore[no-untyped-def]
+        (tokens,) = ctx.saved_tensors
+        both = gradient + gradient.mT
+        return 2 * ((both.sum(dim=2).diag_embed() - both) @ tokens)
 
 
 def _largest(tokens: Tensor) -> Tensor:
@@ -141,9 +163,7 @@ def distance_and_angle(student: Tensor, teacher: Tensor, *, names: Collection[st
         teacher: (B, M, D'), detached here.
         names: which of the two.
     """
-    for name in names:
-        if name not in PARTS:
-            raise ValueError(f"part must be one of {', '.join(PARTS)}, got {name!r}")
+    check_parts(names, PARTS)
     pair = _both(student, teacher)
     makers = {"distance": _distance_part, "angle": _angle_part}
     return {name: makers[name](*pair) for name in PARTS if name in names}

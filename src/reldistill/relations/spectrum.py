@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from reldistill.relations.precision import full_precision
 
 Weights = Literal["positive", "shifted"]
+Alignment = Literal["subspace", "procrustes", "heat"]
 
 DEFLATION = 3.0
 """Where the trivial eigenvalue 0 is moved to: above 2, the largest that a normalised Laplacian can have."""
@@ -199,16 +200,66 @@ def procrustes_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (…), in [0, 1]; at most 1 − √(machine precision), because of the guard at the kink.
     """
-    rank = teacher.shape[-1]
-    overlap = teacher.mT @ student @ teacher
+    return _procrustes(teacher.mT @ student @ teacher)
+
+
+def _procrustes(overlap: Tensor) -> Tensor:
+    """Of U_Tᵀ P_S U_T, (…, k, k)."""
     finite = _all_finite(overlap)
     # The gradient of eigvalsh is V diag(g) Vᵀ: no gaps. Eigenvalues leave [0, 1] by rounding only.
     eigenvalues = torch.linalg.eigvalsh(torch.where(finite, overlap, 0.0))
     cosine = eigenvalues.clamp(torch.finfo(overlap.dtype).eps, 1.0).sqrt()
-    return torch.where(finite[..., 0], 1.0 - cosine, torch.nan).sum(dim=-1) / max(rank, 1)
+    return torch.where(finite[..., 0], 1.0 - cosine, torch.nan).sum(dim=-1) / max(overlap.shape[-1], 1)
 
 
 @full_precision
 def heat_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """‖K_S − K_T‖² / C of two heat kernels (…, C, C) → (…), in [0, 1]."""
     return (student - teacher).square().sum(dim=(-2, -1)) / student.shape[-1]
+
+
+@full_precision
+def embedding_distance(student: Tensor, teacher: Tensor, *, alignment: Alignment) -> Tensor:
+    """`subspace_distance` or `procrustes_distance` by the embeddings alone, without a C × C matrix.
+
+    Args:
+        student: (…, C, k) with orthonormal columns, in any basis of their span.
+        teacher: the same.
+        alignment: `subspace` or `procrustes`.
+
+    Returns:
+        (…), in [0, 1].
+    """
+    overlap = teacher.mT @ student
+    if alignment == "procrustes":
+        return _procrustes(overlap @ overlap.mT)
+    return (student - teacher @ overlap).square().sum(dim=(-2, -1)) / max(student.shape[-1], 1)
+
+
+@full_precision
+def spectral_distance(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    alignment: Alignment,
+    rank: int,
+    weights: Weights = "positive",
+    time: float = 1.0,
+) -> Tensor:
+    """Distance of the low spectra of two graphs, in [0, 1].
+
+    Args:
+        student: adjacency (…, C, C).
+        teacher: adjacency (…, C, C).
+        alignment: `subspace`, `procrustes` or `heat`: which of the distances above.
+        rank: k, at least 1; clamped to C − 1. Not used by `heat`.
+        weights: see `graph_weights`.
+        time: t of `heat`.
+    """
+    if alignment == "heat":
+        return heat_distance(*(heat_kernel(laplacian(a, weights=weights), time=time) for a in (student, teacher)))
+    ours = spectral_projector(student, rank=rank, weights=weights)
+    if alignment == "procrustes":
+        return procrustes_distance(ours, spectral_embedding(teacher, rank=rank, weights=weights)[0])
+    theirs = spectral_projector(teacher, rank=rank, weights=weights)
+    return subspace_distance(ours, theirs, rank=effective_rank(teacher, rank=rank))

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reldistill.checks import check_axes
+from reldistill.relations.cells import Cells, Grid, around, gather_around, home_cells, largest_of_column, spread_around
 from reldistill.relations.precision import full_precision
 from reldistill.relations.tokens import map_to_tokens
 
-Grid = tuple[int, int]
 Neighbourhood = Literal["all", "local"]
 
 
@@ -106,7 +106,7 @@ class Assignment:
             (B, M, D).
         """
         check_axes(feature_map, "B D H W", name="feature_map", B=self.log_weights.shape[0])
-        mass = feature_map.new_ones(self.token_grid)
+        log_weights, mass = self.log_weights, None
         if _token_grid(feature_map) != self.token_grid:
             rows, columns = (
                 _resampler(here, there, like=feature_map)
@@ -114,28 +114,25 @@ class Assignment:
             )
             feature_map = torch.einsum("bdhw,hp,wq->bdpq", feature_map, rows, columns)
             mass = rows.sum(dim=0)[:, None] * columns.sum(dim=0)
+            # A token of the assignment's grid that no token of the map falls on must not set a column's scale.
+            log_weights = log_weights.masked_fill(mass.flatten()[:, None] <= 0, -torch.inf)
+        if self.neighbours is not None:
+            return self._merge_neighbours(log_weights, feature_map, mass)
         tokens = map_to_tokens(feature_map)
-        # A token of the assignment's grid that no token of the map falls on must not set a column's scale.
-        log_weights = self.log_weights.masked_fill(mass.flatten()[:, None] <= 0, -torch.inf)
-        if self.neighbours is None:
-            weights = (log_weights - log_weights.detach().amax(dim=1, keepdim=True)).exp()
-            return (weights.mT @ tokens) / (weights.mT @ mass.flatten()).unsqueeze(2)
-        return self._merge_neighbours(log_weights, tokens, mass.flatten())
+        if mass is None:
+            return log_weights.softmax(dim=1).mT @ tokens
+        weights = (log_weights - log_weights.detach().amax(dim=1, keepdim=True)).exp()
+        return (weights.mT @ tokens) / (weights.mT @ mass.flatten()).unsqueeze(2)
 
-    def _merge_neighbours(self, log_weights: Tensor, tokens: Tensor, mass: Tensor) -> Tensor:
-        assert self.neighbours is not None
-        batch, _, dim = tokens.shape
-        count = self.superpixel_grid[0] * self.superpixel_grid[1]
-        index = self.neighbours.clamp_min(0)
-        flat = index.flatten().expand(batch, -1)
-        largest = log_weights.new_full((batch, count), -torch.inf)
-        largest = largest.scatter_reduce(1, flat, log_weights.detach().flatten(1), reduce="amax")
-        weights = (log_weights - largest.gather(1, flat).view_as(log_weights)).exp()
-        total = log_weights.new_zeros(batch, count).scatter_add(1, flat, (weights * mass[:, None]).flatten(1))
-        merged = tokens.new_zeros(batch, count, dim)
-        for slot in range(index.shape[1]):
-            merged = merged.index_add(1, index[:, slot], weights[:, :, slot, None] * tokens)
-        return merged / total.unsqueeze(2)
+    def _merge_neighbours(self, log_weights: Tensor, feature_map: Tensor, mass: Tensor | None) -> Tensor:
+        cells = Cells(self.token_grid, self.superpixel_grid)
+        log_weights = cells.split(log_weights.unflatten(1, self.token_grid))
+        log_weights = log_weights.masked_fill(~cells.filled(log_weights.device)[..., None], -torch.inf)
+        largest = largest_of_column(log_weights.detach().amax(dim=3))
+        weights = (log_weights - around(largest).unsqueeze(3)).exp()
+        merged = gather_around(weights.mT @ cells.split(feature_map.permute(0, 2, 3, 1)))
+        masses = weights if mass is None else weights * cells.split(mass[None, :, :, None])
+        return (merged / gather_around(masses.sum(dim=3).unsqueeze(4))).flatten(1, 2)
 
 
 @full_precision
@@ -165,13 +162,13 @@ def assign(
     count = superpixel_grid[0] * superpixel_grid[1]
     check_axes(superpixels, "B M D", name="superpixels", B=tokens.shape[0], M=count, D=tokens.shape[2])
     _check_grid(token_grid, superpixel_grid)
-    scaled = tokens / tokens.shape[2] ** 0.5
+    scaled = superpixels / tokens.shape[2] ** 0.5  # there are fewer of them than tokens
     if neighbourhood == "all":
-        return Assignment((scaled @ superpixels.mT).log_softmax(dim=2), token_grid, superpixel_grid)
+        return Assignment((tokens @ scaled.mT).log_softmax(dim=2), token_grid, superpixel_grid)
     neighbours = nearest_superpixels(token_grid, superpixel_grid, device=tokens.device)
-    likeness = torch.stack(
-        [(scaled * superpixels.index_select(1, slot)).sum(dim=2) for slot in neighbours.clamp_min(0).unbind(1)], dim=2
-    )
+    cells = Cells(token_grid, superpixel_grid)
+    near = spread_around(scaled.unflatten(1, superpixel_grid))
+    likeness = cells.join(cells.split(tokens.unflatten(1, token_grid)) @ near.mT).flatten(1, 2)
     log_weights = likeness.masked_fill(neighbours < 0, -torch.inf).log_softmax(dim=2)
     return Assignment(log_weights, token_grid, superpixel_grid, neighbours)
 
@@ -180,9 +177,9 @@ def nearest_superpixels(token_grid: Grid, superpixel_grid: Grid, *, device: torc
     """The superpixel in whose cell a token's centre lies, and those around it: (N, 9) indices, −1 beyond the border."""
     axes = []
     for tokens, cells in zip(token_grid, superpixel_grid, strict=True):
-        home = (2 * torch.arange(tokens, device=device) + 1) * cells // (2 * tokens)
-        around = home[:, None] + torch.arange(-1, 2, device=device)
-        axes.append(around.masked_fill((around < 0) | (around >= cells), -1))
+        home = torch.tensor(home_cells(tokens, cells), device=device)
+        near = home[:, None] + torch.arange(-1, 2, device=device)
+        axes.append(near.masked_fill((near < 0) | (near >= cells), -1))
     rows, columns = axes[0][:, None, :, None], axes[1][None, :, None, :]
     index = (rows * superpixel_grid[1] + columns).masked_fill((rows < 0) | (columns < 0), -1)
     return index.reshape(-1, 9)

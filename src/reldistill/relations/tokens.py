@@ -67,6 +67,22 @@ def tokenise(feature_map: Tensor, *, pooling: Pooling = "average", largest_grid:
     return feature_map
 
 
+@full_precision
+def on_common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps (B, C, H, W), average-pooled to the coarser of their grids along each axis where they differ.
+
+    Example:
+        >>> import torch
+        >>> [tuple(pooled.shape) for pooled in on_common_grid(torch.rand(2, 5, 8, 3), torch.rand(2, 7, 4, 6))]
+        [(2, 5, 4, 3), (2, 7, 4, 3)]
+    """
+    grid = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    ours, theirs = (
+        side if tuple(side.shape[2:]) == grid else F.adaptive_avg_pool2d(side, grid) for side in (student, teacher)
+    )
+    return ours, theirs
+
+
 def check_tokeniser(pooling: str, largest_grid: int, *, name: str = "pooling") -> None:
     """Raise ValueError unless `tokenise` knows these settings; `name` is what the message calls the first."""
     if pooling not in get_args(Pooling):

@@ -70,13 +70,18 @@ def _page(
         _warnings(records, names, problems),
         _footer(records),
     ]
+    return whole_page(_title(records), sections)
+
+
+def whole_page(title: str, sections: Sequence[str]) -> str:
+    """The sections that there are, with style and head."""
     style = resources.files("reldistill.report").joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(section for section in sections if section)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_NOTHING_OUTSIDE}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(_title(records))}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 

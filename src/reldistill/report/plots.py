@@ -1,6 +1,6 @@
 """Plots as inline SVG: text stays text, colours are the page's variables (so light and dark follow the reader).
 
-Matplotlib draws with placeholder colours; `_to_page` replaces them by `var(--…)`, drops what would name an outside
+Matplotlib draws with placeholder colours; `to_page` replaces them by `var(--…)`, drops what would name an outside
 address and makes ids unlike those of every other plot on the page.
 """
 
@@ -23,7 +23,7 @@ SERIES = tuple(f"#0a0a{i:02x}" for i in range(1, 9))  # page.css: --c1 … --c8,
 _VARIABLES = {INK: "ink", QUIET: "quiet", RULE: "rule", PAPER: "paper"} | {c: f"c{i + 1}" for i, c in enumerate(SERIES)}
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
-_STYLE: Any = {  # matplotlib's stubs list every key of every release
+STYLE: Any = {  # matplotlib's stubs list every key of every release
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],
     "font.size": 8,
@@ -71,7 +71,7 @@ def accuracy_plot(
     title: str,
 ) -> str:
     """Validation accuracy by epoch, one line a run, named at its end; `alone` in ink, references as levels."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.6, 3.5))
         axes = figure.add_axes((0.085, 0.135, 0.70, 0.83))
         ends: list[tuple[float, str, str]] = []
@@ -85,11 +85,11 @@ def accuracy_plot(
         for name, level in references.items():
             axes.axhline(level, color=INK, linewidth=0.8)
             ends.append((level, name, INK))
-        _zoom(axes, [accuracy for _, accuracy in curves.values()], references.values())
-        _name_ends(axes, ends)
-        _epochs(axes, [e for epochs, _ in curves.values() for e in epochs])
+        zoom(axes, [accuracy for _, accuracy in curves.values()], references.values())
+        name_ends(axes, ends)
+        epoch_axis(axes, [e for epochs, _ in curves.values() for e in epochs])
         axes.set_ylabel("validation accuracy, %")
-        return _to_page(figure, "accuracy", title)
+        return to_page(figure, "accuracy", title)
 
 
 def parts_plot(
@@ -99,7 +99,7 @@ def parts_plot(
 
     Parts at or below 0 have no place on that axis and leave a gap.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.15, 2.35))
         axes = figure.add_axes((0.16, 0.175, 0.81, 0.70))
         for part, values in parts.items():
@@ -112,10 +112,10 @@ def parts_plot(
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        _epochs(axes, epochs)
+        epoch_axis(axes, epochs)
         axes.set_title(name)
         axes.set_ylabel("weighted loss")
-        return _to_page(figure, prefix, f"Loss parts of {name} by epoch")
+        return to_page(figure, prefix, f"Loss parts of {name} by epoch")
 
 
 def part_style(part: str, order: Sequence[str]) -> tuple[str, Any]:
@@ -134,7 +134,7 @@ def line_key(colour: str, dash: Any) -> str:
 
 def matrix_plot(matrix: np.ndarray, *, title: str, unit: str, diverging: bool, limit: float, prefix: str) -> str:
     """A square matrix as colours with its scale below: from 0 to `limit`, or from -limit to limit."""
-    with matplotlib.rc_context({**_STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
+    with matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure = Figure(figsize=(2.3, 2.8))
         axes = figure.add_axes((0.04, 0.17, 0.92, 0.92 * 2.3 / 2.8))
         low, colours = (-limit, "PuOr_r") if diverging else (0.0, "cividis")
@@ -146,12 +146,12 @@ def matrix_plot(matrix: np.ndarray, *, title: str, unit: str, diverging: bool, l
         bar.ax.xaxis.set_major_locator(MaxNLocator(4))
         bar.set_label(unit, labelpad=1)
         bar.ax.tick_params(length=0, pad=2)
-        return _to_page(figure, prefix, f"{title}: {unit}")
+        return to_page(figure, prefix, f"{title}: {unit}")
 
 
 def spectrum_plot(spectra: Mapping[str, np.ndarray], *, prefix: str) -> str:
     """Eigenvalues of both graphs against their place in the order, 0 to 1, so that different C can be compared."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.3, 2.8))
         axes = figure.add_axes((0.14, 0.165, 0.83, 0.76))
         for name, values in spectra.items():
@@ -170,7 +170,7 @@ def spectrum_plot(spectra: Mapping[str, np.ndarray], *, prefix: str) -> str:
         axes.set_ylabel("eigenvalue")
         axes.set_title("spectrum")
         axes.legend(loc="lower right", labelcolor=INK)
-        return _to_page(figure, prefix, "Eigenvalues of the normalised Laplacian, student and teacher")
+        return to_page(figure, prefix, "Eigenvalues of the normalised Laplacian, student and teacher")
 
 
 def page_colour(placeholder: str) -> str:
@@ -178,7 +178,7 @@ def page_colour(placeholder: str) -> str:
     return f"var(--{_VARIABLES[placeholder]})"
 
 
-def _zoom(axes: Axes, curves: Iterable[Sequence[float]], levels: Iterable[float]) -> None:
+def zoom(axes: Axes, curves: Iterable[Sequence[float]], levels: Iterable[float]) -> None:
     """Where the comparison happens: from the lowest point after a third of any run, up to the top of what is shown."""
     late = np.concatenate([np.asarray(values, dtype=float)[len(values) // 3 :] for values in curves])
     low, high = float(late.min()), max(float(late.max()), *levels, 0.0)
@@ -186,7 +186,7 @@ def _zoom(axes: Axes, curves: Iterable[Sequence[float]], levels: Iterable[float]
     axes.set_ylim(max(low - 0.1 * room, 0.0), min(high + 0.08 * room, 100.0 + 0.02 * room))
 
 
-def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+def name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Names beside the ends of their lines, pushed apart where they would overlap."""
     low, high = axes.get_ylim()
     step = 0.058 * (high - low)
@@ -207,7 +207,8 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         axes.text(1.038, y, f"{short} {value:.1f}", color=colour, va="center", transform=transform, fontsize=8)
 
 
-def _epochs(axes: Axes, epochs: Sequence[int]) -> None:
+def epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
+    """Whole epochs along the x axis."""
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     first, last = min(epochs), max(epochs)
@@ -215,7 +216,8 @@ def _epochs(axes: Axes, epochs: Sequence[int]) -> None:
     axes.set_xlim(first - room, last + room)
 
 
-def _to_page(figure: Figure, prefix: str, title: str) -> str:
+def to_page(figure: Figure, prefix: str, title: str) -> str:
+    """A figure as inline SVG in the page's colours; `prefix` must be unlike every other plot's on the page."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": prefix}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the reader's fonts draw the text, not matplotlib's

@@ -67,3 +67,23 @@ def _three(value: float) -> str:
 def times(value: float | None) -> str:
     """A ratio: 1.31×."""
     return f"{value:.2f}×" if value is not None and math.isfinite(value) else NONE
+
+
+def size(memory: int | None) -> str:
+    """Bytes in three figures: 312 MiB, 1.25 GiB."""
+    if memory is None:
+        return NONE
+    for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB")):
+        if memory >= unit:
+            return f"{_three(memory / unit)} {name}"
+    return f"{memory / 1024:.0f} KiB"
+
+
+def large(value: float | None) -> str:
+    """Operations: 82.3 M, 1.25 G, 4.1 T."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * unit:
+            return f"{_three(value / unit)} {name}"
+    return f"{value:.0f}"

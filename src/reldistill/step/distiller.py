@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from reldistill.step.term import Term, value_at
-from reldistill.types import Batch, Features, StepOutput, Task
+from reldistill.step.balance import Balance
+from reldistill.step.term import Place, Term, value_at
+from reldistill.types import OUTPUTS, Batch, Features, StepOutput, Task
 
 if TYPE_CHECKING:
     from reldistill.types import FeatureSource
@@ -31,6 +32,7 @@ class Distiller(nn.Module):
         adapters: name → learnable layer on a student's tensor, as the terms name them.
         task: the student's own loss.
         task_weight: its weight.
+        balance: finds the parts' weights while training; None for fixed ones.
 
     Raises:
         ValueError: when there are terms but no teacher, or a term names an adapter that is not there.
@@ -45,6 +47,7 @@ class Distiller(nn.Module):
         adapters: Mapping[str, nn.Module],
         task: Task,
         task_weight: float = 1.0,
+        balance: Balance | None = None,
     ) -> None:
         super().__init__()
         if terms and teacher is None:
@@ -60,6 +63,9 @@ class Distiller(nn.Module):
         self.adapters = nn.ModuleDict({_key(name): adapter for name, adapter in adapters.items()})
         self.task = task
         self.task_weight = task_weight
+        if balance is not None and not task_weight:
+            raise ValueError("balance weighs the parts by the task's gradient, but the task's weight is 0")
+        self.balance = balance
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Distiller:
@@ -88,16 +94,21 @@ class Distiller(nn.Module):
         if not isinstance(batch, Batch):
             batch = Batch(*batch)
         terms = [term for term in self._terms() if term.is_active(progress)]
-        student = _ask(self.student, batch.images, (t.student for t in terms), logits=True)
+        student = _ask(self.student, batch.images, (place for t in terms for place in t.student_places), logits=True)
         parts: dict[str, Tensor] = {}
         if self.task_weight:
             parts[TASK] = self.task_weight * self.task(student, batch)
         if terms:
-            assert self.teacher is not None
-            with torch.no_grad():
-                teacher = _ask(self.teacher, batch.images, (t.teacher for t in terms), logits=False)
-            for name, value in self._term_values(terms, student, teacher, progress):
-                parts[name] = parts[name] + value if name in parts else value
+            teacher = self.ask_teacher(batch.images, terms) if batch.teacher is None else batch.teacher
+            found: dict[str, Tensor] = {}
+            scales: dict[str, float] = {}
+            for term, values in self._term_values(terms, student, teacher, batch, progress):
+                for name, value in values.items():
+                    found[name] = found[name] + value if name in found else value
+                scales |= term.scales(progress)
+            if self.balance is not None:
+                found = self.balance(parts[TASK], found, scales=scales, parameters=list(self.student.parameters()))
+            parts |= found
         if not parts:
             raise ValueError("nothing to minimise: the task's weight is 0 and no term is active")
         total = sum(parts.values(), batch.images.new_zeros((), dtype=torch.float32))
@@ -105,18 +116,32 @@ class Distiller(nn.Module):
             total = total + self._nothing_from_idle(terms, student)
         return StepOutput(total, {name: value.detach() for name, value in parts.items()}, student)
 
+    @torch.no_grad()
+    def ask_teacher(self, images: Tensor, terms: Sequence[Term] | None = None) -> dict[str, Tensor]:
+        """What the teacher says of images, by the places that the terms look at: (B, …) each.
+
+        Args:
+            images: (B, 3, H, W), as in a Batch.
+            terms: which terms'; by default all.
+        """
+        assert self.teacher is not None
+        terms = self._terms() if terms is None else terms
+        features = _ask(self.teacher, images, (place for t in terms for place in t.teacher_places), logits=False)
+        return {place: value_at(features, place) for t in terms for place in t.teacher_places}
+
     def _term_values(
-        self, terms: Sequence[Term], student: Features, teacher: Features, progress: float
-    ) -> Iterable[tuple[str, Tensor]]:
-        adapted: dict[tuple[str, str], Tensor] = {}
+        self, terms: Sequence[Term], student: Features, teacher: Mapping[str, Tensor], batch: Batch, progress: float
+    ) -> Iterable[tuple[Term, dict[str, Tensor]]]:
+        adapted: dict[tuple[str, Place], Any] = {}
         for term in terms:
             tensor = value_at(student, term.student)
             if term.adapter is not None:
                 key = (term.adapter, term.student)
                 if key not in adapted:
-                    adapted[key] = self.adapters[_key(term.adapter)](tensor)
+                    given = tensor if isinstance(tensor, tuple) else (tensor,)
+                    adapted[key] = self.adapters[_key(term.adapter)](*given)
                 tensor = adapted[key]
-            yield from term(tensor, value_at(teacher, term.teacher), progress=progress).items()
+            yield term, term(tensor, term.of_teacher(teacher), batch=batch, progress=progress)
 
     def _nothing_from_idle(self, active: Sequence[Term], student: Features) -> Tensor | float:
         """0, with a gradient of 0 for what no active part uses: DistributedDataParallel waits for every parameter."""
@@ -124,7 +149,7 @@ class Distiller(nn.Module):
         modules: list[nn.Module] = [term for term in self._terms() if term not in active]
         modules += [adapter for name, adapter in self.adapters.items() if name not in used]
         idle: list[Tensor] = [p for module in modules for p in module.parameters() if p.requires_grad]
-        if not self.task_weight and not any(term.student == "logits" for term in active):
+        if not self.task_weight and not any("logits" in term.student_places for term in active):
             assert student.logits is not None
             idle.append(student.logits)
         return sum((0.0 * tensor.float().sum() for tensor in idle), 0.0)
@@ -135,8 +160,9 @@ class Distiller(nn.Module):
 
 def _ask(network: nn.Module | FeatureSource, images: Tensor, places: Iterable[str], *, logits: bool) -> Features:
     wanted = dict.fromkeys(places)
-    levels = tuple(p for p in wanted if p not in ("logits", "pooled"))
-    return network(images, levels=levels, logits=logits or "logits" in wanted, pooled="pooled" in wanted)
+    levels = tuple(p for p in wanted if p not in OUTPUTS)
+    more = {"distilled": True} if "distilled" in wanted else {}  # which few networks have
+    return network(images, levels=levels, logits=logits or "logits" in wanted, pooled="pooled" in wanted, **more)
 
 
 def _key(name: str) -> str:

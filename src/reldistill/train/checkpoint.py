@@ -7,7 +7,6 @@ and of the position in training. What is left are weights, optimiser, moving ave
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,6 @@ from reldistill.train.module import DistillationModule, without_teacher
 FORMAT = 1
 LAST = "last.ckpt"
 BEST = "best.ckpt"
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content in one step, on disk before the old content is gone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def pack(module: DistillationModule, trainer: L.Trainer, position: dict[str, Any]) -> bytes:

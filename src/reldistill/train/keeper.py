@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from reldistill.report.record import CORRECT_FILE, Epoch, Result, RunRecord, result_of, write_record
-from reldistill.train.checkpoint import BEST, LAST, pack, restore, write_bytes
+from reldistill.train.checkpoint import BEST, LAST, pack, restore
+from reldistill.train.files import write_bytes
 from reldistill.train.module import DistillationModule
 from reldistill.types import Batch
 
@@ -120,8 +121,11 @@ class RunKeeper(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Make dropout and the like a function of seed, position and rank."""
+        """Make dropout and the like a function of seed, position and rank; say which view of the images this is."""
         torch.manual_seed(_mix(self.seed, self.epoch, self.batch, trainer.global_rank))
+        assert isinstance(pl_module, DistillationModule)
+        if pl_module.teacher_cache is not None:
+            pl_module.teacher_cache.view = self.epoch % pl_module.teacher_cache.views
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -186,6 +190,8 @@ class RunKeeper(L.Callback):
     def _save(self, trainer: L.Trainer, module: DistillationModule, *, best: bool) -> None:
         if trainer.world_size > 1:  # one file serves all ranks, so what it holds must be true of all
             module.part_sums = {n: trainer.strategy.reduce(module.part_sums[n]) for n in sorted(module.part_sums)}
+        if module.teacher_cache is not None:  # before the checkpoint: what lies behind it must be found again
+            module.teacher_cache.flush()
         if not trainer.is_global_zero:
             return
         position = {

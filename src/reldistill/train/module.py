@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from reldistill.checks import UserError
 from reldistill.step.distiller import TASK, Distiller
 from reldistill.train.optimisers import DEFAULT_WEIGHT_DECAY, OptimizerName, Schedule, lr_factor, make_optimizer
+from reldistill.train.teacher_cache import TeacherCache
 from reldistill.types import Batch
 
 _WATCH_EVERY = 50
@@ -67,6 +68,8 @@ class DistillationModule(L.LightningModule):
         self.milestones = milestones
         self.total_batches = total_batches
         self.batches_done = 0
+        self._asks_trainer = total_batches is None
+        self._goes_on = False
         self.part_sums: dict[str, Tensor] = {}
         self.part_batches = 0
         self.ema: AveragedModel | None = None
@@ -77,6 +80,7 @@ class DistillationModule(L.LightningModule):
         self._val: dict[str, Tensor] = {}
         self._hits: list[tuple[Tensor, Tensor]] = []
         self.val_hits: Tensor | None = None
+        self.teacher_cache: TeacherCache | None = None
         self.warned: set[str] = set()
         self.notes: list[str] = []
 
@@ -92,7 +96,10 @@ class DistillationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimiser of student, adapters and losses, with a learning rate that follows the progress."""
-        if self.total_batches is None:
+        if not self._goes_on:  # a second fit is a new training with a new schedule
+            self.batches_done = 0
+        self._goes_on = False
+        if self._asks_trainer:
             steps = self.trainer.estimated_stepping_batches
             if not math.isfinite(steps):
                 raise UserError("the Trainer does not say when training ends: give it max_epochs or max_steps")
@@ -115,6 +122,8 @@ class DistillationModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step's total loss."""
+        if self.teacher_cache is not None:
+            batch = self.teacher_cache.complete(batch, self.distiller.ask_teacher)
         output = self.distiller(batch, progress=self.progress)
         if not torch.isfinite(output.total):
             self._stop_not_finite({**output.parts, "total": output.total})
@@ -129,6 +138,8 @@ class DistillationModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log every part's mean as `train/…`, unless a callback has taken the means already."""
+        if self.teacher_cache is not None:
+            self.teacher_cache.flush()
         if self.part_batches:
             self.log_dict({f"train/{name}": value for name, value in self.part_means().items()})
 
@@ -140,7 +151,8 @@ class DistillationModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
-        zero = torch.zeros((), device=self.device, dtype=torch.float64)
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        zero = torch.zeros((), device=self.device, dtype=wide)
         self._val = defaultdict(lambda: zero.clone())
         self._hits = []
 
@@ -183,7 +195,7 @@ class DistillationModule(L.LightningModule):
         """Take the teacher from the module, which loaded it itself."""
         mine = {k: v for k, v in self.state_dict().items() if k.startswith(_TEACHER)}
         checkpoint["state_dict"] = {**mine, **checkpoint["state_dict"]}
-        self.batches_done = checkpoint["batches_done"]
+        self.batches_done, self._goes_on = checkpoint["batches_done"], True
 
     def exported(self) -> nn.Module:
         """The bare student network on the CPU, of the moving average where there is one."""

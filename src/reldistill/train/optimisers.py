@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -23,7 +23,9 @@ def default_lr(optimizer: OptimizerName, batch_size: int) -> float:
 def make_optimizer(
     modules: Sequence[nn.Module], *, optimizer: OptimizerName, lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum 0.9, or AdamW that does not decay biases and norms.
+    """SGD with Nesterov momentum 0.9, or AdamW that does not decay biases, norms and what a network wants left alone.
+
+    A network says so by timm's `no_weight_decay()`: the names of its position embeddings and class tokens.
 
     Args:
         modules: whose trainable parameters are optimised, in order.
@@ -34,11 +36,24 @@ def make_optimizer(
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     if optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+    asked = {id(p) for m in modules for p in _left_alone(m)}
+    free = [p.ndim <= 1 or id(p) in asked for p in parameters]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p, is_free in zip(parameters, free, strict=True) if not is_free],
+            "weight_decay": weight_decay,
+        },
+        {"params": [p for p, is_free in zip(parameters, free, strict=True) if is_free], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr)
+
+
+def _left_alone(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that the networks inside a module ask not to be decayed."""
+    for part in module.modules():
+        if callable(names := getattr(part, "no_weight_decay", None)):
+            own = dict(part.named_parameters())
+            yield from (own[name] for name in names() if name in own)
 
 
 def lr_factor(

@@ -13,7 +13,7 @@ from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
 from reldistill.relations.tokens import tokenise
-from reldistill.train.checkpoint import write_bytes
+from reldistill.train.files import write_bytes
 from reldistill.types import Batch, Features
 
 # A side of 16 tokens is what the superpixel loss works on by default; of a graph of more than 1024 channels only the

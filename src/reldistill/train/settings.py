@@ -19,6 +19,8 @@ class DataSettings:
         image_size: side of the square images in a batch; by default their own size if small, else 224.
         augment: what is done to training images; auto is crop-flip, and crop for digits.
         val_fraction: share of each class that is held out where the data bring no validation folder.
+        hold_out_test: keep what would validate for a test that nothing is chosen by, and validate on val-fraction of
+            each class of the training images.
         skip_bad_images: go on without images that can't be read, and count them.
         download: fetch the data set if it is not there.
         workers: processes that decode images which don't fit in memory; by default by the number of cores.
@@ -28,6 +30,7 @@ class DataSettings:
     image_size: int | None = None
     augment: Literal["auto", "none", "crop", "crop-flip", "strong"] = "auto"
     val_fraction: float = 0.1
+    hold_out_test: bool = False
     skip_bad_images: bool = False
     download: bool = False
     workers: int | None = None
@@ -71,7 +74,13 @@ class PairSettings:
         levels: pairs STUDENT_LEVEL:TEACHER_LEVEL to use instead of the automatic choice (see: reldistill layers).
         weights: part name to weight, e.g. '{"kd": 2, "serkd.angle": 4, "task": 0.5}'.
         settings: loss name to its settings, e.g. '{"serkd": {"iterations": 2}}'.
-        warm_up: fraction of training over which the weights of all but the logit terms rise from 0.
+        warm_up: fraction of training over which the weights of all but the logit terms rise from 0; 0 leaves it to the
+            method.
+        balance: find the weights while training: every part's gradient gets this share of the task's (try 0.5); 0 for
+            fixed weights. With it, weights are multiples of that share.
+        cache_teacher: folder where what the teacher says of the images is kept, so that it runs once for each view of
+            them; may serve other runs with the same teacher and data too.
+        cache_views: how many views (random changes of every image) the cache holds; the epochs cycle through them.
     """
 
     teacher: str
@@ -87,9 +96,14 @@ class PairSettings:
     weights: dict[str, float] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     warm_up: float = 0.0
+    balance: float = 0.0
+    cache_teacher: str | None = None
+    cache_views: int = 4
 
     def __post_init__(self) -> None:
         """Check what can be checked without networks."""
+        _check_range("balance", self.balance, 0)
+        _check_range("cache_views", self.cache_views, 1)
         _check_range("warm up", self.warm_up, 0, 1)
         for part, weight in self.weights.items():
             _check_range(f"weight of {part}", weight, 0)

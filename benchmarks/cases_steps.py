@@ -1,0 +1,61 @@
+"""What the relations add to whole training steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case, device
+from benchmarks.steps import Pair, autocast, training_step
+
+DEIT = Pair("deit_small_patch16_224", "deit_tiny_patch16_224", 32, 224, 1000)
+CIFAR = Pair("resnet56", "resnet20", 128, 32, 10)
+DEIT_GPU = Pair("deit_small_patch16_224", "deit_tiny_patch16_224", 256, 224, 1000)
+CIFAR_GPU = Pair("resnet56", "resnet20", 256, 32, 10)
+QUICK = Pair("resnet14", "resnet8", 4, 32, 10)
+
+
+def cases(quick: bool) -> list[Case]:
+    """Of serkd and sekd over kd; on a GPU also over the teacher's forward pass and the student's step alone."""
+    found = [
+        _over("kd", "serkd", QUICK if quick else DEIT, goal=1.03),
+        _over("kd", "sekd", QUICK if quick else CIFAR, goal=1.05),
+    ]
+    if device().type == "cuda" and not quick:
+        found += [_over("", "serkd", DEIT_GPU, goal=1.03), _over("", "sekd", CIFAR_GPU, goal=1.03)]
+    return found
+
+
+def _over(base: str, method: str, pair: Pair, *, goal: float) -> Case:
+    """`base` is a method, or empty for the student's step alone and the teacher's forward pass."""
+
+    @functools.cache
+    def steps() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+        batch = pair.batch()
+        compared = pair.distiller(method)
+        ours = training_step(compared, batch)
+        if base:
+            return ours, training_step(pair.distiller(base), batch)
+        alone, teacher = training_step(pair.distiller("none"), batch), compared.teacher
+        assert teacher is not None
+
+        def networks_alone() -> Tensor:
+            with torch.no_grad(), autocast():
+                teacher(batch.images)
+            return alone()
+
+        return ours, networks_alone
+
+    return Case(
+        f"whole step, {method} over {base or 'the networks alone'}",
+        f"{pair.student} from {pair.teacher}, B={pair.batch_size} of {pair.image_size}×{pair.image_size}",
+        ours=lambda: steps()[0](),
+        textbook=lambda: steps()[1](),
+        goal=goal,
+        measure="costs",
+        compares_values=False,
+        prepare=steps,
+    )

@@ -1,0 +1,1 @@
+"""Many runs under the same conditions: methods side by side, or settings over a grid."""

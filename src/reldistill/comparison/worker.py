@@ -1,0 +1,73 @@
+"""What runs in a process of its own: one cell, from its images to its test, with everything it says in a log."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from reldistill.checks import UserError
+from reldistill.comparison.cells import Cell
+from reldistill.comparison.measure import measure_cell, measure_reference
+from reldistill.report.cells import REFERENCE
+from reldistill.run import distill, read_images
+from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
+
+LOG_FILE = "log.txt"
+
+
+def run_cell(cell: Cell, root: Path) -> None:
+    """Train a cell's student, or go on where it was left, and look at the test images."""
+    folder = root / cell.plan.cell
+    images = read_images(cell.data, cell.training)
+    distill(cell.data, cell.networks, cell.training, out=folder, resume=True, images=images)
+    measure_cell(cell, folder, images, reference=root / REFERENCE)
+
+
+def run_reference(
+    data: DataSettings, pairs: Sequence[PairSettings], training: TrainSettings, methods: Sequence[str], root: Path
+) -> None:
+    """Measure what all cells have in common."""
+    measure_reference(pairs, read_images(data, training), training, methods, root / REFERENCE)
+
+
+def in_process(
+    work: Callable[[], None], folder: Path, answer: Connection, *, device: int | None, threads: int | None
+) -> None:
+    """Do the work, its output going to the folder's log; send None, or the one line that says why it failed."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
+    if threads is not None:  # said here too, since the process that forks may be older than the number
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOG_FILE).open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        work()
+    except UserError as error:
+        print(f"reldistill: {error}", file=sys.stderr)
+        answer.send((" ".join(str(error).split()), True))
+    except Exception as error:
+        traceback.print_exc()
+        said = str(error).splitlines()
+        answer.send((f"{type(error).__name__}: {said[0]}" if said else type(error).__name__, False))
+    else:
+        answer.send(None)
+
+
+def _die_with_parent() -> None:
+    """A comparison that was killed must not go on in its cells: the next one would write beside them."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

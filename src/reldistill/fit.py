@@ -1,0 +1,246 @@
+"""One training: a distiller and its data → a folder with record, weights, pictures and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import timm
+import torch
+import torchvision
+
+import reldistill
+from reldistill.checks import UserError
+from reldistill.data.classification import ImageData
+from reldistill.features.extract import Extractor
+from reldistill.features.reused_head import ReusedHead
+from reldistill.report.record import DataRecord, NetworkRecord, RunRecord, TermRecord, write_record
+from reldistill.report.render import render_html
+from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, write_weights
+from reldistill.step.distiller import Distiller
+from reldistill.step.term import Term
+from reldistill.train.checkpoint import BEST, LAST, unpack
+from reldistill.train.keeper import RunKeeper
+from reldistill.train.module import DistillationModule
+from reldistill.train.optimisers import default_lr
+from reldistill.train.pictures import write_pictures
+from reldistill.train.settings import TrainSettings
+from reldistill.train.teacher_cache import TeacherCache
+from reldistill.train.trainer import Loaders, make_trainer, resolve_precision
+from reldistill.types import OUTPUTS
+
+PICTURES_FILE = "relations.npz"
+REPORT_FILE = "report.html"
+
+
+def fit(
+    distiller: Distiller,
+    images: ImageData,
+    training: TrainSettings,
+    *,
+    student: OpenedNetwork,
+    teacher: OpenedNetwork | None = None,
+    teacher_accuracy: float | None = None,
+    method: str = "none",
+    settings: dict[str, Any],
+    out: Path,
+    resume: bool = False,
+    teacher_cache: TeacherCache | None = None,
+) -> RunRecord:
+    """Train a distiller's student to the end and write the run's folder.
+
+    Args:
+        distiller: teacher, student, terms and task.
+        images: training and validation images.
+        training: how to train.
+        student: the student as it was opened.
+        teacher: the teacher likewise.
+        teacher_accuracy: of the teacher on the validation images, percent.
+        method: the method's name, for the record.
+        settings: what the run was told, for the record.
+        out: the run's folder.
+        resume: go on from the checkpoint that is there.
+        teacher_cache: what the teacher says of the training images; None to ask it at every step.
+
+    Raises:
+        UserError: when the loss stops being finite, or the machine lacks what `training` asks for.
+    """
+    precision = resolve_precision(training.precision, training.accelerator)
+    student = _as_built(student, distiller)
+    module = _module(distiller, images, training)
+    module.teacher_cache = teacher_cache
+    if teacher_cache is None:
+        images.train.cycle_views(None)
+    else:
+        images.train.cycle_views(teacher_cache.views, seed=teacher_cache.seed)
+    record = RunRecord(
+        version=reldistill.__version__,
+        command=_command(),
+        created=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
+        task="classification",
+        method=method,
+        settings={
+            **settings,
+            "used_optimizer": module.optimizer_name,
+            "used_lr": module.lr,
+            "used_weight_decay": module.weight_decay,
+        },
+        student=_network_record(student, images, None),
+        teacher=None if teacher is None else _network_record(teacher, images, teacher_accuracy),
+        data=DataRecord(
+            name=images.name,
+            classes=list(images.classes),
+            train_images=images.train.images,
+            val_images=images.val.images,
+            image_size=images.image_size,
+            skipped=len(images.skipped),
+            fingerprint=images.fingerprint,
+        ),
+        terms=[_term_record(term) for term in distiller.terms if isinstance(term, Term)],
+        environment=_environment(precision),
+        folder=out,
+    )
+    state = unpack(out / LAST) if resume and (out / LAST).is_file() else None
+    keeper = RunKeeper(
+        out,
+        record,
+        loader=images.train,
+        seed=training.seed,
+        epochs=training.epochs,
+        patience=training.patience,
+        checkpoint_every=training.checkpoint_every,
+        resume=state,
+    )
+    label = method if teacher else student.card.name
+    trainer = make_trainer(training, precision=precision, out=out, keeper=keeper, label=label)
+    if trainer.is_global_zero:
+        write_record(out, record)
+    try:
+        if keeper.epochs_left > 0:
+            trainer.fit(module, datamodule=Loaders(keeper, images))
+    except BaseException as error:
+        record.status = "stopped"
+        if trainer.is_global_zero:
+            write_record(out, record)
+        if isinstance(error, UserError):
+            where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
+            raise UserError(f"{error}{where}") from error
+        if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer makes SystemExit of it
+            raise KeyboardInterrupt from error
+        raise
+    if trainer.is_global_zero:
+        _finish(record, module, images, student, teacher, out)
+    trainer.strategy.barrier()  # what comes next may read the folder
+    return record
+
+
+def _as_built(student: OpenedNetwork, distiller: Distiller) -> OpenedNetwork:
+    """The student as the method made it, which may have given it the teacher's classifier."""
+    extractor = distiller.student
+    if not isinstance(extractor, Extractor) or not isinstance(extractor.network, ReusedHead):
+        return student
+    card = dataclasses.replace(student.card, reused_head=extractor.network.described())
+    return dataclasses.replace(student, extractor=extractor, card=card)
+
+
+def _finish(
+    record: RunRecord,
+    module: DistillationModule,
+    images: ImageData,
+    student: OpenedNetwork,
+    teacher: OpenedNetwork | None,
+    out: Path,
+) -> None:
+    card = dataclasses.replace(student.card, classes=images.classes, input_size=_side(student, images))
+    prefix = "ema.module.network." if module.ema is not None else "distiller.student.network."
+    for file, state in ((LAST_WEIGHTS, unpack(out / LAST)["module"]), (BEST_WEIGHTS, unpack(out / BEST)["module"])):
+        network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        record.result.weights[file] = write_weights(out / file, network, card)
+    if teacher is not None:
+        levels = _drawn_levels(module.distiller, teacher, images)
+        if levels is not None:
+            device = next(module.parameters()).device
+            write_pictures(
+                out / PICTURES_FILE,
+                student=module.student,
+                teacher=teacher.extractor.to(device),
+                levels=levels,
+                batch=next(iter(images.val)).to(device),
+                classes=images.classes,
+            )
+    record.status = "finished"
+    write_record(out, record)
+    render_html([out], out / REPORT_FILE)
+
+
+def _drawn_levels(distiller: Distiller, teacher: OpenedNetwork, images: ImageData) -> tuple[str, str] | None:
+    """The deepest pair of levels that a term compares, else the deepest of both networks."""
+    for term in reversed(list(distiller.terms)):
+        if isinstance(term, Term) and term.looks_inside:
+            inside = [[p for p in places if p not in OUTPUTS] for places in (term.student_places, term.teacher_places)]
+            return inside[0][-1], inside[1][-1]
+    stages = [network.stages(images.image_size) for network in (distiller.student, teacher.extractor)]  # type: ignore[operator]
+    return (stages[0][-1].name, stages[1][-1].name) if all(stages) else None
+
+
+def _module(distiller: Distiller, images: ImageData, training: TrainSettings) -> DistillationModule:
+    name = training.optimizer
+    if name == "auto":
+        stages = distiller.student.stages(images.image_size)  # type: ignore[operator]
+        name = "adamw" if stages and stages[-1].kind == "tokens" else "sgd"
+    if training.channels_last:
+        distiller.to(memory_format=torch.channels_last)
+    return DistillationModule(
+        distiller,
+        optimizer=name,
+        lr=training.lr if training.lr is not None else default_lr(name, training.batch_size),
+        weight_decay=training.weight_decay,
+        schedule=training.schedule,
+        lr_warm_up=training.lr_warm_up,
+        milestones=training.milestones,
+        ema_decay=training.ema,
+        total_batches=training.epochs * len(images.train),
+    )
+
+
+def _network_record(network: OpenedNetwork, images: ImageData, accuracy: float | None) -> NetworkRecord:
+    return NetworkRecord(
+        name=network.card.name,
+        parameters=sum(p.numel() for p in network.extractor.network.parameters()),
+        input_size=_side(network, images),
+        pretrained=network.pretrained,
+        weights_sha256=network.weights_sha256,
+        accuracy=accuracy,
+    )
+
+
+def _side(network: OpenedNetwork, images: ImageData) -> int:
+    return network.extractor.input_size or images.image_size
+
+
+def _term_record(term: Term) -> TermRecord:
+    weights = {f"{term.name}.{part}" if part else term.name: weight for part, weight in term.weights.items()}
+    return TermRecord(term.name, weights, ", ".join(term.student_places), ", ".join(term.teacher_places))
+
+
+def _environment(precision: str) -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "lightning": L.__version__,
+        "timm": timm.__version__,
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _command() -> list[str]:
+    name = Path(sys.argv[0]).name
+    return ["reldistill" if name in ("reldistill", "__main__.py") else name, *sys.argv[1:]]

@@ -1,0 +1,30 @@
+"""The files of a comparison or sweep: JSON, CSV, Markdown and one page, all from its cells as they are now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reldistill.report.cells import dump_json
+from reldistill.report.comparison import Comparison, comparison_json, summaries
+from reldistill.report.comparison_page import comparison_page
+from reldistill.report.comparison_text import comparison_csv, comparison_markdown, verdict
+from reldistill.report.record import write_atomically
+
+
+def write_tables(comparison: Comparison) -> None:
+    """Everything but the page: cheap enough to be done after every cell."""
+    rows = summaries(comparison)
+    content = {
+        "json": dump_json(comparison_json(comparison, rows, verdict(comparison, rows))),
+        "csv": comparison_csv(rows),
+        "md": comparison_markdown(comparison, rows),
+    }
+    for suffix, text in content.items():
+        write_atomically(comparison.folder / f"{comparison.head.kind}.{suffix}", text)
+
+
+def write_comparison(comparison: Comparison, *, page: Path | None = None) -> Path:
+    """All files, the page by default beside the others; returns the page's path."""
+    write_tables(comparison)
+    target = page or comparison.folder / f"{comparison.head.kind}.html"
+    return write_atomically(target, comparison_page(comparison, summaries(comparison)))

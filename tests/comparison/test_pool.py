@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from reldistill.comparison.pool import Failure, Job, run_all
+from reldistill.report.cells import read_json
+
+
+def test_what_fails_or_dies_leaves_the_others_alone(tmp_path: Path) -> None:
+    work = {
+        "first": partial(Path.touch, tmp_path / "done-1"),
+        "user": partial(read_json, tmp_path / "nowhere.json"),
+        "defect": partial(int, "x"),
+        "killed": partial(signal.raise_signal, signal.SIGKILL),
+        "left": partial(os._exit, 3),
+        "last": partial(Path.touch, tmp_path / "done-2"),
+    }
+    found: dict[str, Failure | None] = {}
+    most = 0
+
+    def look(running: list[Job]) -> None:
+        nonlocal most
+        most = max(most, len(running))
+
+    run_all(
+        [Job(name, tmp_path / name, what) for name, what in work.items()],
+        at_once=2,
+        ended=lambda job, failure: found.update({job.name: failure}),
+        look=look,  # type: ignore[arg-type]
+    )
+    assert found == {
+        "first": None,
+        "user": Failure(f"no nowhere.json in {tmp_path}", by_user=True),
+        "defect": Failure("ValueError: invalid literal for int() with base 10: 'x'", by_user=False),
+        "killed": Failure("its process was ended by SIGKILL, most often for want of memory", by_user=False),
+        "left": Failure("its process ended with code 3", by_user=False),
+        "last": None,
+    }
+    assert most <= 2
+    assert (tmp_path / "done-1").exists()
+    assert (tmp_path / "done-2").exists()
+    assert "Traceback" in (tmp_path / "defect/log.txt").read_text()
+    assert "Traceback" not in (tmp_path / "user/log.txt").read_text()
+
+
+def test_an_interrupt_ends_what_is_running(tmp_path: Path) -> None:
+    job = Job("long", tmp_path / "long", partial(signal.pause))
+
+    def interrupt(running: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all([job], at_once=1, ended=lambda *_: None, look=interrupt)

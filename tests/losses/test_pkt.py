@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+
+from drawn import SEEDS, few, normal, order, rotation, same, scales, which_network
+from reldistill.losses.pkt import PKT, pkt_loss
+
+
+def vectors(seed=0):
+    return normal((5, 3), (5, 7), seed=seed)
+
+
+def slow_probabilities(samples):
+    rows = []
+    for i, one in enumerate(samples):
+        kernel = []
+        for j, other in enumerate(samples):
+            product = math.fsum(a * b for a, b in zip(one, other, strict=True))
+            lengths = math.sqrt(math.fsum(a * a for a in one) * math.fsum(b * b for b in other))
+            kernel.append(0.0 if i == j else (1 + product / lengths) / 2 + 1e-6)
+        rows.append([k / math.fsum(kernel) for k in kernel])
+    return rows
+
+
+def slow(student, teacher):
+    ours, theirs = slow_probabilities(student.tolist()), slow_probabilities(teacher.tolist())
+    count = len(ours)
+    terms = [theirs[i][j] * math.log(theirs[i][j] / ours[i][j]) for i in range(count) for j in range(count) if i != j]
+    return math.fsum(terms) / len(terms)
+
+
+def test_matches_the_loop():
+    student, teacher = vectors()
+    assert pkt_loss(student, teacher).item() == pytest.approx(slow(student, teacher), rel=1e-9)
+    assert PKT()(student, teacher).item() == pytest.approx(slow(student, teacher), rel=1e-9)
+
+
+def test_float32_of_nearly_equal_samples():
+    """Where the cosines are all near 1 the value is small, and still that of the loop."""
+    student, teacher = normal((5, 3), (5, 7))
+    student, teacher = 5 + student, 5 + teacher
+    assert pkt_loss(student.float(), teacher.float()).item() == pytest.approx(slow(student, teacher), rel=1e-2)
+
+
+def test_one_or_two_samples_have_no_choice_of_neighbours():
+    student, teacher = vectors()
+    for count in (1, 2):
+        few_samples = student[:count].clone().requires_grad_()
+        loss = pkt_loss(few_samples, teacher[:count])
+        assert loss.item() == 0.0
+        loss.backward()
+        assert not few_samples.grad.any()
+
+
+def test_opposite_samples_are_finite():
+    student = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    loss = pkt_loss(student, torch.ones(3, 2))
+    loss.backward()
+    assert loss.item() > 0
+    assert student.grad.isfinite().all()
+
+
+@given(seed=SEEDS, which=which_network)
+@few
+def test_rotation_reflection_and_a_positive_scale_of_each_sample(seed, which):
+    pair = vectors(seed)
+    before = pkt_loss(*pair)
+    pair[which] = scales(5, seed)[:, None] * pair[which] @ rotation(pair[which].shape[1], seed)
+    same(pkt_loss(*pair), before)
+
+
+@given(seed=SEEDS)
+@few
+def test_order_of_the_samples(seed):
+    student, teacher = vectors(seed)
+    samples = order(5, seed)
+    same(pkt_loss(student[samples], teacher[samples]), pkt_loss(student, teacher))
+
+
+@given(seed=SEEDS)
+@few
+def test_at_least_zero_and_zero_at_equal(seed):
+    student, teacher = vectors(seed)
+    assert pkt_loss(student, teacher).item() > 0
+    assert pkt_loss(teacher, teacher).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        ((4, 5, 1), (4, 5), r"student: expected \(B, D\)"),
+        ((4, 5), (4, 5, 1), r"teacher: expected \(B, D\)"),
+        ((4, 5), (3, 5), "B is 4 in the student and 3 in the teacher"),
+    ],
+)
+def test_wrong_axes_are_named(student, teacher, message):
+    with pytest.raises(ValueError, match=message):
+        pkt_loss(torch.zeros(student), torch.zeros(teacher))
