@@ -232,8 +232,8 @@ def measure(network: OpenedNetwork, images: ImageData, *, precision: str = "32-t
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
             logits = extractor(batch.images).logits
-        loss += float(functional.cross_entropy(logits.float(), batch.labels, reduction="sum"))
-        hits += int((logits.argmax(dim=1) == batch.labels).sum())
+        loss += float(functional.cross_entropy(logits.float(), batch.classes, reduction="sum"))
+        hits += int((logits.argmax(dim=1) == batch.classes).sum())
         count += len(batch)
     return Measured(100 * hits / count, loss / count, count)
 

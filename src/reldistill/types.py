@@ -1,7 +1,7 @@
 """What the parts of reldistill hand to each other.
 
 Axes, everywhere: B batch · C channels · H, W space · N patch tokens · M superpixel tokens · D embedding ·
-K classes · L levels.
+K classes · L levels · n boxes.
 """
 
 from __future__ import annotations
@@ -15,23 +15,57 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Boxes:
+    """The labelled boxes of a batch's images.
+
+    Args:
+        corners: (n, 4) left, top, right, bottom in pixels of the batch's images.
+        labels: (n,) class indices, int64, 0 … K − 1.
+        images: (n,) which image of the batch each box is in, int64, ascending.
+        sizes: (B, 2) height and width of each image inside the batch's padding, int64.
+    """
+
+    corners: Tensor
+    labels: Tensor
+    images: Tensor
+    sizes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.corners)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Boxes:
+        """The same boxes on another device."""
+        parts = (self.corners, self.labels, self.images, self.sizes)
+        return Boxes(*(part.to(device, non_blocking=non_blocking) for part in parts))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Labelled images as every network of a step sees them, before any network's own normalisation.
 
     Args:
-        images: (B, 3, H, W) floating point in [0, 1], RGB.
-        labels: (B,) class indices, int64.
+        images: (B, 3, H, W) floating point in [0, 1], RGB; smaller ones are padded with 0 on the right and below.
+        labels: (B,) class indices, int64; None where boxes are labelled instead.
         indices: (B,) position of each image in its data set, int64, or None where it is not known.
         teacher: what the teacher said of these images, as `Distiller.ask_teacher` names it, or None to ask the teacher.
+        boxes: the objects in the images, for detection.
     """
 
     images: Tensor
-    labels: Tensor
+    labels: Tensor | None
     indices: Tensor | None = None
     teacher: Mapping[str, Tensor] | None = None
+    boxes: Boxes | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def classes(self) -> Tensor:
+        """The labels (B,) of images that have one each."""
+        if self.labels is None:
+            raise ValueError("labels: these images have boxes, not a class each")
+        return self.labels
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
@@ -41,9 +75,10 @@ class Batch:
 
         return Batch(
             move(self.images),
-            move(self.labels),
+            None if self.labels is None else move(self.labels),
             None if self.indices is None else move(self.indices),
             None if self.teacher is None else {name: move(tensor) for name, tensor in self.teacher.items()},
+            None if self.boxes is None else self.boxes.to(device, non_blocking=non_blocking),
         )
 
 
@@ -70,7 +105,7 @@ class LevelInfo:
     depth: float
 
 
-OUTPUTS = ("logits", "pooled", "distilled")
+OUTPUTS = ("logits", "pooled", "distilled", "scores")
 """The places of a network that are no levels: what comes out of it."""
 
 
@@ -83,12 +118,19 @@ class Features:
         pooled: (B, D) input of the classifier, or None.
         distilled: (B, K) of a transformer's distillation token, or None.
         levels: level name → (B, C, H, W); patch tokens are laid out on their grid, class and register tokens removed.
+        scores: a detector's class scores before sigmoid or softmax, (B, anchors, outputs) of all anchors, or
+            (proposals, outputs) of a two-stage detector's; None for other networks.
+        proposals: a two-stage detector's (n, 4) boxes of each image that `scores` are of; empty for other networks.
+        losses: name → scalar, a detector's own losses on labelled boxes.
     """
 
     logits: Tensor | None = None
     pooled: Tensor | None = None
     distilled: Tensor | None = None
     levels: Mapping[str, Tensor] = field(default_factory=dict)
+    scores: Tensor | None = None
+    proposals: tuple[Tensor, ...] = ()
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

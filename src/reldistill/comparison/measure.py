@@ -79,7 +79,7 @@ def test_answers(network: OpenedNetwork, images: ImageData, training: TrainSetti
         assert said.pooled is not None
         assert batch.indices is not None
         logits.append(said.logits.float().cpu().numpy())
-        labels.append(batch.labels.cpu().numpy())
+        labels.append(batch.classes.cpu().numpy())
         features.append(said.pooled.float().cpu().numpy()[np.isin(batch.indices.cpu().numpy(), shown)])
     return TestAnswers(np.concatenate(logits), np.concatenate(labels), np.concatenate(features), shown)
 

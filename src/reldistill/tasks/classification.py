@@ -24,4 +24,4 @@ class Classification(nn.Module):
         """Scalar mean over the batch, in float32 (float64 stays float64)."""
         assert student.logits is not None, "the task needs the student's logits"
         logits = student.logits if student.logits.dtype == torch.float64 else student.logits.float()
-        return functional.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        return functional.cross_entropy(logits, batch.classes, label_smoothing=self.label_smoothing)

@@ -159,9 +159,9 @@ class DistillationModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count hits and add up the cross entropy of one batch."""
         logits = self.student(batch.images).logits.float()
-        hits = logits.argmax(dim=1) == batch.labels
+        hits = logits.argmax(dim=1) == batch.classes
         self._val["hits"] += hits.sum()
-        self._val["loss"] += functional.cross_entropy(logits, batch.labels, reduction="sum")
+        self._val["loss"] += functional.cross_entropy(logits, batch.classes, reduction="sum")
         self._val["images"] += len(batch)
         if batch.indices is not None:
             self._hits.append((batch.indices, hits))

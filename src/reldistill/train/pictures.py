@@ -46,7 +46,7 @@ def write_pictures(
     """
     drawn: dict[str, np.ndarray] = {
         "images": (batch.images[:images].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy(),
-        "labels": batch.labels[:images].cpu().numpy(),
+        "labels": batch.classes[:images].cpu().numpy(),
         "classes": np.array(classes),
         "level": np.array(":".join(levels)),
     }
