@@ -31,7 +31,7 @@ def cases(quick: bool) -> list[Case]:
     found = []
     for images in ("the same images", "new images"):
         if quick:
-            # Fewer images, or maps of one cell, give repeated eigenvalues around k, where no projector is the right one.
+            # Fewer images, or maps of one cell, give repeated eigenvalues around k: then no projector is the right one.
             found.append(_consecutive("resnet18", images, batch_size=16, size=64, steps=3, rank=16))
         else:
             found.append(_consecutive("resnet18", images, batch_size=64, size=64, steps=8, rank=32))

@@ -358,8 +358,9 @@ def report(
         csv: file for the table as CSV.
         json: print one JSON document on standard output, all else on standard error.
     """
+    from reldistill.files import write_text
     from reldistill.report.comparison import kind_in
-    from reldistill.report.record import find_runs, read_record, write_atomically
+    from reldistill.report.record import find_runs, read_record
     from reldistill.report.render import render_csv, render_html, render_markdown
 
     if len(runs) == 1 and kind_in(runs[0]):
@@ -372,7 +373,7 @@ def report(
     for path, text in ((markdown, render_markdown), (csv, render_csv)):
         if path is not None:
             with _writable(path):
-                write_atomically(path, text(records))
+                write_text(path, text(records))
     return _runs(records, page=page)
 
 
@@ -434,10 +435,10 @@ def _comparison(found: Any, *, page: Path | None = None) -> Answer:
 
 
 def _comparison_again(folder: Path, *, out: Path | None, markdown: Path | None, csv: Path | None) -> Answer:
+    from reldistill.files import write_text
     from reldistill.report.comparison import read_comparison, summaries
     from reldistill.report.comparison_files import write_comparison
     from reldistill.report.comparison_text import comparison_csv, comparison_markdown
-    from reldistill.report.record import write_atomically
 
     found = read_comparison(folder)
     rows = summaries(found)
@@ -446,7 +447,7 @@ def _comparison_again(folder: Path, *, out: Path | None, markdown: Path | None, 
     for path, text in ((markdown, lambda: comparison_markdown(found, rows)), (csv, lambda: comparison_csv(rows))):
         if path is not None:
             with _writable(path):
-                write_atomically(path, text())
+                write_text(path, text())
     return dataclasses.replace(_comparison(found, page=page), code=0)
 
 

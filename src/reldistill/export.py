@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from reldistill.checks import UserError
+from reldistill.files import write_bytes
 from reldistill.report.record import read_record
 from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, Normalised, open_network, sha256
-from reldistill.train.files import write_bytes
 
 # The largest difference of logits, relative to their size, that float32 kernels of two runtimes may have.
 PARITY = 1e-3

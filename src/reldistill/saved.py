@@ -19,8 +19,8 @@ from reldistill.features.extract import Extractor
 from reldistill.features.reused_head import ReusedHead
 from reldistill.features.weights import one_line, read_weights, weights_file
 from reldistill.features.zoo import list_networks, load_network
+from reldistill.files import write_bytes
 from reldistill.report.record import RECORD_FILE
-from reldistill.train.files import write_bytes
 
 LAST_WEIGHTS = "student.safetensors"
 BEST_WEIGHTS = "student-best.safetensors"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from reldistill.checks import UserError
+from reldistill.files import write_bytes
 from reldistill.train.checkpoint import FORMAT, unpack
-from reldistill.train.files import write_bytes
 
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

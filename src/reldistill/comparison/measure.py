@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import resource
 import sys
 from collections.abc import Sequence
@@ -18,13 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from reldistill.build import build_distiller
 from reldistill.comparison.cells import Cell, MethodParts
 from reldistill.data.classification import ImageData
+from reldistill.files import write_arrays, write_text
 from reldistill.report.cells import ARRAYS_FILE, REFERENCE, TEST_FILE, TestRecord, dump_json, read_arrays
 from reldistill.run import open_student, open_teacher, trusted_teacher
 from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, open_network
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
 from reldistill.tasks.classification import Classification
-from reldistill.train.files import write_bytes
 from reldistill.train.settings import PairSettings, TrainSettings
 from reldistill.train.trainer import resolve_precision
 from reldistill.types import Batch
@@ -137,7 +136,7 @@ def measure_cell(cell: Cell, folder: Path, images: ImageData, *, reference: Path
         peak_memory=peak_memory(),
         test_images=len(last.labels),
     )
-    write_json(folder / TEST_FILE, found)
+    write_text(folder / TEST_FILE, dump_json(found))
 
 
 def measure_reference(
@@ -187,7 +186,7 @@ def measure_reference(
         },
         "students": students,
     }
-    write_json(folder / f"{REFERENCE}.json", content)
+    write_text(folder / f"{REFERENCE}.json", dump_json(content))
 
 
 def _cost(network: OpenedNetwork, images: ImageData) -> dict[str, Any]:
@@ -252,15 +251,3 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write an .npz file whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_bytes(path, dump_json(content).encode())

@@ -29,11 +29,11 @@ from reldistill.comparison.cells import (
 from reldistill.comparison.pool import Failure, Job, run_all
 from reldistill.comparison.worker import LOG_FILE, run_cell, run_reference
 from reldistill.data.samples import cores
+from reldistill.files import write_text
 from reldistill.folders import MAY_CHANGE_ON_RESUME, make_folder, recorded_settings, refuse_changes
 from reldistill.report.cells import FAILED_FILE, REFERENCE, read_cell, read_json
 from reldistill.report.comparison import Comparison, Head, Kind, gather, kind_in
 from reldistill.report.comparison_files import write_comparison, write_tables
-from reldistill.report.record import write_atomically
 from reldistill.run import flat_settings
 from reldistill.train.progress import say
 from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
@@ -299,7 +299,7 @@ def _run(head: Head, cells: Sequence[Cell], *, out: Path, jobs: int) -> Comparis
                 (job.folder / FAILED_FILE).unlink(missing_ok=True)
                 if failure is not None:
                     job.folder.mkdir(parents=True, exist_ok=True)
-                    write_atomically(job.folder / FAILED_FILE, failure.reason + "\n")
+                    write_text(job.folder / FAILED_FILE, failure.reason + "\n")
                 comparison = gather(head, out, plans)
                 write_tables(comparison)
                 test = next(cell.test for cell in comparison.cells if cell.plan.cell == job.name)

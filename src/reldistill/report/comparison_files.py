@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reldistill.files import write_text
 from reldistill.report.cells import dump_json
 from reldistill.report.comparison import Comparison, comparison_json, summaries
 from reldistill.report.comparison_page import comparison_page
 from reldistill.report.comparison_text import comparison_csv, comparison_markdown, verdict
-from reldistill.report.record import write_atomically
 
 
 def write_tables(comparison: Comparison) -> None:
@@ -20,11 +20,11 @@ def write_tables(comparison: Comparison) -> None:
         "md": comparison_markdown(comparison, rows),
     }
     for suffix, text in content.items():
-        write_atomically(comparison.folder / f"{comparison.head.kind}.{suffix}", text)
+        write_text(comparison.folder / f"{comparison.head.kind}.{suffix}", text)
 
 
 def write_comparison(comparison: Comparison, *, page: Path | None = None) -> Path:
     """All files, the page by default beside the others; returns the page's path."""
     write_tables(comparison)
     target = page or comparison.folder / f"{comparison.head.kind}.html"
-    return write_atomically(target, comparison_page(comparison, summaries(comparison)))
+    return write_text(target, comparison_page(comparison, summaries(comparison)))

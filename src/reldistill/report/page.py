@@ -9,10 +9,11 @@ from importlib import resources
 from pathlib import Path
 
 from reldistill.checks import UserError
+from reldistill.files import write_text
 from reldistill.report.compare import Row, comparison_table, in_order, labels, outcome, role_of
 from reldistill.report.page_relations import graph_section, superpixel_section
 from reldistill.report.page_runs import comparison_html, curves_section, reproduce_section
-from reldistill.report.record import RunRecord, find_runs, read_record, write_atomically
+from reldistill.report.record import RunRecord, find_runs, read_record
 from reldistill.report.relations_file import Relations, read_relations
 from reldistill.report.text import best_gain
 from reldistill.report.verdict import caveats, findings, setting
@@ -38,7 +39,7 @@ def render_html(run_folders: Sequence[str | Path], out: str | Path) -> Path:
     if target.is_dir():
         raise UserError(f"{target} is a folder: name the page to write, e.g. {target / 'report.html'}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    return write_atomically(target, _page(records, names, relations, problems))
+    return write_text(target, _page(records, names, relations, problems))
 
 
 def _relations(records: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, Relations], list[str]]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reldistill.checks import UserError
+from reldistill.files import write_text
 from reldistill.report.intervals import wilson_interval
 
 SCHEMA = 1
@@ -204,23 +203,7 @@ def write_record(path: str | Path, record: RunRecord) -> Path:
     target = _record_path(Path(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(encode(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_atomically(target, text)
-
-
-def write_atomically(target: Path, text: str) -> Path:
-    """Replace `target` by `text` in one step of the file system."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes it private; a report is there to be read by others
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return target
+    return write_text(target, text)
 
 
 def read_record(path: str | Path) -> RunRecord:

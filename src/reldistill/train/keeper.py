@@ -15,9 +15,9 @@ import lightning as L
 import numpy as np
 import torch
 
+from reldistill.files import write_bytes, write_text
 from reldistill.report.record import CORRECT_FILE, Epoch, Result, RunRecord, result_of, write_record
 from reldistill.train.checkpoint import BEST, LAST, pack, restore
-from reldistill.train.files import write_bytes
 from reldistill.train.module import DistillationModule
 from reldistill.types import Batch
 
@@ -209,7 +209,7 @@ class RunKeeper(L.Callback):
             write_bytes(self.folder / BEST, data)
         write_bytes(self.folder / LAST, data)
         write_record(self.folder, self.record)
-        write_bytes(self.folder / METRICS_FILE, metrics_csv(self.record.history).encode())
+        write_text(self.folder / METRICS_FILE, metrics_csv(self.record.history))
 
     def _log(self, trainer: L.Trainer, values: dict[str, float]) -> None:
         for logger in trainer.loggers:

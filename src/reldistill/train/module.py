@@ -138,8 +138,6 @@ class DistillationModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log every part's mean as `train/…`, unless a callback has taken the means already."""
-        if self.teacher_cache is not None:
-            self.teacher_cache.flush()
         if self.part_batches:
             self.log_dict({f"train/{name}": value for name, value in self.part_means().items()})
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reldistill.files import write_arrays
 from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
 from reldistill.relations.tokens import tokenise
-from reldistill.train.files import write_bytes
 from reldistill.types import Batch, Features
 
 # A side of 16 tokens is what the superpixel loss works on by default; of a graph of more than 1024 channels only the
@@ -57,9 +56,7 @@ def write_pictures(
         adjacency = channel_adjacency(feature_map).mean(dim=0)  # of this process's images: only one draws
         drawn[f"{name}_spectrum"] = laplacian_eigenvalues(adjacency).cpu().numpy()
         drawn[f"{name}_adjacency"] = adjacency[:_LARGEST_GRAPH, :_LARGEST_GRAPH].cpu().numpy()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **drawn)  # type: ignore[arg-type]
-    write_bytes(path, buffer.getvalue())
+    write_arrays(path, **drawn)
 
 
 def _superpixels(feature_map: Tensor) -> Tensor:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reldistill.checks import UserError
-from reldistill.train.files import write_bytes
+from reldistill.files import write_text
 from reldistill.types import Batch
 
 _CARD = "cache.json"
@@ -28,6 +29,15 @@ _PRESENT = "present.u8"
 # Stored and live values may differ by rounding (half precision, and a batch of other images), never by more than this
 # share of their image's largest.
 _TOLERANCE = 0.05
+
+
+class _Array(NamedTuple):
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 class TeacherCache:
@@ -67,12 +77,11 @@ class TeacherCache:
             self._create(card)
         _check_same(folder, card, made_of, rows)
         self.seed = int(card["seed"])
-        self._values, self._scales = {}, {}
-        for name, shape in rows.items():
-            number = list(card["rows"]).index(name)
-            self._values[name] = self._map(f"{number}.f16", np.float16, (views, images, *shape))
-            self._scales[name] = self._map(f"{number}.scale.f32", np.float32, (views, images))
-        self._present = self._map(_PRESENT, np.uint8, (views, images))
+        layout = self._layout(card)
+        numbers = {name: number for number, name in enumerate(card["rows"])}
+        self._values = {name: self._map(f"{numbers[name]}.f16", layout) for name in rows}
+        self._scales = {name: self._map(f"{numbers[name]}.scale.f32", layout) for name in rows}
+        self._present = self._map(_PRESENT, layout)
         self._pending: list[tuple[int, np.ndarray]] = []
 
     @property
@@ -105,6 +114,8 @@ class TeacherCache:
 
     def flush(self) -> None:
         """Put everything on disk, and only then say that it is there."""
+        if not self._pending:
+            return
         for stored in (*self._values.values(), *self._scales.values()):
             stored.flush()
         for view, indices in self._pending:
@@ -160,31 +171,35 @@ class TeacherCache:
             raise UserError(
                 f"--cache-teacher {self.folder} can't be written to ({error.strerror}): give another folder"
             ) from None
-        rows = self.views * self.images
-        needed = sum(rows * (2 * int(np.prod(shape)) + 4) for shape in card["rows"].values()) + rows
+        layout = self._layout(card)
+        needed = sum(array.nbytes for array in layout.values())
         if needed > free:
             raise UserError(
                 f"the teacher cache needs {size_in_words(needed)} for {self.views} views of {self.images:,} images, "
                 f"{self.folder} has {size_in_words(free)} left: lower --cache-views or give another folder"
             )
+        for name, array in layout.items():
+            with (self.folder / name).open("ab") as file:
+                file.truncate(array.nbytes)
+        write_text(self.folder / _CARD, json.dumps(card, indent=2))
+
+    def _layout(self, card: Mapping[str, Any]) -> dict[str, _Array]:
+        """Every file of the cache by name."""
+        rows = (self.views, self.images)
+        files = {_PRESENT: _Array(np.dtype(np.uint8), rows)}
         for number, shape in enumerate(card["rows"].values()):
-            self._reserve(f"{number}.f16", 2 * rows * int(np.prod(shape)))
-            self._reserve(f"{number}.scale.f32", 4 * rows)
-        self._reserve(_PRESENT, rows)
-        write_bytes(self.folder / _CARD, json.dumps(card, indent=2).encode())
+            files[f"{number}.f16"] = _Array(np.dtype(np.float16), (*rows, *shape))
+            files[f"{number}.scale.f32"] = _Array(np.dtype(np.float32), rows)
+        return files
 
-    def _reserve(self, name: str, size: int) -> None:
-        with (self.folder / name).open("ab") as file:
-            file.truncate(size)
-
-    def _map(self, name: str, kind: type, shape: tuple[int, ...]) -> np.memmap:
-        path = self.folder / name
-        if not path.is_file() or path.stat().st_size != np.dtype(kind).itemsize * int(np.prod(shape)):
+    def _map(self, name: str, layout: Mapping[str, _Array]) -> np.memmap:
+        path, array = self.folder / name, layout[name]
+        if not path.is_file() or path.stat().st_size != array.nbytes:
             raise UserError(
                 f"the teacher cache in {self.folder} is damaged ({name} is not as long as it was made): remove it, or "
                 f"give another folder to --cache-teacher"
             )
-        return np.memmap(path, kind, "r+", shape=shape)
+        return np.memmap(path, array.dtype, "r+", shape=array.shape)
 
 
 def _check_same(
