@@ -130,6 +130,48 @@ def test_views_come_again_whatever_the_order(kind: str, samples: Samples) -> Non
         ours.cycle_views(0, seed=0)
 
 
+def grouped(images: int, groups: torch.Tensor, **settings: int) -> Loader:
+    pixels = MemoryPixels(torch.zeros(images, 4, 4, 3, dtype=torch.uint8), torch.zeros(images).long(), None)
+    return Loader(pixels, training=True, groups=groups, **{"batch_size": 4, "seed": 5, **settings})  # type: ignore[arg-type]
+
+
+def test_a_training_batch_is_of_one_group() -> None:
+    groups = (torch.arange(27) % 3 == 0).long()  # 9 and 18
+    loader = grouped(27, groups)
+    assert len(loader) == 9 // 4 + 18 // 4
+    seen = set()
+    kinds = []
+    for _ in range(6):
+        batches = [batch.indices for batch in loader]
+        assert len(batches) == len(loader)
+        for indices in batches:
+            assert len(groups[indices].unique()) == 1
+        flat = torch.cat(batches).tolist()
+        assert len(set(flat)) == len(flat)
+        seen |= set(flat)
+        kinds.append(tuple(int(groups[indices[0]]) for indices in batches))
+    assert seen == set(range(27))
+    assert len(set(kinds)) > 1  # the groups' batches are shuffled among each other
+
+
+def test_groups_keep_position_and_ranks() -> None:
+    groups = (torch.arange(27) % 3 == 0).long()
+    expected = [batch.indices for batch in grouped(27, groups)]
+    loader = grouped(27, groups)
+    loader.set_position(0, 3)
+    assert [batch.indices.tolist() for batch in loader] == [indices.tolist() for indices in expected[3:]]
+    parts = [[batch.indices for batch in grouped(27, groups, rank=rank, world_size=2)] for rank in range(2)]
+    for whole, *mine in zip(expected, *parts, strict=True):
+        assert torch.equal(torch.cat(mine), whole)
+
+
+def test_a_group_smaller_than_a_batch_is_mixed_with_the_others() -> None:
+    groups = torch.tensor([1, 1, 1, *[0] * 17])
+    loader = grouped(20, groups)
+    assert len(loader) == 5
+    assert sorted(torch.cat([batch.indices for batch in loader]).tolist()) == list(range(20))
+
+
 def test_positions_that_do_not_exist(samples: Samples) -> None:
     loader = make("memory", samples)
     for position in ((0, 4), (-1, 0), (0, -1)):
@@ -267,7 +309,7 @@ def test_an_image_that_breaks_during_training_is_named(workers: int, tmp_path: P
 
 @pytest.mark.parametrize("word", ["none", "strong"])
 def test_what_workers_need_can_be_sent_to_spawned_ones(word: str, samples: Samples) -> None:
-    here = make("disk", samples, word=word)._pixels._loader.dataset  # type: ignore[attr-defined]
+    here = make("disk", samples, word=word)._pixels._workers._loader.dataset  # type: ignore[attr-defined]
     there = pickle.loads(pickle.dumps(here))
     keys = [(0, 1, 2), (0, 1, 3)]
     assert torch.equal(there.__getitems__(keys), here.__getitems__(keys))

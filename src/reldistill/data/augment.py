@@ -6,7 +6,9 @@ images read from disk torchvision's transforms work on one image at a time.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +45,17 @@ def seed_of(*parts: str | int) -> int:
 def generator_of(*parts: str | int) -> torch.Generator:
     """A fresh generator seeded by words and numbers."""
     return torch.Generator().manual_seed(seed_of(*parts))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch's global generator, which torchvision's transforms draw from, begin at `seed`; then put it back."""
+    state = torch.default_generator.get_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 @dataclass(frozen=True)
@@ -177,12 +190,8 @@ class ImageTransform:
             self.steps = v2.Compose(steps)
 
     def __call__(self, image: Image.Image, seed: int) -> Tensor:
-        """The image, changed as `seed` says. torchvision draws from torch's global generator: it is put back."""
+        """The image, changed as `seed` says."""
         if self.steps is None:
             return torch.from_numpy(np.array(fit(image, self.side, part=VAL_CROP)))
-        state = torch.default_generator.get_state()
-        try:
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             return self.steps(image).permute(1, 2, 0)
-        finally:
-            torch.default_generator.set_state(state)

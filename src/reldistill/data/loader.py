@@ -77,6 +77,11 @@ class MemoryPixels:
         return torch.rand(len(self), DRAWS, generator=generator_of("augment", seed, epoch))
 
 
+def bad_by_now(bad: BadImage) -> str:
+    """The message for an image that cannot be read any more."""
+    return f"bad image {bad.where}: {bad.reason}; it was sound when it was checked before training"
+
+
 class _ImageFiles(Dataset[Any]):
     """(seed, epoch, index) → image; runs in the workers."""
 
@@ -91,7 +96,7 @@ class _ImageFiles(Dataset[Any]):
             try:
                 image = self.samples.reader.image(self.samples.keys[index])
             except BadImage as bad:
-                return f"bad image {bad.where}: {bad.reason}; it was sound when it was checked before training"
+                return bad_by_now(bad)
             pixels[row] = self.transform(image, seed_of("augment", seed, epoch, index))
         return pixels
 
@@ -118,16 +123,19 @@ class _KeyBatches:
         return len(self.plans)
 
 
-class DiskPixels:
-    """Images decoded whenever they are needed, by worker processes (0 = here)."""
+class Workers:
+    """A data set's answers to planned keys, made by worker processes (0 = here).
 
-    def __init__(self, samples: Samples, transform: ImageTransform, *, workers: int) -> None:
-        self.samples = samples
-        self.labels = torch.as_tensor(samples.labels, dtype=torch.int64)
+    Args:
+        dataset: its `__getitems__(keys)` makes what a batch needs, or returns the message of an error.
+        workers: the number of processes.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, workers: int) -> None:
         self._keys = _KeyBatches()
         self._runs = 0
         self._loader = DataLoader(
-            _ImageFiles(samples, transform),
+            dataset,
             batch_sampler=self._keys,
             collate_fn=_as_it_is,
             num_workers=workers,
@@ -135,22 +143,35 @@ class DiskPixels:
             generator=torch.Generator(),  # or every epoch would draw from the global generator
         )
 
+    def answers(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[tuple[Tensor, Any]]:
+        """The indices of each planned batch that are this rank's, and what the data set made of them."""
+        self._runs += 1
+        run = self._runs
+        self._keys.seed, self._keys.epoch, self._keys.plans = seed, epoch, plans
+        made = iter(self._loader)
+        for plan in plans:
+            if run != self._runs:  # the workers now answer to the newer iteration
+                raise RuntimeError("a loader of images on disk serves one iteration at a time, and a newer one began")
+            answer = next(made)
+            if isinstance(answer, str):
+                raise UserError(answer)
+            yield plan.indices[plan.mine], answer
+
+
+class DiskPixels:
+    """Images decoded whenever they are needed, by worker processes (0 = here)."""
+
+    def __init__(self, samples: Samples, transform: ImageTransform, *, workers: int) -> None:
+        self.samples = samples
+        self.labels = torch.as_tensor(samples.labels, dtype=torch.int64)
+        self._workers = Workers(_ImageFiles(samples, transform), workers=workers)
+
     def __len__(self) -> int:
         return len(self.samples)
 
     def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
         """The planned batches, in order."""
-        self._runs += 1
-        run = self._runs
-        self._keys.seed, self._keys.epoch, self._keys.plans = seed, epoch, plans
-        decoded = iter(self._loader)
-        for plan in plans:
-            if run != self._runs:  # the workers now answer to the newer iteration
-                raise RuntimeError("a loader of images on disk serves one iteration at a time, and a newer one began")
-            pixels = next(decoded)
-            if isinstance(pixels, str):
-                raise UserError(pixels)
-            mine = plan.indices[plan.mine]
+        for mine, pixels in self._workers.answers(seed, epoch, plans):
             yield Batch(to_float(pixels), self.labels[mine], mine)
 
 
@@ -162,6 +183,9 @@ class Loader:
     images' order, takes each exactly once, and makes its batches as even as possible, so that no rank goes without.
     `cycle_views` lets the random changes of a few epochs come again and again.
 
+    With `groups` every training batch holds images of one group only; the last, incomplete batch of each group is left
+    out. A group of fewer images than a batch would never be seen: then the groups are mixed after all.
+
     Args:
         pixels: the images.
         batch_size: images in a batch over all ranks.
@@ -169,14 +193,26 @@ class Loader:
         seed: of the order and of the augmentation.
         rank: this process.
         world_size: the number of processes; each makes its contiguous part of every batch.
+        groups: (n,) each image's group, a small number; None = all alike.
     """
 
     def __init__(
-        self, pixels: Pixels, *, batch_size: int, training: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        pixels: Pixels,
+        *,
+        batch_size: int,
+        training: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        groups: Tensor | None = None,
     ) -> None:
         self.images = len(pixels)
         self.batch_size = batch_size
         self._pixels, self._training, self._seed = pixels, training, seed
+        if groups is None or not training or bool((groups.unique(return_counts=True)[1] < batch_size).any()):
+            groups = torch.zeros(self.images, dtype=torch.int64)
+        self._groups = groups
         self._epoch, self._first = 0, 0
         self._views: tuple[int, int] | None = None
         self.shard(rank, world_size)
@@ -201,7 +237,7 @@ class Loader:
             )
         self._rank, self._world_size = rank, world_size
         if self._training:
-            self._count = self.images // self.batch_size
+            self._count = int((self._groups.unique(return_counts=True)[1] // self.batch_size).sum())
         else:
             # never fewer images in a batch than ranks
             self._count = max(1, min(-(-self.images // self.batch_size), self.images // world_size))
@@ -216,10 +252,19 @@ class Loader:
             raise ValueError(f"no position (epoch {epoch}, batch {batch}) in a loader of {len(self)} batches an epoch")
         self._epoch, self._first = epoch, batch
 
+    def _shuffled(self, epoch: int) -> Sequence[Tensor]:
+        generator = generator_of("order", self._seed, epoch)
+        order = torch.randperm(self.images, generator=generator)
+        groups = self._groups[order]
+        alike = [order[groups == group] for group in groups.unique()]
+        parts = [part for one in alike for part in one.split(self.batch_size) if len(part) == self.batch_size]
+        if len(alike) == 1:
+            return parts
+        return [parts[i] for i in torch.randperm(len(parts), generator=generator)]
+
     def _plans(self, epoch: int, first: int) -> list[Plan]:
         if self._training:
-            order = torch.randperm(self.images, generator=generator_of("order", self._seed, epoch))
-            parts = order[: self._count * self.batch_size].view(self._count, -1).unbind()
+            parts = self._shuffled(epoch)
         else:
             parts = torch.arange(self.images).tensor_split(self._count)
         return [

@@ -107,6 +107,22 @@ class Splits:
         return replace(self, train=parts["train"], val=parts["val"], test=parts.get("test"))
 
 
+def by_hash(positions: Iterable[int], names: Sequence[str], *, prefix: str = "") -> list[int]:
+    """`positions` in the order of the hashes of their names (without `prefix`)."""
+
+    def rank(position: int) -> tuple[bytes, int]:
+        text = f"{SPLIT_SEED}/{names[position].removeprefix(prefix)}"
+        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), position
+
+    return sorted(positions, key=rank)
+
+
+def held_out(positions: Sequence[int], names: Sequence[str], fraction: float, *, prefix: str = "") -> list[int]:
+    """About `fraction` of at least two positions: never none, never all of them."""
+    count = min(max(round(len(positions) * fraction), 1), len(positions) - 1)
+    return by_hash(positions, names, prefix=prefix)[:count]
+
+
 def split_by_name(
     samples: Samples, fraction: float, *, classes: Sequence[str], where: str, prefix: str = ""
 ) -> tuple[Samples, Samples]:
@@ -115,20 +131,18 @@ def split_by_name(
     The cut depends on nothing but the names: no seed, no order, no library's generator. An image added later moves at
     most one other of its class across it.
     """
-    by_class: dict[int, list[tuple[bytes, int]]] = {}
-    for position, (name, label) in enumerate(zip(samples.names(), samples.labels, strict=True)):
-        text = f"{SPLIT_SEED}/{name.removeprefix(prefix)}"
-        digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        by_class.setdefault(label, []).append((digest, position))
+    names = samples.names()
+    by_class: dict[int, list[int]] = {}
+    for position, label in enumerate(samples.labels):
+        by_class.setdefault(label, []).append(position)
     chosen: set[int] = set()
-    for label, ranked in by_class.items():
-        if len(ranked) < 2:
+    for label, positions in by_class.items():
+        if len(positions) < 2:
             raise UserError(
                 f"{where}: class {classes[label]!r} has a single image, so it cannot be in both train and val; "
                 f"add images or leave the class out"
             )
-        count = min(max(round(len(ranked) * fraction), 1), len(ranked) - 1)
-        chosen.update(position for _, position in sorted(ranked)[:count])
+        chosen.update(held_out(positions, names, fraction, prefix=prefix))
     return (
         samples.subset(i for i in range(len(samples)) if i not in chosen),
         samples.subset(i for i in range(len(samples)) if i in chosen),
