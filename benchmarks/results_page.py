@@ -68,7 +68,7 @@ def _table(records: Sequence[RunRecord]) -> str:
     ]
     for row in comparison_table(records):
         lines.append(
-            f"| {row.label} | {row.network.split(':')[-1]} | {row.parameters:,} | {_number(row.accuracy_last)} "
+            f"| {row.label} | {row.network.split(':')[-1]} | {row.parameters:,} | {_number(row.score_last)} "
             f"| {_best(row)} | {_gain(row)} | {f'`{row.command}`' if row.command else ''} |"
         )
     return "\n".join(lines)
@@ -79,7 +79,7 @@ def _number(value: float | None) -> str:
 
 
 def _best(row: Row) -> str:
-    return "" if row.accuracy_best is None else f"{row.accuracy_best:.2f} ({row.best_epoch})"
+    return "" if row.score_best is None else f"{row.score_best:.2f} ({row.best_epoch})"
 
 
 def _gain(row: Row) -> str:
@@ -111,7 +111,7 @@ def _weights(rows: Sequence[dict[str, Any]]) -> str:
     for label in [label for label in GRID if any(row["label"] == label for row in rows)]:
         cells = []
         for setting in settings:
-            found = [row["accuracy_last"] for row in rows if row["label"] == label and _setting(row) == setting]
+            found = [row["score_last"] for row in rows if row["label"] == label and _setting(row) == setting]
             spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
             cells.append(f"{statistics.mean(found):.2f}{spread}" if found else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")

@@ -458,7 +458,7 @@ def test_evaluate_measures_what_the_run_measured(world: Path, capfd: pytest.Capt
     found = json.loads(Said(capfd, ["evaluate", "teacher", "--data", "pics", "--json"]).out)
     record = json.loads(Path("teacher/record.json").read_text())
     assert found["images"] == record["data"]["val_images"] == 18
-    assert found["accuracy"] == pytest.approx(record["result"]["accuracy_last"], abs=1e-4)
+    assert found["accuracy"] == pytest.approx(record["result"]["score_last"], abs=1e-4)
     low, high = found["accuracy_interval"]
     assert low <= found["accuracy"] <= high
     few = json.loads(Said(capfd, ["evaluate", "teacher", "--data", "pics", "--val-fraction", "0.1", "--json"]).out)

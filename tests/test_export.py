@@ -79,7 +79,7 @@ def test_exported_network_is_as_right_as_the_record_says(runs: Path, student: st
         with torch.no_grad():
             hits += int((network(normalised(batch.images, runs / student)).argmax(1) == batch.labels).sum())
         count += len(batch)
-    recorded = json.loads((runs / student / "record.json").read_text())["result"]["accuracy_last"]
+    recorded = json.loads((runs / student / "record.json").read_text())["result"]["score_last"]
     assert 100 * hits / count == pytest.approx(recorded, abs=1e-3)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from reldistill.checks import UserError
 from reldistill.data.classification import ImageData
 from reldistill.features.extract import Extractor
 from reldistill.features.reused_head import ReusedHead
+from reldistill.folders import command_line, now
 from reldistill.report.record import DataRecord, NetworkRecord, RunRecord, TermRecord, write_record
 from reldistill.report.render import render_html
 from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, write_weights
@@ -45,7 +44,7 @@ def fit(
     *,
     student: OpenedNetwork,
     teacher: OpenedNetwork | None = None,
-    teacher_accuracy: float | None = None,
+    teacher_score: float | None = None,
     method: str = "none",
     settings: dict[str, Any],
     out: Path,
@@ -60,7 +59,7 @@ def fit(
         training: how to train.
         student: the student as it was opened.
         teacher: the teacher likewise.
-        teacher_accuracy: of the teacher on the validation images, percent.
+        teacher_score: of the teacher on the validation images, percent.
         method: the method's name, for the record.
         settings: what the run was told, for the record.
         out: the run's folder.
@@ -80,8 +79,8 @@ def fit(
         images.train.cycle_views(teacher_cache.views, seed=teacher_cache.seed)
     record = RunRecord(
         version=reldistill.__version__,
-        command=_command(),
-        created=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
+        command=command_line(),
+        created=now(),
         task="classification",
         method=method,
         settings={
@@ -91,16 +90,8 @@ def fit(
             "used_weight_decay": module.weight_decay,
         },
         student=_network_record(student, images, None),
-        teacher=None if teacher is None else _network_record(teacher, images, teacher_accuracy),
-        data=DataRecord(
-            name=images.name,
-            classes=list(images.classes),
-            train_images=images.train.images,
-            val_images=images.val.images,
-            image_size=images.image_size,
-            skipped=len(images.skipped),
-            fingerprint=images.fingerprint,
-        ),
+        teacher=None if teacher is None else _network_record(teacher, images, teacher_score),
+        data=data_record(images),
         terms=[_term_record(term) for term in distiller.terms if isinstance(term, Term)],
         environment=_environment(precision),
         folder=out,
@@ -208,14 +199,27 @@ def _module(distiller: Distiller, images: ImageData, training: TrainSettings) ->
     )
 
 
-def _network_record(network: OpenedNetwork, images: ImageData, accuracy: float | None) -> NetworkRecord:
+def data_record(images: ImageData) -> DataRecord:
+    """What a record says of the images."""
+    return DataRecord(
+        name=images.name,
+        classes=list(images.classes),
+        train_images=images.train.images,
+        val_images=images.val.images,
+        image_size=images.image_size,
+        skipped=len(images.skipped),
+        fingerprint=images.fingerprint,
+    )
+
+
+def _network_record(network: OpenedNetwork, images: ImageData, score: float | None) -> NetworkRecord:
     return NetworkRecord(
         name=network.card.name,
         parameters=sum(p.numel() for p in network.extractor.network.parameters()),
         input_size=_side(network, images),
         pretrained=network.pretrained,
         weights_sha256=network.weights_sha256,
-        accuracy=accuracy,
+        score=score,
     )
 
 
@@ -239,8 +243,3 @@ def _environment(precision: str) -> dict[str, Any]:
         "precision": precision,
         "threads": torch.get_num_threads(),
     }
-
-
-def _command() -> list[str]:
-    name = Path(sys.argv[0]).name
-    return ["reldistill" if name in ("reldistill", "__main__.py") else name, *sys.argv[1:]]

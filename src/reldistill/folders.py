@@ -1,10 +1,12 @@
-"""A run's folder: who may write into it, and what the run in it was told."""
+"""A run's folder: who may write into it, what the run in it was told, by which command and when."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,14 @@ def make_folder(out: Path) -> None:
 def recorded_settings(model: str) -> dict[str, Any]:
     """What a run was told, where `model` is a run's folder."""
     return read_record(model).settings if (Path(model) / RECORD_FILE).is_file() else {}
+
+
+def command_line() -> list[str]:
+    """The argument vector that repeats what this process does."""
+    name = Path(sys.argv[0]).name
+    return ["reldistill" if name in ("reldistill", "__main__.py") else name, *sys.argv[1:]]
+
+
+def now() -> str:
+    """ISO 8601, with time zone."""
+    return datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds")

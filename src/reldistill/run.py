@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.nn import functional
 
 from reldistill.build import build_distiller, method_names
 from reldistill.checks import UserError
@@ -24,11 +23,11 @@ from reldistill.saved import OpenedNetwork, open_network, run_folder
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
-from reldistill.tasks.classification import Classification
+from reldistill.tasks.classification import Accuracy, Classification
 from reldistill.train.progress import say
 from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 from reldistill.train.teacher_cache import TeacherCache, fingerprint_of, size_in_words
-from reldistill.train.trainer import device_count, resolve_precision
+from reldistill.train.trainer import device_count, has_gpu, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def distill(
         training,
         student=student,
         teacher=teacher,
-        teacher_accuracy=measured.accuracy,
+        teacher_score=measured.accuracy,
         method=networks.method,
         settings=settings,
         out=out,
@@ -222,20 +221,19 @@ def evaluate(
     }
 
 
-@torch.no_grad()
-def measure(network: OpenedNetwork, images: ImageData, *, precision: str = "32-true") -> Measured:
+def measure(
+    network: OpenedNetwork, images: ImageData, *, precision: str = "32-true", accelerator: str = "auto"
+) -> Measured:
     """How a network does on the validation images."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if has_gpu(accelerator) else "cpu")
     extractor = network.extractor.to(device).eval()
-    hits, loss, count = 0.0, 0.0, 0
+    evaluator = Accuracy()
+    evaluator.start(device)
     for batch in images.val:
-        batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-            logits = extractor(batch.images).logits
-        loss += float(functional.cross_entropy(logits.float(), batch.classes, reduction="sum"))
-        hits += int((logits.argmax(dim=1) == batch.classes).sum())
-        count += len(batch)
-    return Measured(100 * hits / count, loss / count, count)
+            evaluator.update(extractor, batch.to(device))
+    found = evaluator.values()
+    return Measured(found["accuracy"], found["loss"], evaluator.images)
 
 
 def read_images(data: DataSettings, training: TrainSettings) -> ImageData:
@@ -276,7 +274,8 @@ def _workers(data: DataSettings, devices: int | str) -> int | None:
 
 def trusted_teacher(teacher: OpenedNetwork, images: ImageData, training: TrainSettings) -> Measured:
     """The teacher's accuracy; UserError where it is no better than guessing."""
-    measured = measure(teacher, images, precision=resolve_precision(training.precision, training.accelerator))
+    precision = resolve_precision(training.precision, training.accelerator)
+    measured = measure(teacher, images, precision=precision, accelerator=training.accelerator)
     say(f"teacher {teacher.card.name}: {measured.accuracy:.2f} % of the {measured.images:,} validation images right")
     chance = 100 / len(images.classes)
     low, _ = wilson_interval(round(measured.accuracy / 100 * measured.images), measured.images)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -23,20 +24,25 @@ class Boxes:
         labels: (n,) class indices, int64, 0 … K − 1.
         images: (n,) which image of the batch each box is in, int64, ascending.
         sizes: (B, 2) height and width of each image inside the batch's padding, int64.
+        ignored: (n,) bool: crowds and difficult objects, which count neither as found nor as missed; None = no box is.
+            Training batches have none.
+        areas: (n,) pixels of each object itself, where the annotations say it; None = of its box.
     """
 
     corners: Tensor
     labels: Tensor
     images: Tensor
     sizes: Tensor
+    ignored: Tensor | None = None
+    areas: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.corners)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Boxes:
         """The same boxes on another device."""
-        parts = (self.corners, self.labels, self.images, self.sizes)
-        return Boxes(*(part.to(device, non_blocking=non_blocking) for part in parts))
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        return Boxes(**{name: part.to(device, non_blocking=non_blocking) for name, part in parts.items()})
 
 
 @dataclass(frozen=True)
@@ -178,9 +184,38 @@ class FeatureSource(Protocol):
         ...
 
 
+class Evaluator(Protocol):
+    """How well a network does its task, over batches and over the processes of a distributed run.
+
+    `score` names the one of its values that networks are compared by: percent, more is better.
+    """
+
+    score: str
+
+    def start(self, device: torch.device | str) -> None:
+        """Forget everything."""
+        ...
+
+    def update(self, network: Any, batch: Batch) -> None:
+        """Measure one batch."""
+        ...
+
+    def values(self) -> dict[str, float]:
+        """What was found, by name; every process has to ask, and gets the same."""
+        ...
+
+    def write(self, folder: Path) -> str | None:
+        """Keep what was found image by image; the file's name, if there was anything to keep."""
+        ...
+
+
 class Task(Protocol):
-    """What the student is for: its own loss, without any teacher."""
+    """What the student is for: its own loss, without any teacher, and how it is measured."""
 
     def __call__(self, student: Features, batch: Batch) -> Tensor:
         """Scalar."""
+        ...
+
+    def evaluator(self) -> Evaluator:
+        """Measures a network that does this."""
         ...

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from reldistill.report.record import (
-    CORRECT_FILE,
+    SCORES,
     DataRecord,
     Epoch,
     NetworkRecord,
@@ -70,7 +70,13 @@ def make_record(method: str = "serkd", **changes: Any) -> RunRecord:
         "environment": {"python": "3.12.1", "torch": "2.9.0", "device": "cpu", "precision": "bf16-mixed", "threads": 2},
         "history": history,
         "status": "finished",
-        "result": result_of(history, val_images=IMAGES, seconds_per_step=cost, images_per_second=64 / cost),
+        "result": result_of(
+            history,
+            score=SCORES["classification"],
+            val_images=IMAGES,
+            seconds_per_step=cost,
+            images_per_second=64 / cost,
+        ),
     }
     return dataclasses.replace(RunRecord(**values), **changes)
 
@@ -82,13 +88,14 @@ def write_hits(folder: Path, record: RunRecord, *, wrong: list[int]) -> RunRecor
     record.history[-1].val["accuracy"] = 100 * float(hits.mean())
     record.result = result_of(
         record.history,
+        score=record.score,
         val_images=len(hits),
         seconds_per_step=record.result.seconds_per_step,
         images_per_second=record.result.images_per_second,
-        correct=CORRECT_FILE,
+        by_image="val_correct.npy",
     )
     write_record(folder, record)
-    np.save(folder / CORRECT_FILE, hits)
+    np.save(folder / "val_correct.npy", hits)
     record.folder = folder
     return record
 

@@ -32,7 +32,7 @@ def test_rows_stand_teacher_first_then_the_student_alone(records: list[RunRecord
 
 def test_numbers_of_the_rows(records: list[RunRecord]) -> None:
     rows = by_label(records)
-    assert rows["student alone"].accuracy_last == pytest.approx(100 * 330 / 360)
+    assert rows["student alone"].score_last == pytest.approx(100 * 330 / 360)
     assert rows["student alone"].gain is None
     assert rows["student alone"].relative_step_time == 1.0
     serkd = rows["serkd"]
@@ -48,7 +48,7 @@ def test_numbers_of_the_rows(records: list[RunRecord]) -> None:
 def test_a_given_teacher_is_a_row_with_its_accuracy(records: list[RunRecord]) -> None:
     teacher = by_label(records)["teacher"]
     assert (teacher.network, teacher.parameters, teacher.status) == ("resnet20", 272_474, "given")
-    assert teacher.accuracy_last == 98.61
+    assert teacher.score_last == 98.61
     assert teacher.interval_last == pytest.approx(wilson_interval(355, 360))
 
 
@@ -60,7 +60,7 @@ def test_a_teacher_that_was_trained_here_is_one_row_only(records: list[RunRecord
 
 
 def test_a_teacher_of_the_student_s_own_name_is_found_by_its_weights(make_record) -> None:
-    teacher = make_record("none", result=Result(accuracy_last=90.0, weights={"last.safetensors": "cd" * 32}))
+    teacher = make_record("none", result=Result(score_last=90.0, weights={"last.safetensors": "cd" * 32}))
     alone = make_record("none", hits=320)
     network = NetworkRecord("resnet8", 78_042, 32, "last.safetensors", "cd" * 32, 90.0)
     rows = comparison_table([alone, make_record("kd", teacher=network), teacher])
@@ -105,13 +105,13 @@ def test_running_and_stopped_runs_are_shown_but_not_compared(make_record, record
     row = by_label([*records, running])["kd+rkd"]
     assert row.gain is None
     assert row.epochs == 3
-    assert row.accuracy_last == running.history[-1].val["accuracy"]
+    assert row.score_last == running.history[-1].val["accuracy"]
     assert row.seconds_per_step == 0.02
 
 
 def test_a_run_without_any_epoch_is_a_row_of_blanks(make_record) -> None:
     row = by_label([make_record("kd", status="running", history=[], result=Result())])["kd"]
-    assert (row.accuracy_last, row.interval_last, row.best_epoch, row.gain) == (None, None, None, None)
+    assert (row.score_last, row.interval_last, row.best_epoch, row.gain) == (None, None, None, None)
 
 
 def test_per_image_hits_make_the_comparison_paired(tmp_path: Path, make_record, write_hits) -> None:

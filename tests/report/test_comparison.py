@@ -60,7 +60,7 @@ def write_cell(folder: Path, record: RunRecord, *, accuracy: float, seed: int, v
     correct = np.zeros(IMAGES, dtype=bool)
     correct[order[: round(accuracy / 100 * IMAGES)]] = True
     if val is not None:
-        record.result.accuracy_best = val
+        record.result.score_best = val
     write_record(folder, record)
     np.savez(
         folder / "test.npz",

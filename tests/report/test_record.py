@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from reldistill.checks import UserError
 from reldistill.report.intervals import wilson_interval
-from reldistill.report.record import SCHEMA, Epoch, find_runs, read_record, result_of, write_record
+from reldistill.report.record import SCHEMA, SCORES, Epoch, find_runs, read_record, result_of, write_record
+
+ACCURACY = SCORES["classification"]
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
@@ -143,25 +145,25 @@ def test_missing_field_is_named_and_unknown_ones_are_left_out(tmp_path: Path, ma
 
 def test_result_of_a_history() -> None:
     history = [epoch(1, 80.0), epoch(2, 95.0), epoch(3, 95.0), epoch(4, 90.0)]
-    result = result_of(history, val_images=200, seconds_per_step=0.5)
-    assert (result.accuracy_last, result.accuracy_best, result.best_epoch) == (90.0, 95.0, 2)
-    assert result.accuracy_interval_last == list(wilson_interval(180, 200))
+    result = result_of(history, score=ACCURACY, val_images=200, seconds_per_step=0.5)
+    assert (result.score_last, result.score_best, result.best_epoch) == (90.0, 95.0, 2)
+    assert result.score_interval_last == list(wilson_interval(180, 200))
     assert result.seconds_total == 8.0
     assert result.seconds_per_step == 0.5
 
 
 def test_result_before_the_first_epoch_and_with_an_accuracy_that_is_no_number() -> None:
-    assert result_of([], val_images=100).accuracy_last is None
-    assert result_of([epoch(1, 50.0), epoch(2, math.nan)], val_images=10).accuracy_last == 50.0
-    assert result_of([epoch(1, math.nan)], val_images=10).best_epoch is None
+    assert result_of([], score=ACCURACY, val_images=100).score_last is None
+    assert result_of([epoch(1, 50.0), epoch(2, math.nan)], score=ACCURACY, val_images=10).score_last == 50.0
+    assert result_of([epoch(1, math.nan)], score=ACCURACY, val_images=10).best_epoch is None
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=8))
 def test_best_is_the_first_epoch_of_the_highest_accuracy(accuracies: list[float]) -> None:
-    result = result_of([epoch(i + 1, a) for i, a in enumerate(accuracies)], val_images=0)
-    assert result.accuracy_best == max(accuracies)
+    result = result_of([epoch(i + 1, a) for i, a in enumerate(accuracies)], score=ACCURACY, val_images=0)
+    assert result.score_best == max(accuracies)
     assert result.best_epoch == accuracies.index(max(accuracies)) + 1
-    assert result.accuracy_interval_last is None
+    assert result.score_interval_last is None
 
 
 def test_find_runs_takes_a_run_a_record_or_a_folder_of_runs(tmp_path: Path, make_record) -> None:

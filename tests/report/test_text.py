@@ -76,7 +76,7 @@ def test_markdown_escapes(make_record) -> None:
 def test_csv_holds_full_figures(records: list[RunRecord]) -> None:
     rows = {row["run"]: row for row in csv.DictReader(io.StringIO(render_csv(records)))}
     assert float(rows["serkd"]["gain"]) == pytest.approx(5.0)
-    assert float(rows["kd"]["accuracy_last"]) == pytest.approx(100 * 336 / 360)
+    assert float(rows["kd"]["score_last"]) == pytest.approx(100 * 336 / 360)
     assert rows["student alone"]["gain"] == ""
     assert rows["serkd"]["gain_beyond_noise"] == "True"
 

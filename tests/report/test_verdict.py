@@ -80,7 +80,7 @@ def test_pairing_is_used_and_then_nothing_is_said_of_unpaired_intervals(
     records = [read_record(tmp_path / name) for name in ("none", "kd")]
     assert "kd: +2.8 points over the student alone (95 % interval +1.5 to +5.0): better" in verdict(records)
     assert "unpaired" not in verdict(records)
-    records[1].result.correct = None
+    records[1].result.by_image = None
     assert "resolve about ±3.8, so this is within noise" in verdict(records)
     assert "unpaired" in verdict(records)
 
@@ -122,5 +122,5 @@ def test_more_images_are_told_in_hundredths(make_record) -> None:
     records = [make_record("none", hits=330), make_record("kd", hits=336)]
     for record, accuracy in zip(records, (81.41, 84.13), strict=True):
         record.data.val_images = 10_000
-        record.result.accuracy_last = accuracy
+        record.result.score_last = accuracy
     assert line(records, "kd:").startswith("kd: +2.72 points over the student alone (95 % interval +1.67 to +3.77)")

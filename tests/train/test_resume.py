@@ -124,7 +124,7 @@ def test_killed_after_the_last_epoch_but_before_the_weights_are_written(world: P
     assert live(world, [(with_options(command, out="written"), ""), *killed]) == [0, KILLED, KILLED, 0]
     expected = what_is_left(world / "written", pictures=False)
     assert 3 <= len(expected["history"]) < 30
-    assert expected["result"]["accuracy_best"] is not None
+    assert expected["result"]["score_best"] is not None
     assert what_is_left(world / "unwritten", pictures=False) == expected
 
 

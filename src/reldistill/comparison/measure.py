@@ -18,6 +18,7 @@ from reldistill.build import build_distiller
 from reldistill.comparison.cells import Cell, MethodParts
 from reldistill.data.classification import ImageData
 from reldistill.files import write_arrays, write_text
+from reldistill.fit import data_record
 from reldistill.report.cells import ARRAYS_FILE, REFERENCE, TEST_FILE, TestRecord, dump_json, read_arrays
 from reldistill.run import open_student, open_teacher, trusted_teacher
 from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, open_network
@@ -25,7 +26,7 @@ from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
 from reldistill.tasks.classification import Classification
 from reldistill.train.settings import PairSettings, TrainSettings
-from reldistill.train.trainer import resolve_precision
+from reldistill.train.trainer import has_gpu, resolve_precision
 from reldistill.types import Batch
 
 BINS = 15
@@ -63,8 +64,7 @@ class TestAnswers:
 def test_answers(network: OpenedNetwork, images: ImageData, training: TrainSettings) -> TestAnswers:
     """Look at the test images."""
     assert images.test is not None
-    has_gpu = torch.cuda.is_available() and training.accelerator in ("auto", "gpu")
-    device = torch.device("cuda" if has_gpu else "cpu")
+    device = torch.device("cuda" if has_gpu(training.accelerator) else "cpu")
     precision = resolve_precision(training.precision, training.accelerator)
     extractor = network.extractor.to(device).eval()
     count = images.test.images
@@ -169,14 +169,8 @@ def measure_reference(
     write_arrays(folder / ARRAYS_FILE, **arrays)
     content = {
         "data": {
-            "name": images.name,
-            "classes": list(images.classes),
-            "train_images": images.train.images,
-            "val_images": images.val.images,
+            **dataclasses.asdict(data_record(images)),
             "test_images": len(answers.labels),
-            "image_size": images.image_size,
-            "skipped": len(images.skipped),
-            "fingerprint": images.fingerprint,
         },
         "teacher": {
             **_cost(teacher, images),

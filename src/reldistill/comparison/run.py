@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from reldistill.comparison.pool import Failure, Job, run_all
 from reldistill.comparison.worker import LOG_FILE, run_cell, run_reference
 from reldistill.data.samples import cores
 from reldistill.files import write_text
-from reldistill.folders import MAY_CHANGE_ON_RESUME, make_folder, recorded_settings, refuse_changes
+from reldistill.folders import MAY_CHANGE_ON_RESUME, command_line, make_folder, now, recorded_settings, refuse_changes
 from reldistill.report.cells import FAILED_FILE, REFERENCE, read_cell, read_json
 from reldistill.report.comparison import Comparison, Head, Kind, gather, kind_in
 from reldistill.report.comparison_files import write_comparison, write_tables
@@ -185,12 +183,11 @@ def _for_cells(data: DataSettings, training: TrainSettings, jobs: int) -> tuple[
 
 
 def _head(kind: Kind, settings: dict[str, Any], *, leave_out: Sequence[str], over: Sequence[Axis] = ()) -> Head:
-    name = Path(sys.argv[0]).name
     return Head(
         kind=kind,
         version=reldistill.__version__,
-        command=["reldistill" if name in ("reldistill", "__main__.py") else name, *sys.argv[1:]],
-        created=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
+        command=command_line(),
+        created=now(),
         settings={name: value for name, value in settings.items() if name not in {*leave_out, *MAY_CHANGE_ON_RESUME}},
         over={axis.name: list(axis.values) for axis in over},
     )

@@ -29,6 +29,14 @@ def share_of_rank(whole: Tensor) -> Tensor:
     return whole if _world_size() == 1 else whole.chunk(_world_size())[dist.get_rank()]
 
 
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of all ranks' tensors of one shape, without gradient."""
+    total = tensor.clone()
+    if _world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 

@@ -10,8 +10,8 @@ and, where it is on record which images each network got right, the exact paired
 epoch was picked on these same images and flatters every run a little.
 """
 
-ACCURACY = """
-Validation accuracy after every epoch; the number is that of the last. The student alone is the grey dashed line, a
+SCORES = """
+On the validation images after every epoch; the number is that of the last. The student alone is the grey dashed line, a
 teacher a level line. A method that helps lies above the student alone to the end, not only early on. The first third of
 a run may lie below the scale.
 """

@@ -1,8 +1,8 @@
 """Runs side by side: who is the baseline of whom, what was gained, and whether the images can tell.
 
 A run is compared with the student alone (method `none`) only where all that matters besides the method is the same: the
-student and its starting weights, the images and the planned length. Only finished runs are compared, by the accuracy of
-their last epoch (the best epoch was chosen on the same images).
+student and its starting weights, the images and the planned length. Only finished runs are compared, by the score
+(accuracy, AP) of their last epoch (the best epoch was chosen on the same images).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reldistill.report.intervals import Difference, paired_difference, unpaired_difference, wilson_interval
-from reldistill.report.record import Result, RunRecord, result_of
+from reldistill.report.record import Result, RunRecord, Score, result_of
 from reldistill.report.words import known
 
 ALONE = "none"
@@ -24,18 +24,19 @@ Role = Literal["teacher", "alone", "method"]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison; accuracies in percent, times in seconds, None where there is nothing to say.
+    """One line of the comparison; scores in percent, times in seconds, None where there is nothing to say.
 
     Args:
         role: `teacher`, `alone` (the student alone) or `method`.
         label: short and unlike every other row's.
         method: of the run; empty for a teacher that was given.
-        network: name of the network whose accuracy this is.
+        network: name of the network whose score this is.
         parameters: of that network.
         images: validation images.
-        accuracy_last: after the last epoch (a given teacher: as measured before training).
+        score: what is compared.
+        score_last: after the last epoch (a given teacher: as measured before training).
         interval_last: its Wilson 95 % interval.
-        accuracy_best: of the best epoch.
+        score_best: of the best epoch.
         best_epoch: which one.
         epochs: finished so far.
         gain: over the student alone.
@@ -54,9 +55,10 @@ class Row:
     network: str
     parameters: int
     images: int
-    accuracy_last: float | None
+    score: Score
+    score_last: float | None
     interval_last: tuple[float, float] | None
-    accuracy_best: float | None
+    score_best: float | None
     best_epoch: int | None
     epochs: int
     gain: Difference | None
@@ -78,7 +80,7 @@ def comparison_table(records: Sequence[RunRecord]) -> list[Row]:
         result, base = outcome(record), baseline_of(record, ordered)
         role = role_of(record, ordered)
         step, base_step = result.seconds_per_step, outcome(base).seconds_per_step if base else None
-        interval = result.accuracy_interval_last
+        interval = result.score_interval_last
         rows.append(
             Row(
                 role=role,
@@ -87,9 +89,10 @@ def comparison_table(records: Sequence[RunRecord]) -> list[Row]:
                 network=record.student.name,
                 parameters=record.student.parameters,
                 images=record.data.val_images,
-                accuracy_last=result.accuracy_last,
+                score=record.score,
+                score_last=result.score_last,
                 interval_last=(interval[0], interval[1]) if interval else None,
-                accuracy_best=result.accuracy_best,
+                score_best=result.score_best,
                 best_epoch=result.best_epoch,
                 epochs=len(record.history),
                 gain=difference(record, base) if base and role == "method" else None,
@@ -126,9 +129,9 @@ def role_of(record: RunRecord, records: Sequence[RunRecord]) -> Role:
 
 def outcome(record: RunRecord) -> Result:
     """The run's result; read off its history where the run has not stored one."""
-    if record.result.accuracy_last is not None:
+    if record.result.score_last is not None:
         return record.result
-    derived = result_of(record.history, val_images=record.data.val_images)
+    derived = result_of(record.history, score=record.score, val_images=record.data.val_images)
     derived.seconds_per_step = record.result.seconds_per_step
     derived.weights = record.result.weights
     return derived
@@ -139,26 +142,26 @@ def baseline_of(record: RunRecord, records: Sequence[RunRecord]) -> RunRecord | 
     if record.status != "finished" or role_of(record, records) == "teacher":
         return None
     same = [r for r in records if _comparable(r) == _comparable(record) and role_of(r, records) == "alone"]
-    finished = [r for r in same if r.status == "finished" and known(outcome(r).accuracy_last)]
+    finished = [r for r in same if r.status == "finished" and known(outcome(r).score_last)]
     if any(r is record for r in finished):
         return record
     return min(finished, key=lambda r: (r.settings.get("seed") != record.settings.get("seed"), r.created), default=None)
 
 
 def difference(record: RunRecord, other: RunRecord) -> Difference | None:
-    """Accuracy of `record` minus `other`'s at the last epoch: paired where both say which images they got right."""
-    this_accuracy, other_accuracy, images = *(outcome(r).accuracy_last for r in (record, other)), record.data.val_images
-    if this_accuracy is None or other_accuracy is None or images == 0 or images != other.data.val_images:
+    """Score of `record` minus `other`'s at the last epoch: paired where both say which images they got right."""
+    ours, others, images = *(outcome(r).score_last for r in (record, other)), record.data.val_images
+    if ours is None or others is None or images == 0 or images != other.data.val_images:
         return None
     this_hits, other_hits = hits_by_image(record), hits_by_image(other)
     if this_hits is not None and other_hits is not None:
         return paired_difference(int((this_hits & ~other_hits).sum()), int((other_hits & ~this_hits).sum()), images)
-    return unpaired_difference(round(this_accuracy / 100 * images), round(other_accuracy / 100 * images), images)
+    return unpaired_difference(round(ours / 100 * images), round(others / 100 * images), images)
 
 
 def hits_by_image(record: RunRecord) -> np.ndarray | None:
     """(val_images,) booleans of the last epoch; None where the file is missing or does not belong to this result."""
-    name, accuracy = record.result.correct, record.result.accuracy_last
+    name, accuracy = record.result.by_image, record.result.score_last
     if record.folder is None or name is None or accuracy is None:
         return None
     try:
@@ -214,8 +217,8 @@ def _given_teachers(records: Sequence[RunRecord]) -> list[Row]:
     for record in found.values():
         teacher, images = record.teacher, record.data.val_images
         assert teacher is not None
-        accuracy = teacher.accuracy
-        counted = images > 0 and accuracy is not None and known(accuracy)
+        score = teacher.score
+        counted = record.score.counted and images > 0 and score is not None and known(score)
         rows.append(
             Row(
                 role="teacher",
@@ -224,9 +227,10 @@ def _given_teachers(records: Sequence[RunRecord]) -> list[Row]:
                 network=teacher.name,
                 parameters=teacher.parameters,
                 images=images,
-                accuracy_last=accuracy,
-                interval_last=wilson_interval(round((accuracy or 0) / 100 * images), images) if counted else None,
-                accuracy_best=None,
+                score=record.score,
+                score_last=score,
+                interval_last=wilson_interval(round((score or 0) / 100 * images), images) if counted else None,
+                score_best=None,
                 best_epoch=None,
                 epochs=0,
                 gain=None,

@@ -200,7 +200,7 @@ def _summary(comparison: Comparison, variant: str, hits: Mapping[str, np.ndarray
     steps = [result.seconds_per_step for result in results if result.seconds_per_step is not None]
     mean, std = mean_and_deviation([test.test_last for test in tests])
     mean_best, std_best = mean_and_deviation([test.test_best for test in tests])
-    mean_val, std_val = mean_and_deviation([result.accuracy_best or 0.0 for result in results])
+    mean_val, std_val = mean_and_deviation([result.score_best or 0.0 for result in results])
     return replace(
         summary,
         mean=mean,
@@ -261,8 +261,8 @@ def _cell_json(cell: CellResult) -> dict[str, Any]:
         "reason": cell.reason,
         "test_last": test.get("test_last"),
         "test_best": test.get("test_best"),
-        "val_last": result.accuracy_last if result else None,
-        "val_best": result.accuracy_best if result else None,
+        "val_last": result.score_last if result else None,
+        "val_best": result.score_best if result else None,
         "best_epoch": result.best_epoch if result else None,
         "epochs": len(cell.record.history) if cell.record else 0,
         "agreement": test.get("agreement"),

@@ -395,7 +395,7 @@ def _cells(comparison: Comparison) -> str:
     lines = []
     for cell in comparison.cells:
         result, test = cell.record.result if cell.record else None, cell.test
-        best = percent(result.accuracy_best if result else None, digits)
+        best = percent(result.score_best if result else None, digits)
         lines.append(
             _line(
                 "td",

@@ -105,14 +105,14 @@ def _header(records: Sequence[RunRecord], rows: Sequence[Row]) -> str:
 
 def _tiles(rows: Sequence[Row]) -> str:
     """The three figures one asks for first: the student alone, the best method, the teacher."""
-    alone = next((row for row in rows if row.role == "alone" and known(row.accuracy_last)), None)
-    teacher = next((row for row in rows if row.role == "teacher" and known(row.accuracy_last)), None)
-    judged = [row for row in rows if row.role == "method" and known(row.accuracy_last)]
-    best = best_gain(rows) or max(judged, key=lambda row: row.accuracy_last or 0.0, default=None)
+    alone = next((row for row in rows if row.role == "alone" and known(row.score_last)), None)
+    teacher = next((row for row in rows if row.role == "teacher" and known(row.score_last)), None)
+    judged = [row for row in rows if row.role == "method" and known(row.score_last)]
+    best = best_gain(rows) or max(judged, key=lambda row: row.score_last or 0.0, default=None)
     tiles = [(alone, _size(alone)), (best, _gain_note(best)), (teacher, _size(teacher))]
     return "".join(
         f'<div class="tile"><div class="what">{html.escape(row.label)}</div>'
-        f'<div class="figure">{percent(row.accuracy_last, decimals(row.images))}<small> %</small></div>'
+        f'<div class="figure">{percent(row.score_last, decimals(row.images))}<small> %</small></div>'
         f'<div class="note">{note}</div></div>'
         for row, note in tiles
         if row is not None

@@ -12,7 +12,7 @@ from typing import Any
 from reldistill.report import captions
 from reldistill.report.captions import caption
 from reldistill.report.compare import Row, role_of
-from reldistill.report.plots import accuracy_plot, line_key, part_style, parts_plot
+from reldistill.report.plots import line_key, part_style, parts_plot, score_plot
 from reldistill.report.record import RunRecord
 from reldistill.report.text import best_gain, best_text, gain_text
 from reldistill.report.words import NONE, count, decimals, duration, known, percent, span, times
@@ -43,7 +43,7 @@ def comparison_html(rows: Sequence[Row]) -> str:
             ("text", html.escape(row.label + (f" ({row.status})" if unfinished else ""))),
             ("text extra range", html.escape(row.network)),
             ("more", count(row.parameters)),
-            ("", percent(row.accuracy_last, decimals(row.images))),
+            ("", percent(row.score_last, decimals(row.images))),
             ("extra range", span(row.interval_last, decimals(row.images))),
             ("", best_text(row)),
             (f"{'best ' if row is best else ''}{'beyond' if gained else ''}".strip(), gain_text(row)),
@@ -99,35 +99,36 @@ def _gain_bar(row: Row, low: float, high: float) -> str:
 
 
 def curves_section(records: Sequence[RunRecord], names: Sequence[str]) -> str:
-    """Accuracy of every run in one plot, and every part of every run's loss."""
+    """The score of every run in one plot, and every part of every run's loss."""
     started = [(record, name) for record, name in zip(records, names, strict=True) if record.history]
     if not started:
         nothing = '<p class="small">No epoch is finished yet.</p>'
         return f'<section>\n<h2 id="curves">Learning curves</h2>\n{nothing}\n</section>'
     return (
-        f'<section>\n<h2 id="curves">Learning curves</h2>\n{_accuracy(started, records)}\n'
+        f'<section>\n<h2 id="curves">Learning curves</h2>\n{_scores(started, records)}\n'
         f"<h3>Every part of the loss</h3>\n{_parts(started)}\n</section>"
     )
 
 
-def _accuracy(started: Sequence[tuple[RunRecord, str]], records: Sequence[RunRecord]) -> str:
+def _scores(started: Sequence[tuple[RunRecord, str]], records: Sequence[RunRecord]) -> str:
+    score = started[0][0].score.name
     roles = {name: role_of(record, records) for record, name in started}
     pupils = [(record, name) for record, name in started if roles[name] != "teacher"] or started
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for record, name in pupils:
-        points = [(e.epoch, e.val["accuracy"]) for e in record.history if known(e.val.get("accuracy"))]
+        points = [(e.epoch, e.val[score]) for e in record.history if known(e.val.get(score))]
         if points:
-            curves[name] = [epoch for epoch, _ in points], [accuracy for _, accuracy in points]
+            curves[name] = [epoch for epoch, _ in points], [value for _, value in points]
     if not curves:
-        return '<p class="small">No accuracy was measured yet.</p>'
+        return f'<p class="small">No {score} was measured yet.</p>'
     references: dict[str, float] = {}
     for record, _ in pupils:
         teacher = record.teacher
-        if teacher and teacher.accuracy is not None and known(teacher.accuracy):
-            references.setdefault(f"teacher {teacher.name}", teacher.accuracy)
+        if teacher and teacher.score is not None and known(teacher.score):
+            references.setdefault(f"teacher {teacher.name}", teacher.score)
     alone = [name for name in curves if roles[name] == "alone"]
-    plot = accuracy_plot(curves, alone=alone, references=references, title="Validation accuracy by epoch")
-    return f'<div class="wide-plot">{plot}</div>\n{caption(captions.ACCURACY)}'
+    plot = score_plot(curves, alone=alone, references=references, score=score, title=f"Validation {score} by epoch")
+    return f'<div class="wide-plot">{plot}</div>\n{caption(captions.SCORES)}'
 
 
 def _parts(started: Sequence[tuple[RunRecord, str]]) -> str:

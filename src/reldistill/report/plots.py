@@ -63,33 +63,34 @@ def style_of(place: int) -> tuple[str, Any]:
     return SERIES[place % len(SERIES)], _DASHES[(place // len(SERIES) + place) % len(_DASHES)]
 
 
-def accuracy_plot(
+def score_plot(
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     *,
     alone: Sequence[str],
     references: Mapping[str, float],
+    score: str,
     title: str,
 ) -> str:
-    """Validation accuracy by epoch, one line a run, named at its end; `alone` in ink, references as levels."""
+    """A validation score by epoch, one line a run, named at its end; `alone` in ink, references as levels."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.6, 3.5))
         axes = figure.add_axes((0.085, 0.135, 0.70, 0.83))
         ends: list[tuple[float, str, str]] = []
         place = 0
-        for name, (epochs, accuracy) in curves.items():
+        for name, (epochs, scores) in curves.items():
             colour, dash = (QUIET, (0, (4, 1.5))) if name in alone else style_of(place)
             place += name not in alone
             marker = "o" if len(epochs) <= 12 else ""
-            axes.plot(epochs, accuracy, color=colour, linestyle=dash, marker=marker, markersize=3)
-            ends.append((accuracy[-1], name, colour))
+            axes.plot(epochs, scores, color=colour, linestyle=dash, marker=marker, markersize=3)
+            ends.append((scores[-1], name, colour))
         for name, level in references.items():
             axes.axhline(level, color=INK, linewidth=0.8)
             ends.append((level, name, INK))
-        zoom(axes, [accuracy for _, accuracy in curves.values()], references.values())
+        zoom(axes, [scores for _, scores in curves.values()], references.values())
         name_ends(axes, ends)
         epoch_axis(axes, [e for epochs, _ in curves.values() for e in epochs])
-        axes.set_ylabel("validation accuracy, %")
-        return to_page(figure, "accuracy", title)
+        axes.set_ylabel(f"validation {score}, %")
+        return to_page(figure, "score", title)
 
 
 def parts_plot(

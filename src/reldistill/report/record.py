@@ -22,9 +22,24 @@ from reldistill.report.intervals import wilson_interval
 
 SCHEMA = 1
 RECORD_FILE = "record.json"
-CORRECT_FILE = "val_correct.npy"
 
 Status = Literal["running", "finished", "stopped"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the networks of a task are compared by: percent, more is better.
+
+    Args:
+        name: in an epoch's `val`, and in sentences.
+        counted: whether it is the share of images that are right, so that intervals follow from counts.
+    """
+
+    name: str
+    counted: bool
+
+
+SCORES = {"classification": Score("accuracy", counted=True), "detection": Score("AP", counted=False)}
 
 
 @dataclass
@@ -37,7 +52,7 @@ class Epoch:
         seconds: wall-clock time of the epoch, validation included.
         learning_rate: at the end of the epoch.
         train: epoch mean of every weighted part by name, and of their sum as `total`.
-        val: `accuracy` (top-1, percent) and `loss` (cross-entropy) on the validation images.
+        val: what was measured on the validation images, by name: the task's score (see `SCORES`) and others.
     """
 
     epoch: int
@@ -58,7 +73,7 @@ class NetworkRecord:
         input_size: height = width of the images it receives, pixels.
         pretrained: where its starting weights came from in words, e.g. `no`, `timm`, or a file name.
         weights_sha256: of the file that held the starting weights, where there was one.
-        accuracy: before training, on the validation images, percent (the teacher's is its accuracy, full stop).
+        score: before training, on the validation images, percent (the teacher's is its score, full stop).
         seconds_per_image: forward pass on the run's device.
     """
 
@@ -67,7 +82,7 @@ class NetworkRecord:
     input_size: int
     pretrained: str = "no"
     weights_sha256: str | None = None
-    accuracy: float | None = None
+    score: float | None = None
     seconds_per_image: float | None = None
 
 
@@ -96,28 +111,28 @@ class TermRecord:
 
 @dataclass
 class Result:
-    """Where the run stands: see `result_of`. Accuracies in percent; `correct` and `weights` describe files beside it.
+    """Where the run stands: see `result_of`. Scores in percent; `by_image` and `weights` describe files beside it.
 
     Args:
-        accuracy_last: of the last epoch; the one that is compared.
-        accuracy_best: of the best epoch, which was picked on the same images and is flattered by that.
+        score_last: of the last epoch; the one that is compared.
+        score_best: of the best epoch, which was picked on the same images and is flattered by that.
         best_epoch: the first epoch that reached it, counted from 1.
-        accuracy_interval_last: [low, high], Wilson 95 % over the choice of validation images.
+        score_interval_last: [low, high], Wilson 95 % over the choice of validation images.
         seconds_per_step: median time of a training step, data loading included.
         seconds_total: wall-clock time of all epochs.
         images_per_second: training images.
-        correct: name of the file with (val_images,) booleans, the last epoch's hits in the data set's order.
+        by_image: name of the file with what the last epoch made of each validation image, in the data set's order.
         weights: file name → sha256 of what the run saved.
     """
 
-    accuracy_last: float | None = None
-    accuracy_best: float | None = None
+    score_last: float | None = None
+    score_best: float | None = None
     best_epoch: int | None = None
-    accuracy_interval_last: list[float] | None = None
+    score_interval_last: list[float] | None = None
     seconds_per_step: float | None = None
     seconds_total: float | None = None
     images_per_second: float | None = None
-    correct: str | None = None
+    by_image: str | None = None
     weights: dict[str, str] = field(default_factory=dict)
 
 
@@ -163,14 +178,20 @@ class RunRecord:
     schema: int = SCHEMA
     folder: Path | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def score(self) -> Score:
+        """What networks of its task are compared by."""
+        return SCORES[self.task]
+
 
 def result_of(
     history: Sequence[Epoch],
     *,
+    score: Score,
     val_images: int,
     seconds_per_step: float | None = None,
     images_per_second: float | None = None,
-    correct: str | None = None,
+    by_image: str | None = None,
     weights: dict[str, str] | None = None,
 ) -> Result:
     """The Result that follows from a history: what the trainer stores after every epoch."""
@@ -178,21 +199,18 @@ def result_of(
         seconds_per_step=seconds_per_step,
         seconds_total=sum(epoch.seconds for epoch in history) if history else None,
         images_per_second=images_per_second,
-        correct=correct,
+        by_image=by_image,
         weights=dict(weights or {}),
     )
-    reached = [(epoch.val["accuracy"], epoch.epoch) for epoch in history if math.isfinite(_accuracy(epoch))]
+    scores = [(epoch.val.get(score.name, math.nan), epoch.epoch) for epoch in history]
+    reached = [(value, epoch) for value, epoch in scores if math.isfinite(value)]
     if reached:
-        result.accuracy_last = reached[-1][0]
-        result.accuracy_best, result.best_epoch = max(reached, key=lambda pair: (pair[0], -pair[1]))
-        if val_images > 0:
-            hits = round(result.accuracy_last / 100 * val_images)
-            result.accuracy_interval_last = list(wilson_interval(hits, val_images))
+        result.score_last = reached[-1][0]
+        result.score_best, result.best_epoch = max(reached, key=lambda pair: (pair[0], -pair[1]))
+        if score.counted and val_images > 0:
+            hits = round(result.score_last / 100 * val_images)
+            result.score_interval_last = list(wilson_interval(hits, val_images))
     return result
-
-
-def _accuracy(epoch: Epoch) -> float:
-    return epoch.val.get("accuracy", math.nan)
 
 
 # Writing and reading -------------------------------------------------------------------------------------------------

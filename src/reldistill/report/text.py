@@ -18,7 +18,7 @@ from reldistill.report.verdict import verdict
 from reldistill.report.words import NONE, count, decimals, duration, percent, signed, span, times
 
 INTERVALS = (
-    "The 95 % interval says how far the last epoch's accuracy may move with another draw of validation images; "
+    "The 95 % interval says how far the last epoch's score may move with another draw of validation images; "
     "the gain is over the student alone at the last epoch, ± half its 95 % interval."
 )
 
@@ -39,9 +39,9 @@ def gain_text(row: Row) -> str:
 
 def best_text(row: Row) -> str:
     """97.2 (9): percent and the epoch."""
-    if row.accuracy_best is None:
+    if row.score_best is None:
         return NONE
-    return f"{percent(row.accuracy_best, decimals(row.images))} ({row.best_epoch})"
+    return f"{percent(row.score_best, decimals(row.images))} ({row.best_epoch})"
 
 
 def print_table(records: Sequence[RunRecord], console: Console) -> None:
@@ -80,7 +80,7 @@ def print_table(records: Sequence[RunRecord], console: Console) -> None:
         cells = [
             Text(f"{name} ({row.status})" if unfinished else name, style="italic" if unfinished else ""),
             Text(count(row.parameters)),
-            Text(percent(row.accuracy_last, digits)),
+            Text(percent(row.score_last, digits)),
             Text(span(row.interval_last, digits), style="dim"),
             Text(best_text(row)),
             Text(gain_text(row), style=gain_style),
@@ -127,7 +127,7 @@ def render_markdown(records: Sequence[RunRecord]) -> str:
             _plain(row.label + (f" ({row.status})" if row.status in ("running", "stopped") else "")),
             _plain(row.network),
             count(row.parameters),
-            percent(row.accuracy_last, digits),
+            percent(row.score_last, digits),
             span(row.interval_last, digits),
             best_text(row),
             gain,
@@ -168,10 +168,10 @@ def flat_row(row: Row) -> dict[str, Any]:
         "network": row.network,
         "parameters": row.parameters,
         "val_images": row.images,
-        "accuracy_last": row.accuracy_last,
-        "accuracy_last_low": low,
-        "accuracy_last_high": high,
-        "accuracy_best": row.accuracy_best,
+        "score_last": row.score_last,
+        "score_last_low": low,
+        "score_last_high": high,
+        "score_best": row.score_best,
         "best_epoch": row.best_epoch,
         "epochs": row.epochs,
         "gain": gain.points if gain else None,

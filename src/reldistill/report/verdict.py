@@ -16,7 +16,7 @@ def verdict(records: Sequence[RunRecord]) -> str:
 
 
 def findings(records: Sequence[RunRecord]) -> list[str]:
-    """The accuracies to hold against, each method's gain from the largest down, and what is not judged."""
+    """The scores to hold against, each method's gain from the largest down, and what is not judged."""
     rows = comparison_table(records)
     gains, repeated = _gains(rows)
     return [
@@ -53,14 +53,17 @@ def setting(records: Sequence[RunRecord]) -> list[str]:
 def _references(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
-        if row.role == "method" or not known(row.accuracy_last):
+        if row.role == "method" or not known(row.score_last):
             continue
         digits = decimals(row.images)
         interval = f" (95 % interval {span(row.interval_last, digits)})" if row.interval_last else ""
         name = row.label if row.role == "alone" else f"{row.label} {row.network}".replace(f"· {row.network} ", "")
-        lines.append(f"{name}: {percent(row.accuracy_last, digits)} % of the validation images right{interval}.")
-    teachers = [row.accuracy_last for row in rows if row.role == "teacher" and row.accuracy_last is not None]
-    alone = [row.accuracy_last for row in rows if row.role == "alone" and row.accuracy_last is not None]
+        value = f"{percent(row.score_last, digits)} %"
+        counted = f"{value} of the validation images right"
+        reached = counted if row.score.counted else f"{row.score.name} {value} on the validation images"
+        lines.append(f"{name}: {reached}{interval}.")
+    teachers = [row.score_last for row in rows if row.role == "teacher" and row.score_last is not None]
+    alone = [row.score_last for row in rows if row.role == "alone" and row.score_last is not None]
     if teachers and alone and max(teachers) <= min(alone):
         lines.append("The teacher is no better than the student alone: there is little it could pass on.")
     return lines
@@ -124,9 +127,9 @@ def _not_judged(row: Row) -> str | None:
     if row.status == "stopped":
         return f"{row.label} was cut short after {row.epochs} epochs: not judged."
     if row.role == "method" and row.gain is None:
-        accuracy = percent(row.accuracy_last, decimals(row.images))
+        score = percent(row.score_last, decimals(row.images))
         return (
-            f"{row.label}: {accuracy} %; no finished run of the student alone with the same student, images and epochs "
+            f"{row.label}: {score} %; no finished run of the student alone with the same student, images and epochs "
             "is here to compare with (--method none)."
         )
     return None
@@ -140,8 +143,8 @@ def caveats(records: Sequence[RunRecord]) -> list[str]:
     lines = []
     if any(row.method not in repeated for row in gains):
         lines.append(
-            "One seed each: the intervals cover the choice of validation images, not the seed, which alone can move an "
-            "accuracy by as much. Small differences need further seeds (--seed)."
+            "One seed each: the intervals cover the choice of validation images, not the seed, which alone can move a "
+            "score by as much. Small differences need further seeds (--seed)."
         )
     if any(row.gain and not row.gain.paired for row in gains):
         lines.append(

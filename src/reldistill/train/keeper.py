@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from reldistill.files import write_bytes, write_text
-from reldistill.report.record import CORRECT_FILE, Epoch, Result, RunRecord, result_of, write_record
+from reldistill.report.record import Epoch, Result, RunRecord, result_of, write_record
 from reldistill.train.checkpoint import BEST, LAST, pack, restore
 from reldistill.train.module import DistillationModule
 from reldistill.types import Batch
@@ -160,7 +160,7 @@ class RunKeeper(L.Callback):
             seconds=round(self._seconds, 3),
             learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
             train=pl_module.part_means(),
-            val={name: float(trainer.callback_metrics[f"val/{name}"]) for name in ("accuracy", "loss")},
+            val=dict(pl_module.found),
         )
         self.record.history.append(epoch)
         self._update_record(pl_module, trainer)
@@ -174,16 +174,14 @@ class RunKeeper(L.Callback):
         durations = self._durations[1:] or self._durations
         seconds = statistics.median(durations) if durations else None
         batch_size = self.record.settings["batch_size"]
-        if trainer.is_global_zero and module.val_hits is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, module.val_hits.numpy())
-            write_bytes(self.folder / CORRECT_FILE, buffer.getvalue())
+        by_image = module.evaluator.write(self.folder) if trainer.is_global_zero else None
         self.record.result = result_of(
             self.record.history,
+            score=self.record.score,
             val_images=self.record.data.val_images,
             seconds_per_step=seconds,
             images_per_second=batch_size / seconds if seconds else None,
-            correct=CORRECT_FILE if module.val_hits is not None else None,
+            by_image=by_image,
         )
         self.record.notes = [*dict.fromkeys([*self.record.notes, *module.notes])]
 

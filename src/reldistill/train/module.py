@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reldistill.checks import UserError
@@ -26,7 +24,7 @@ _TEACHER = "distiller.teacher."
 
 
 class DistillationModule(L.LightningModule):
-    """Trains a Distiller's student; validates it (or its moving average) by top-1 accuracy and cross entropy.
+    """Trains a Distiller's student, and measures it (or its moving average) as its task says.
 
     The teacher is never part of a checkpoint.
 
@@ -77,9 +75,8 @@ class DistillationModule(L.LightningModule):
             average = get_ema_multi_avg_fn(ema_decay)
             self.ema = AveragedModel(distiller.student, multi_avg_fn=average, use_buffers=True)
             self.ema.requires_grad_(False)
-        self._val: dict[str, Tensor] = {}
-        self._hits: list[tuple[Tensor, Tensor]] = []
-        self.val_hits: Tensor | None = None
+        self.evaluator = distiller.task.evaluator()
+        self.found: dict[str, float] = {}
         self.teacher_cache: TeacherCache | None = None
         self.warned: set[str] = set()
         self.notes: list[str] = []
@@ -148,31 +145,18 @@ class DistillationModule(L.LightningModule):
             self.ema.update_parameters(self.distiller.student)
 
     def on_validation_epoch_start(self) -> None:
-        """Start counting."""
-        wide = torch.float32 if self.device.type == "mps" else torch.float64
-        zero = torch.zeros((), device=self.device, dtype=wide)
-        self._val = defaultdict(lambda: zero.clone())
-        self._hits = []
+        """Start measuring."""
+        self.evaluator.start(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count hits and add up the cross entropy of one batch."""
-        logits = self.student(batch.images).logits.float()
-        hits = logits.argmax(dim=1) == batch.classes
-        self._val["hits"] += hits.sum()
-        self._val["loss"] += functional.cross_entropy(logits, batch.classes, reduction="sum")
-        self._val["images"] += len(batch)
-        if batch.indices is not None:
-            self._hits.append((batch.indices, hits))
+        """Measure the student on one batch."""
+        self.evaluator.update(self.student, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/accuracy` (percent) and `val/loss` over all images of all ranks."""
-        totals = torch.stack([self._val[k] for k in ("hits", "loss", "images")])
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(totals)
-        hits, loss, images = totals.tolist()
-        self.log("val/accuracy", 100 * hits / images, prog_bar=True)
-        self.log("val/loss", loss / images)
-        self.val_hits = self._gather_hits(int(images))
+        """Log what the task's evaluator found, over all images of all ranks, as `val/…`."""
+        self.found = self.evaluator.values()
+        for name, value in self.found.items():
+            self.log(f"val/{name}", value, prog_bar=name == self.evaluator.score)
 
     def part_means(self) -> dict[str, float]:
         """Mean of every weighted part since the epoch began, over all ranks; starts the next epoch's count."""
@@ -202,19 +186,6 @@ class DistillationModule(L.LightningModule):
 
     def _lr_factor(self, _step: int) -> float:
         return lr_factor(self.progress, schedule=self.schedule, warm_up=self.lr_warm_up, milestones=self.milestones)
-
-    def _gather_hits(self, images: int) -> Tensor | None:
-        if not self._hits:
-            return None
-        indices = torch.cat([i for i, _ in self._hits])
-        hits = torch.cat([h for _, h in self._hits])
-        flat = torch.zeros(images, dtype=torch.int64, device=self.device)
-        if int(indices.max()) >= images:
-            return None
-        flat[indices] = hits.long()
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(flat)
-        return flat.bool().cpu()
 
     def _watch(self, parts: Any) -> None:
         """Say once when a part outweighs the task's loss a hundredfold: the student would learn nothing else."""

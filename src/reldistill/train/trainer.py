@@ -20,14 +20,18 @@ from reldistill.train.progress import Progress
 from reldistill.train.settings import TrainSettings
 
 
+def has_gpu(accelerator: str = "auto") -> bool:
+    """Whether a run with that accelerator computes on a GPU that CUDA reaches."""
+    return torch.cuda.is_available() and accelerator in ("auto", "gpu")
+
+
 def resolve_precision(precision: str, accelerator: str = "auto") -> str:
     """`auto` → bf16-mixed where the device computes in it, else 32-true."""
-    has_gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu")
-    if precision == "16-mixed" and not has_gpu and accelerator != "mps":
+    if precision == "16-mixed" and not has_gpu(accelerator) and accelerator != "mps":
         raise UserError("--precision 16-mixed needs a GPU: take bf16-mixed or 32-true")
     if precision != "auto":
         return precision
-    if has_gpu:
+    if has_gpu(accelerator):
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     has_bf16 = accelerator in ("auto", "cpu") and torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if has_bf16 else "32-true"
@@ -36,8 +40,7 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
 def device_count(training: TrainSettings) -> int | str:
     """How many devices a run uses: `auto` is all GPUs, or one CPU process."""
     if training.devices == "auto":
-        has_gpu = torch.cuda.is_available() and training.accelerator in ("auto", "gpu")
-        return torch.cuda.device_count() if has_gpu else 1
+        return torch.cuda.device_count() if has_gpu(training.accelerator) else 1
     try:
         return int(training.devices)
     except ValueError:
