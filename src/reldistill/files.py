@@ -8,8 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 
 def write_bytes(path: Path, data: bytes) -> Path:
     """Replace a file's content in one step, on disk before the old content is gone; the folder is made if need be."""
@@ -35,6 +33,8 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_arrays(path: Path, **arrays: Any) -> Path:
     """The same of named arrays, as a compressed .npz."""
+    import numpy as np  # here, as a command's help needs the records but no arrays
+
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return write_bytes(path, buffer.getvalue())
