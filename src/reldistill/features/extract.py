@@ -65,6 +65,7 @@ class Extractor(nn.Module):
         self.register_buffer("std", torch.tensor(std, device=device).view(-1, 1, 1), persistent=False)
         self._taps: dict[str, Tap] = {}
         self._surveyed_size: int | None = None
+        self._untrained: set[str] | None = None
         self._classifier: str | None = None
         self._exact = False
         self.num_classes = 0
@@ -131,9 +132,6 @@ class Extractor(nn.Module):
 
             return hook
 
-        def keep_input(_module: nn.Module, inputs: Any, _output: Any) -> None:
-            classifier_input.append(inputs[0])
-
         def keep_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
             token_logits.append(output)
 
@@ -141,7 +139,7 @@ class Extractor(nn.Module):
         if distilled:
             hooks.append((DISTILLATION_HEAD, keep_output))
         if pooled and self._classifier:
-            hooks.append((self._classifier, keep_input))
+            hooks.append((self._classifier, _input_into(classifier_input)))
         try:
             with _hooked([(self.network.get_submodule(name), hook) for name, hook in hooks]):
                 output = _first_tensor(self.network(images))
@@ -164,9 +162,7 @@ class Extractor(nn.Module):
             UserError: when the network does not map images of that size to (B, K) logits.
         """
         size = self.input_size or image_size
-        like = _first_float(self.network, default=self.mean)
-        shape = (2, len(self.mean), size, size)
-        images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+        images = self._noise(2, size)
         seen: list[Seen] = []
         inputs_of: dict[str, Tensor] = {}
 
@@ -198,7 +194,7 @@ class Extractor(nn.Module):
         vector = _as_vector(inputs_of[self._classifier]) if self._classifier else logits
         self.pooled_size = vector.shape[1]
         self._taps = taps_of(self.network, seen, size)
-        self._surveyed_size = size
+        self._surveyed_size, self._untrained = size, None
         return [tap.info for tap in self._taps.values()]
 
     def stages(self, image_size: int) -> list[LevelInfo]:
@@ -209,18 +205,17 @@ class Extractor(nn.Module):
         """
         self._survey_at(image_size)
         found = stages_of(self.network, {n: t.info for n, t in self._taps.items()})
-        tokens = [level.name for level in found if level.kind == "tokens"]
-        heard = self._heard(tokens) if tokens else set()
-        return [level for level in found if level.kind == "map" or level.name in heard or not heard]
+        if self._untrained is None:
+            tokens = [level.name for level in found if level.kind == "tokens"]
+            unheard = self._unheard(tokens) if tokens else set()
+            self._untrained = unheard if len(unheard) < len(tokens) else set()
+        return [level for level in found if level.name not in self._untrained]
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
-    def _heard(self, names: Sequence[str]) -> set[str]:
-        """Those of the levels that the classifier's input depends on."""
+    def _unheard(self, names: Sequence[str]) -> set[str]:
+        """Those of the levels that the classifier's input does not depend on."""
         assert self._surveyed_size is not None
-        like = _first_float(self.network, default=self.mean)
-        shape = (1, len(self.mean), self._surveyed_size, self._surveyed_size)
-        images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
         outputs: dict[str, Tensor] = {}
         vectors: list[Tensor] = []
 
@@ -230,21 +225,25 @@ class Extractor(nn.Module):
 
             return hook
 
-        def keep_input(_module: nn.Module, inputs: Any, _output: Any) -> None:
-            vectors.append(inputs[0])
-
         hooks = [(self.network.get_submodule(name), keep(name)) for name in names]
-        hooks += [(self.network.get_submodule(self._classifier), keep_input)] if self._classifier else []
+        if self._classifier:
+            hooks.append((self.network.get_submodule(self._classifier), _input_into(vectors)))
         with _evaluating(self.network), _hooked(hooks):
-            logits = _first_tensor(self.network(images.requires_grad_()))
+            logits = _first_tensor(self.network(self._noise(1, self._surveyed_size).requires_grad_()))
         vector = vectors[-1] if vectors else logits
         pull = torch.rand(vector.shape, generator=torch.Generator().manual_seed(1)).to(vector)
         gradients = torch.autograd.grad(vector, [outputs[name] for name in names], pull, allow_unused=True)
         return {
             name
             for name, gradient in zip(names, gradients, strict=True)
-            if gradient is not None and self._taps[name].read(gradient, aspect=1.0).any()
+            if gradient is None or not self._taps[name].read(gradient, aspect=1.0).any()
         }
+
+    def _noise(self, batch_size: int, side: int) -> Tensor:
+        """Images for a dry run, in the network's precision; the same every time."""
+        like = _first_float(self.network, default=self.mean)
+        shape = (batch_size, len(self.mean), side, side)
+        return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
 
     def level(self, name: str, image_size: int) -> LevelInfo:
         """One level by name.
@@ -290,6 +289,15 @@ def _hooked(hooks: Sequence[tuple[nn.Module, Callable[..., None]]]) -> Iterator[
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _input_into(found: list[Tensor]) -> Callable[..., None]:
+    """A hook that keeps what a module was given."""
+
+    def hook(_module: nn.Module, inputs: Any, _output: Any) -> None:
+        found.append(inputs[0])
+
+    return hook
 
 
 def _first_tensor(output: Any) -> Any:
