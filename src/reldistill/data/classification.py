@@ -19,13 +19,22 @@ from .decode import BadImage
 from .files import Archive, Folder, read_splits
 from .loader import DiskPixels, Loader, MemoryPixels
 from .named import CIFAR, NAMES, TIMM_PREFIXES, cifar, digits, from_timm
-from .samples import Samples, Splits, check_all, cores, decode_all, fingerprint, hold_out
+from .samples import (
+    Samples,
+    Splits,
+    check_all,
+    check_counts,
+    check_settings,
+    decode_all,
+    fingerprint,
+    hold_out,
+    processes,
+)
 
 DEFAULT_SIZE = 224
 SMALL_SIDE = 64  # up to this side images are kept in memory, and their own size is the default
 MEMORY_LIMIT = 2 << 30  # bytes
 LARGEST_SIDE = 4096
-MAX_WORKERS = 8
 PROBED = 64  # images whose headers are looked at for the default size
 ACCEPTED = (
     f"a folder of class folders, a .zip of it, {', '.join(NAMES)}, or one of timm's names "
@@ -114,7 +123,7 @@ class ImageData:
                 raise ValueError(f"{split}_labels: expected values in 0 … {len(classes) - 1}")
             for tensor in (images, labels.long()):
                 digest.update(tensor.cpu().contiguous().numpy().data)
-        _check_counts(len(train_images), len(val_images), batch_size, rank, world_size, name)
+        check_counts(len(train_images), len(val_images), batch_size, rank, world_size, name)
         how = Augment.named(augment, flips=flips)
         ranks: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
         train = MemoryPixels(train_images.permute(0, 2, 3, 1), train_labels.long(), how)
@@ -174,7 +183,9 @@ def load_images(
         world_size: number of processes.
         limit: use at most so many images of each split, evenly over the classes, for a quick trial.
     """
-    _check_settings(image_size, batch_size, val_fraction, workers, limit)
+    if image_size is not None and not 4 <= image_size <= LARGEST_SIDE:
+        raise UserError(f"image size {image_size}: give a number of pixels from 4 to {LARGEST_SIDE}")
+    check_settings(batch_size, val_fraction, workers, limit)
     splits = open_splits(data, val_fraction=val_fraction, download=download, hold_out_test=hold_out_test)
     how = Augment.named(augment, flips=splits.flips)
     if limit is not None and limit < len(splits.classes):
@@ -183,7 +194,7 @@ def load_images(
         )
     splits = splits.with_parts({part: samples.limited(limit) for part, samples in splits.parts.items()})
     _check_every_class(splits)
-    _check_counts(len(splits.train), len(splits.val), batch_size, rank, world_size, splits.where)
+    check_counts(len(splits.train), len(splits.val), batch_size, rank, world_size, splits.where)
     quiet = rank > 0
     side, uniform = _choose_size(splits, image_size)
     keep = _fits(splits, side) if in_memory is None else in_memory
@@ -193,10 +204,8 @@ def load_images(
         keep = bool(in_memory)
         content = _look_at_all(splits, side if keep else None, quiet)
     splits, pixels, skipped = _without_bad(splits, content, skip_bad_images)
-    _check_counts(len(splits.train), len(splits.val), batch_size, rank, world_size, splits.where)
+    check_counts(len(splits.train), len(splits.val), batch_size, rank, world_size, splits.where)
 
-    if workers is None:
-        workers = min(MAX_WORKERS, max(1, cores() // world_size))
     ranks: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
     loaders = {}
     for split, samples in splits.parts.items():
@@ -206,7 +215,9 @@ def load_images(
             source = MemoryPixels(pixels[split], torch.as_tensor(samples.labels, dtype=torch.int64), own)
         else:
             source = DiskPixels(
-                samples, ImageTransform(side, own), workers=min(workers, -(-len(samples) // batch_size))
+                samples,
+                ImageTransform(side, own),
+                workers=processes(workers, batches=-(-len(samples) // batch_size), world_size=world_size),
             )
         loaders[split] = Loader(source, training=split == "train", **ranks)
     sizes = [size for size in content.sizes if not isinstance(size, BadImage)]
@@ -250,36 +261,6 @@ def _open_named(data: str, *, val_fraction: float, download: bool) -> Splits:
     if data in CIFAR:
         return cifar(data, download=download)
     return from_timm(data, download=download, val_fraction=val_fraction)
-
-
-def _check_settings(
-    image_size: int | None, batch_size: int, val_fraction: float, workers: int | None, limit: int | None
-) -> None:
-    if image_size is not None and not 4 <= image_size <= LARGEST_SIDE:
-        raise UserError(f"image size {image_size}: give a number of pixels from 4 to {LARGEST_SIDE}")
-    if batch_size < 1:
-        raise UserError(f"batch size {batch_size}: give at least 1")
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val fraction {val_fraction}: give a number between 0 and 1, e.g. 0.1")
-    if workers is not None and workers < 0:
-        raise UserError(f"workers {workers}: give 0 (decode in this process) or more")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit {limit}: give at least 1 image")
-
-
-def _check_counts(train: int, val: int, batch_size: int, rank: int, world_size: int, where: str) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is not one of {world_size}")
-    if batch_size % world_size:
-        raise UserError(f"batch size {batch_size} cannot be shared equally by {world_size} processes; give a multiple")
-    if batch_size > train:
-        raise UserError(
-            f"{where}: batch size {batch_size} is larger than the {train} training images; give at most {train}"
-        )
-    if val < world_size:
-        raise UserError(
-            f"{where}: {val} validation images for {world_size} processes; add images or use fewer processes"
-        )
 
 
 def _choose_size(splits: Splits, asked: int | None) -> tuple[int, bool]:

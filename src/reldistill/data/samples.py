@@ -20,6 +20,7 @@ from .decode import BadImage, fit
 T = TypeVar("T")
 SPLIT_SEED = "reldistill split 1"  # a constant: the split must not move with the seed of a training run
 QUIET_SECONDS = 2.0
+MAX_WORKERS = 8
 WORTH_THREADS = 5e-4  # seconds an image; below it threads only wait for the interpreter, and two are slower than one
 
 
@@ -172,6 +173,39 @@ def fingerprint(splits: Splits, image_size: int) -> str:
 def cores() -> int:
     """The number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes(asked: int | None, *, batches: int, world_size: int) -> int:
+    """How many processes decode images: as asked, or one a core and at most MAX_WORKERS; never more than batches."""
+    return min(min(MAX_WORKERS, max(1, cores() // world_size)) if asked is None else asked, batches)
+
+
+def check_settings(batch_size: int, val_fraction: float, workers: int | None, limit: int | None) -> None:
+    """UserError for settings of a data set that make no sense."""
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: give at least 1")
+    if not 0 < val_fraction < 1:
+        raise UserError(f"val fraction {val_fraction}: give a number between 0 and 1, e.g. 0.1")
+    if workers is not None and workers < 0:
+        raise UserError(f"workers {workers}: give 0 (decode in this process) or more")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit {limit}: give at least 1 image")
+
+
+def check_counts(train: int, val: int, batch_size: int, rank: int, world_size: int, where: str) -> None:
+    """UserError where there are too few images for the batches or the processes."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not one of {world_size}")
+    if batch_size % world_size:
+        raise UserError(f"batch size {batch_size} cannot be shared equally by {world_size} processes; give a multiple")
+    if batch_size > train:
+        raise UserError(
+            f"{where}: batch size {batch_size} is larger than the {train} training images; give at most {train}"
+        )
+    if val < world_size:
+        raise UserError(
+            f"{where}: {val} validation images for {world_size} processes; add images or use fewer processes"
+        )
 
 
 def over_all(work: Callable[[int], T], count: int, *, verb: str, quiet: bool = False) -> list[T | BadImage]:
