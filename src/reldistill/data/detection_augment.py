@@ -83,13 +83,13 @@ class BoxTransform:
             size = (augment.side, augment.side)
             steps.append(v2.ScaleJitter(size, scale_range=JITTER, antialias=True))
             steps.append(v2.RandomCrop(size, pad_if_needed=True, fill=list(GREY)))
-            steps.append(v2.ClampBoundingBoxes())
         elif augment.square:
             steps.append(v2.Resize((augment.side, augment.side), antialias=True))
         else:
             steps.append(v2.RandomShortestSize(augment.sides, augment.longest, antialias=True))
         if augment.word != "none":
             steps.append(v2.RandomHorizontalFlip())
+        steps.append(v2.ClampBoundingBoxes())  # a cut may leave them over its edge, and resizing by a rounding error
         self.smallest = SMALLEST_BOX if cuts else 0.0
         self.steps = v2.Compose(steps)
 
