@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +12,18 @@ import lightning as L
 import torch
 
 from reldistill.build import build_distiller, method_names
+from reldistill.caching import open_cache
 from reldistill.checks import UserError
-from reldistill.data.classification import ImageData, load_images
 from reldistill.fit import fit
 from reldistill.folders import claim_folder
-from reldistill.report.intervals import wilson_interval
 from reldistill.report.record import RunRecord, read_record
-from reldistill.saved import OpenedNetwork, open_network, run_folder
+from reldistill.saved import OpenedNetwork, run_folder
 from reldistill.step.curriculum import WarmUp
-from reldistill.step.distiller import Distiller
-from reldistill.step.term import Term
-from reldistill.tasks.classification import Accuracy, Classification
+from reldistill.task_setup import TaskSetup, setup_of
 from reldistill.train.progress import say
 from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
-from reldistill.train.teacher_cache import TeacherCache, fingerprint_of, size_in_words
 from reldistill.train.trainer import device_count, has_gpu, resolve_precision
-
-
-@dataclass(frozen=True)
-class Measured:
-    """How a network does on images: top-1 accuracy in percent, mean cross entropy, number of images."""
-
-    accuracy: float
-    loss: float
-    images: int
+from reldistill.types import Task
 
 
 def train(
@@ -60,18 +47,21 @@ def train(
         return previous
     images = read_images(data, training)
     L.seed_everything(training.seed, verbose=False)
-    student = open_network(
+    setup = setup_of(data)
+    student = setup.open(
         network.model,
         role="student",
-        num_classes=len(images.classes),
-        image_size=images.image_size,
+        images=images,
         weights=network.model_weights,
         pretrained=network.model_pretrained,
         arguments=network.model_arguments,
     )
-    task = Classification(label_smoothing=training.label_smoothing)
     distiller = build_distiller(
-        "none", student=student.extractor, teacher=None, image_size=images.image_size, task=task
+        "none",
+        student=student.extractor,
+        teacher=None,
+        image_size=images.image_size,
+        task=setup.task(training),
     )
     return fit(distiller, images, training, student=student, settings=settings, out=out, resume=resume)
 
@@ -83,7 +73,7 @@ def distill(
     *,
     out: Path,
     resume: bool = False,
-    images: ImageData | None = None,
+    images: Any = None,
 ) -> RunRecord:
     """Distil a teacher into a student.
 
@@ -105,15 +95,16 @@ def distill(
     previous = claim_folder(out, settings, resume=resume)
     if previous is not None and previous.status == "finished":
         return previous
-    images = images or read_images(data, training)
-    teacher = open_teacher(networks, images)
-    student = open_student(networks, images, seed=training.seed)
+    setup = setup_of(data)
+    images = images or read_images(data, training, models=(networks.student, networks.teacher))
+    teacher = open_teacher(networks, images, setup=setup)
+    student = open_student(networks, images, setup=setup, seed=training.seed)
     distiller = build_distiller(
         networks.method,
         student=student.extractor,
         teacher=teacher.extractor,
         image_size=images.image_size,
-        task=Classification(label_smoothing=training.label_smoothing),
+        task=setup.task(training),
         levels=levels,
         settings=networks.settings,
         weights=networks.weights,
@@ -121,44 +112,43 @@ def distill(
         images=images.train.images,
         balance=networks.balance,
     )
-    measured = trusted_teacher(teacher, images, training)
+    measured = trusted_teacher(teacher, images, training, setup=setup)
     return fit(
         distiller,
         images,
         training,
         student=student,
         teacher=teacher,
-        teacher_score=measured.accuracy,
+        teacher_score=measured[distiller.task.evaluator().score],
         method=networks.method,
         settings=settings,
         out=out,
         resume=resume,
-        teacher_cache=_open_cache(networks, distiller, teacher, images, training),
+        teacher_cache=open_cache(networks, distiller, teacher, images, training),
     )
 
 
-def open_teacher(networks: PairSettings, images: ImageData) -> OpenedNetwork:
+def open_teacher(networks: PairSettings, images: Any, *, setup: TaskSetup) -> OpenedNetwork:
     """The teacher, with weights and with the data's classes."""
     is_named = not networks.teacher_weights and ".py:" not in networks.teacher and not run_folder(networks.teacher)
-    return open_network(
+    return setup.open(
         networks.teacher,
         role="teacher",
-        num_classes=len(images.classes),
-        image_size=networks.teacher_image_size or images.image_size,
+        images=images,
+        image_size=networks.teacher_image_size,
         weights=networks.teacher_weights,
         pretrained=is_named,
         arguments=networks.teacher_arguments,
     )
 
 
-def open_student(networks: PairSettings, images: ImageData, *, seed: int) -> OpenedNetwork:
+def open_student(networks: PairSettings, images: Any, *, setup: TaskSetup, seed: int) -> OpenedNetwork:
     """The student as training starts from it: the same for the same seed."""
     L.seed_everything(seed, verbose=False)
-    return open_network(
+    return setup.open(
         networks.student,
         role="student",
-        num_classes=len(images.classes),
-        image_size=images.image_size,
+        images=images,
         weights=networks.student_weights,
         pretrained=networks.student_pretrained,
         arguments=networks.student_arguments,
@@ -189,14 +179,15 @@ def evaluate(
         )
     size = data.image_size or (read_record(Path(network.model)).data.image_size if is_run else None)
     # Nothing is trained on, so the training images may be fewer than a batch.
-    images = read_images(dataclasses.replace(data, image_size=size), TrainSettings(batch_size=1, devices=1))
+    data, training = dataclasses.replace(data, image_size=size), TrainSettings(batch_size=1, devices=1)
+    images = read_images(data, training, models=(network.model,))
     images.val.batch_size = batch_size
     images.val.shard(0, 1)
-    opened = open_network(
+    setup = setup_of(data)
+    opened = setup.open(
         network.model,
         role="teacher" if not is_run else "model",
-        num_classes=len(images.classes),
-        image_size=images.image_size,
+        images=images,
         weights=network.model_weights,
         pretrained=network.model_pretrained,
         arguments=network.model_arguments,
@@ -206,62 +197,51 @@ def evaluate(
             f"{network.model} was trained on other classes ({', '.join(opened.card.classes[:3])} …) than the data have "
             f"({', '.join(images.classes[:3])} …)"
         )
-    measured = measure(opened, images, precision=precision)
-    hits = round(measured.accuracy / 100 * measured.images)
+    found = measure(opened, images, setup.task(training), precision=precision)
     return {
         "model": network.model,
         "weights": opened.pretrained,
         "data": images.name,
-        "images": measured.images,
-        "accuracy": measured.accuracy,
-        "accuracy_interval": list(wilson_interval(hits, measured.images)),
-        "loss": measured.loss,
+        "images": images.val.images,
+        **setup.measures(found, images.val.images),
         "parameters": sum(p.numel() for p in opened.extractor.network.parameters()),
         "skipped": list(images.skipped),
+        "summary": f"{network.model}: {setup.in_words(found, images.val.images)}",
     }
 
 
 def measure(
-    network: OpenedNetwork, images: ImageData, *, precision: str = "32-true", accelerator: str = "auto"
-) -> Measured:
-    """How a network does on the validation images."""
+    network: OpenedNetwork, images: Any, task: Task, *, precision: str = "32-true", accelerator: str = "auto"
+) -> dict[str, float]:
+    """How a network does the task on the validation images: what the task's evaluator says."""
     device = torch.device("cuda" if has_gpu(accelerator) else "cpu")
     extractor = network.extractor.to(device).eval()
-    evaluator = Accuracy()
+    evaluator = task.evaluator()
     evaluator.start(device)
     for batch in images.val:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
             evaluator.update(extractor, batch.to(device))
-    found = evaluator.values()
-    return Measured(found["accuracy"], found["loss"], evaluator.images)
+    return evaluator.values()
 
 
-def read_images(data: DataSettings, training: TrainSettings) -> ImageData:
-    """The images, looked at once, and a line about them to the user."""
+def read_images(data: DataSettings, training: TrainSettings, *, models: Sequence[str] = ()) -> Any:
+    """The images, looked at once, and a line about them to the user.
+
+    Args:
+        data: the images.
+        training: batch size, seed and devices.
+        models: names of the networks that will see them.
+    """
     devices = device_count(training)
     if isinstance(devices, int) and training.batch_size % (devices * training.nodes):
         raise UserError(
             f"batch size {training.batch_size} can't be shared evenly by {devices * training.nodes} devices: it counts "
             f"the images of a step over all of them"
         )
-    images = load_images(
-        data.data,
-        image_size=data.image_size,
-        batch_size=training.batch_size,
-        seed=training.seed,
-        augment=data.augment,
-        val_fraction=data.val_fraction,
-        hold_out_test=data.hold_out_test,
-        skip_bad_images=data.skip_bad_images,
-        workers=_workers(data, devices),
-        download=data.download,
-    )
-    skipped = f", {len(images.skipped)} bad images left out" if images.skipped else ""
-    test = f", and {images.test.images:,} test images" if images.test else ""
-    say(
-        f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images{test} of "
-        f"{len(images.classes)} classes at {images.image_size}x{images.image_size}{skipped}"
-    )
+    setup = setup_of(data)
+    workers = _workers(data, devices)
+    images = setup.read(data, batch_size=training.batch_size, seed=training.seed, workers=workers, models=models)
+    say(setup.summary(images))
     return images
 
 
@@ -272,63 +252,16 @@ def _workers(data: DataSettings, devices: int | str) -> int | None:
     return max((os.cpu_count() or 1) // devices, 1)
 
 
-def trusted_teacher(teacher: OpenedNetwork, images: ImageData, training: TrainSettings) -> Measured:
-    """The teacher's accuracy; UserError where it is no better than guessing."""
+def trusted_teacher(
+    teacher: OpenedNetwork, images: Any, training: TrainSettings, *, setup: TaskSetup
+) -> dict[str, float]:
+    """What was measured of the teacher; UserError where nothing could be learned from it."""
     precision = resolve_precision(training.precision, training.accelerator)
-    measured = measure(teacher, images, precision=precision, accelerator=training.accelerator)
-    say(f"teacher {teacher.card.name}: {measured.accuracy:.2f} % of the {measured.images:,} validation images right")
-    chance = 100 / len(images.classes)
-    low, _ = wilson_interval(round(measured.accuracy / 100 * measured.images), measured.images)
-    if low <= chance:
-        raise UserError(
-            f"the teacher {teacher.card.name} gets {measured.accuracy:.1f} % of the validation images right, guessing "
-            f"gets {chance:.1f} %: its weights are not for these classes or not in this order (it was not used)"
-        )
-    return measured
-
-
-@torch.no_grad()
-def _open_cache(
-    networks: PairSettings,
-    distiller: Distiller,
-    teacher: OpenedNetwork,
-    images: ImageData,
-    training: TrainSettings,
-) -> TeacherCache | None:
-    """What the terms need of the teacher, on disk, where that was asked for."""
-    if networks.cache_teacher is None or distiller.teacher is None:
-        return None
-    if training.nodes > 1:
-        raise UserError("--cache-teacher needs a folder that all processes see: it works on one machine only")
-    for term in distiller.terms:
-        if isinstance(term, Term) and hasattr(term.loss, "chosen"):
-            raise UserError(
-                f"--cache-teacher: {term.name} chooses the teacher's level while it trains, so no one level can be kept"
-            )
-    size = images.image_size
-    one = torch.zeros(1, 3, size, size, device=next(teacher.extractor.parameters()).device)
-    extractor = teacher.extractor
-    cache = TeacherCache(
-        Path(networks.cache_teacher),
-        made_of={
-            "teacher": fingerprint_of(extractor.network),
-            "teacher input": [*teacher.card.mean, *teacher.card.std, extractor.input_size or size],
-            "data": images.fingerprint,
-            "augmentation": images.augment,
-            "image size": size,
-            "precision": resolve_precision(training.precision, training.accelerator),
-        },
-        rows={name: tuple(tensor.shape[1:]) for name, tensor in distiller.ask_teacher(one).items()},
-        images=images.train.images,
-        views=networks.cache_views,
-        seed=training.seed,
-    )
-    state = "complete" if cache.is_full else f"filled in the first {cache.views} epochs"
-    say(
-        f"teacher cache: {cache.views} views of {cache.images:,} images take {size_in_words(cache.bytes)} in "
-        f"{cache.folder} ({state})"
-    )
-    return cache
+    task = setup.task(training)
+    found = measure(teacher, images, task, precision=precision, accelerator=training.accelerator)
+    say(f"teacher {teacher.card.name}: {setup.in_words(found, images.val.images)}")
+    setup.check_teacher(teacher, found, images)
+    return found
 
 
 def flat_settings(*groups: DataSettings | ModelSettings | PairSettings | TrainSettings) -> dict[str, Any]:

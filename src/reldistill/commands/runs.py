@@ -114,12 +114,7 @@ def evaluate_(
         batch_size=batch_size,
         precision=precision,
     )
-    low, high = result["accuracy_interval"]
-    text = (
-        f"{result['model']}: {result['accuracy']:.2f} % of {result['images']:,} validation images right "
-        f"(95 % interval {low:.2f} to {high:.2f}), cross entropy {result['loss']:.4f}"
-    )
-    return Answer(result, lambda: print(text))
+    return Answer(result, lambda: print(result["summary"]))
 
 
 def report(

@@ -24,6 +24,7 @@ from reldistill.run import open_student, open_teacher, trusted_teacher
 from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, open_network
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
+from reldistill.task_setup import SETUPS
 from reldistill.tasks.classification import Classification
 from reldistill.train.settings import PairSettings, TrainSettings
 from reldistill.train.trainer import has_gpu, resolve_precision
@@ -147,8 +148,9 @@ def measure_reference(
     Raises:
         UserError: when networks and data don't go together, or the teacher is no better than guessing.
     """
-    teacher = open_teacher(pairs[0], images)
-    trusted = trusted_teacher(teacher, images, training)
+    setup = SETUPS["classification"]
+    teacher = open_teacher(pairs[0], images, setup=setup)
+    trusted = trusted_teacher(teacher, images, training, setup=setup)
     answers = test_answers(teacher, images, training)
     arrays = {
         "labels": answers.labels,
@@ -160,7 +162,7 @@ def measure_reference(
     }
     students = {}
     for number, pair in enumerate(pairs):
-        untrained = open_student(pair, images, seed=training.seed)
+        untrained = open_student(pair, images, setup=setup, seed=training.seed)
         students[pair.student] = {
             **_cost(untrained, images),
             "methods": {method: _method(method, pair, images, training, teacher) for method in methods},
@@ -175,7 +177,7 @@ def measure_reference(
         "teacher": {
             **_cost(teacher, images),
             "test": answers.accuracy,
-            "val": trusted.accuracy,
+            "val": trusted["accuracy"],
             "calibration_error": calibration_error(answers.logits, answers.labels),
         },
         "students": students,
@@ -197,7 +199,7 @@ def _method(
     method: str, pair: PairSettings, images: ImageData, training: TrainSettings, teacher: OpenedNetwork
 ) -> dict[str, Any] | None:
     """What a method has for this pair, and what it costs to train; None where it cannot be built: its cells say why."""
-    student = open_student(pair, images, seed=training.seed)
+    student = open_student(pair, images, setup=SETUPS["classification"], seed=training.seed)
     try:
         distiller = build_distiller(
             method,

@@ -16,6 +16,7 @@ class DataSettings:
     Args:
         data: a folder of class folders (with train/ and val/ or test/ inside, or split by a fixed seed), a .zip of the
             same, digits, cifar10, cifar100, or a timm data set name (hfds/…, wds/…, tfds/…, torch/…).
+        task: what the images are labelled for.
         image_size: side of the square images in a batch; by default their own size if small, else 224.
         augment: what is done to training images; auto is crop-flip, and crop for digits.
         val_fraction: share of each class that is held out where the data bring no validation folder.
@@ -27,6 +28,7 @@ class DataSettings:
     """
 
     data: str
+    task: Literal["classification"] = "classification"
     image_size: int | None = None
     augment: Literal["auto", "none", "crop", "crop-flip", "strong"] = "auto"
     val_fraction: float = 0.1
