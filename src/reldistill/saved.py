@@ -19,7 +19,7 @@ from reldistill.features.extract import Extractor
 from reldistill.features.reused_head import ReusedHead
 from reldistill.features.weights import one_line, read_weights, weights_file
 from reldistill.features.zoo import list_networks, load_network
-from reldistill.files import write_bytes
+from reldistill.files import sha256, write_bytes
 from reldistill.report.record import RECORD_FILE
 
 LAST_WEIGHTS = "student.safetensors"
@@ -182,15 +182,6 @@ def read_card(path: Path) -> NetworkCard:
         return NetworkCard(**content)
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} does not say which network it is for: it was not written by a run") from error
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Normalised(nn.Module):

@@ -60,7 +60,7 @@ class Extractor(nn.Module):
         self.network = network
         self.name = name
         self.input_size = input_size
-        device = _first_float(network).device
+        device = first_float(network).device
         self.register_buffer("mean", torch.tensor(mean, device=device).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=device).view(-1, 1, 1), persistent=False)
         self._taps: dict[str, Tap] = {}
@@ -94,7 +94,7 @@ class Extractor(nn.Module):
         size = self.input_size
         if size is not None and images.shape[-2:] != (size, size):
             images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        return ((images - self.mean) / self.std).to(_first_float(self.network, default=images).dtype)
+        return ((images - self.mean) / self.std).to(first_float(self.network, default=images).dtype)
 
     def forward(
         self,
@@ -141,7 +141,7 @@ class Extractor(nn.Module):
         if pooled and self._classifier:
             hooks.append((self._classifier, _input_into(classifier_input)))
         try:
-            with _hooked([(self.network.get_submodule(name), hook) for name, hook in hooks]):
+            with hooked([(self.network.get_submodule(name), hook) for name, hook in hooks]):
                 output = _first_tensor(self.network(images))
         except _DeepEnough:
             return Features(levels=found)
@@ -177,7 +177,7 @@ class Extractor(nn.Module):
             return hook
 
         try:
-            with _evaluating(self.network), _hooked([(m, keep(n)) for n, m in self.network.named_modules() if n]):
+            with evaluating(self.network), hooked([(m, keep(n)) for n, m in self.network.named_modules() if n]):
                 logits = _first_tensor(self.network(images))
         except UserError:
             raise
@@ -228,7 +228,7 @@ class Extractor(nn.Module):
         hooks = [(self.network.get_submodule(name), keep(name)) for name in names]
         if self._classifier:
             hooks.append((self.network.get_submodule(self._classifier), _input_into(vectors)))
-        with _evaluating(self.network), _hooked(hooks):
+        with evaluating(self.network), hooked(hooks):
             logits = _first_tensor(self.network(self._noise(1, self._surveyed_size).requires_grad_()))
         vector = vectors[-1] if vectors else logits
         pull = torch.rand(vector.shape, generator=torch.Generator().manual_seed(1)).to(vector)
@@ -241,7 +241,7 @@ class Extractor(nn.Module):
 
     def _noise(self, batch_size: int, side: int) -> Tensor:
         """Images for a dry run, in the network's precision; the same every time."""
-        like = _first_float(self.network, default=self.mean)
+        like = first_float(self.network, default=self.mean)
         shape = (batch_size, len(self.mean), side, side)
         return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
 
@@ -270,7 +270,7 @@ class Extractor(nn.Module):
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """The network in eval mode, each module put back into its own mode afterwards."""
     modes = {m: m.training for m in network.modules()}
     network.eval()
@@ -282,7 +282,8 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _hooked(hooks: Sequence[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
+def hooked(hooks: Sequence[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    """Forward hooks that are taken off again."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         yield
@@ -312,7 +313,7 @@ def _first_tensor(output: Any) -> Any:
     return output
 
 
-def _first_float(network: nn.Module, *, default: Tensor | None = None) -> Tensor:
+def first_float(network: nn.Module, *, default: Tensor | None = None) -> Tensor:
     """A tensor that has the network's device and precision: its first floating-point parameter, or the default."""
     found = next((p for p in network.parameters() if p.is_floating_point()), default)
     return torch.empty(0) if found is None else found

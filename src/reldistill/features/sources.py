@@ -103,7 +103,7 @@ class TimmSource:
             settings["img_size"] = image_size
         # A local folder is described and loaded without a network.
         downloads = (pretrained or self._on_hub()) and not self.name.startswith("local-dir:")
-        with told_in_one_line(self.what, arguments, downloads=downloads), _impatient(hub=downloads):
+        with told_in_one_line(self.what, arguments, downloads=downloads), impatient(hub=downloads):
             module = timm.create_model(self.name, pretrained=pretrained, **settings)
         config: Any = module.pretrained_cfg
         mean, std = (triple(config[key], name=key, what=self.what) for key in ("mean", "std"))
@@ -142,7 +142,7 @@ class TorchvisionSource:
             settings |= {} if num_classes is None else {"num_classes": num_classes}
             if self.name in ("googlenet", "inception_v3"):
                 settings = {"aux_logits": False, "init_weights": True} | settings
-        with told_in_one_line(self.what, arguments, downloads=pretrained), _impatient(hub=False):
+        with told_in_one_line(self.what, arguments, downloads=pretrained), impatient(hub=False):
             module = torchvision.models.get_model(self.name, weights="DEFAULT" if pretrained else None, **settings)
         if pretrained and self.name == "inception_v3":
             # Else the network returns two kinds of logits when training.
@@ -210,7 +210,7 @@ def _is_download_error(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def _impatient(*, hub: bool) -> Iterator[None]:
+def impatient(*, hub: bool) -> Iterator[None]:
     """Give up on a dead connection within seconds; the hub's client alone would retry for most of a minute.
 
     Args:
