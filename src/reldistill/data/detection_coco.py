@@ -126,11 +126,12 @@ def _read_part(
         identity = _field(image, "id", (int, str), where)
         if identity in by_identity:
             raise UserError(f"{where}: two images have the id {identity}; give each its own")
-        width, height = image.get("width"), image.get("height")
-        size = (int(width), int(height)) if width and height else None
+        sides = [image.get(side) for side in ("width", "height")]
+        size = (int(sides[0]), int(sides[1])) if all(_is_number(side) and side > 0 for side in sides) else None
         by_identity[identity] = Labels(posixpath.join(folder, name), identity, size)
     for annotation in content["annotations"]:
-        labels = by_identity.get(annotation.get("image_id", ""))
+        identity = annotation.get("image_id")
+        labels = by_identity.get(identity) if isinstance(identity, int | str) else None
         if labels is None:
             counts[UNLISTED] += 1
         elif reason := _wrong(annotation, categories):
@@ -155,8 +156,9 @@ def _wrong(annotation: dict[str, Any], categories: dict[int, int]) -> str | None
     box, area = annotation.get("bbox"), annotation.get("area")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"expected 'bbox' to be [left, top, width, height], found {str(box)[:60]}"
-    if annotation.get("category_id") not in categories:
-        return f"category {annotation.get('category_id')} is not in the file's categories"
+    category = annotation.get("category_id")
+    if not isinstance(category, int) or category not in categories:
+        return f"category {category} is not in the file's categories"
     if area is not None and not _is_number(area):
         return f"expected 'area' to be a number, found {str(area)[:60]}"
     return None
