@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from drawn_boxes import draw, write_coco
+from drawn_boxes import CLASSES, draw, write_coco
 from reldistill.checks import UserError
 from reldistill.data.detection import DetectionData, load_detection
 from reldistill.data.detection_loader import pad
@@ -106,6 +106,16 @@ def test_an_image_depends_on_nothing_but_seed_epoch_and_index(root: Path) -> Non
     later = by_index(list(few.train))
     both = ours.keys() & later.keys()
     assert sum(equal(ours[index], later[index]) for index in both) < len(both) / 2
+
+
+def test_every_image_is_changed_by_numbers_of_its_own(root: Path) -> None:
+    found = by_index(list(load(root, augment="flip").train))
+    mirrored = set()
+    for index, (_, boxes) in found.items():
+        if image_objects := TRAIN[index].objects:
+            firsts = sorted(image_objects, key=lambda one: one[1])[0][0]
+            mirrored.add(CLASSES[int(boxes[boxes[:, 0].argmin(), 4])] != firsts)
+    assert mirrored == {True, False}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

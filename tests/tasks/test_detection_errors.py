@@ -84,6 +84,9 @@ def test_costs_by_hand() -> None:
     lost = errors([(0.9, 0, A)], [(0, A), (0, B)])
     assert lost.ap50 == pytest.approx(100 * 51 / 101)
     assert lost.costs["missed"]["all"] == pytest.approx(100 * 50 / 101)
+    spare = errors([(0.9, 0, SHIFTED), (0.8, 0, A)], [(0, A), (0, B)])  # A is taken: mending takes the other away
+    assert counted(spare) == {"localisation": 1, "missed": 1}
+    assert spare.ap50 + spare.costs["localisation"]["all"] == pytest.approx(100 * 51 / 101)
     again = errors([(0.9, 0, A), (0.8, 0, CLOSE), (0.7, 0, B)], [(0, A), (0, B)])
     assert again.costs["duplicate"]["all"] == pytest.approx(100 - again.ap50)
 
