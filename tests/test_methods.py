@@ -101,13 +101,14 @@ CHOOSY = ["deit_hard", "deit_soft", "leap"]  # about the networks: tested below
 
 
 def test_every_method_is_tested() -> None:
-    assert {*PARTS, *CHOOSY} == set(METHODS)
+    assert {*PARTS, *CHOOSY} == {name for name, method in METHODS.items() if method.build is not None}
     for method in METHODS.values():
         assert method.summary
     assert not METHODS["none"].paper
 
 
 OVERVIEW = (Path(__file__).parents[1] / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
+OVERVIEW = OVERVIEW.partition("Between two detectors")[0]  # those have a test of their own
 
 
 @pytest.mark.parametrize("method", PARTS)

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from reldistill.checks import UserError
+from reldistill.features.detector_extract import DetectorExtractor, is_detector
 from reldistill.features.extract import Extractor
 from reldistill.methods import METHODS
-from reldistill.plan import Plan
+from reldistill.plan import DetectorPlan, Plan, plan_for
 from reldistill.step.balance import Balance
 from reldistill.step.curriculum import Curriculum
 from reldistill.step.distiller import TASK, Distiller
@@ -35,7 +36,26 @@ def method_names(method: str) -> list[str]:
     return names
 
 
-def build_terms(method: str, plan: Plan, *, curriculum: Curriculum | None = None) -> list[Term]:
+def terms_of(name: str, plan: Plan | DetectorPlan) -> list[Term]:
+    """The terms of one method.
+
+    Raises:
+        UserError: when the method is not for this kind of networks.
+    """
+    method = METHODS[name]
+    if isinstance(plan, DetectorPlan):
+        if method.detect is not None:
+            return method.detect(plan)
+        fitting = [name for name, one in METHODS.items() if one.detect is not None]
+    else:
+        if method.build is not None:
+            return method.build(plan)
+        fitting = [name for name, one in METHODS.items() if one.build is not None]
+    kinds = ("detectors", "classification") if isinstance(plan, DetectorPlan) else ("classification", "detectors")
+    raise UserError(f"method '{name}' is for {kinds[1]}: for {kinds[0]} there are {', '.join(fitting)}")
+
+
+def build_terms(method: str, plan: Plan | DetectorPlan, *, curriculum: Curriculum | None = None) -> list[Term]:
     """The terms of one method or of several joined by `+`; a part that two methods name counts once.
 
     Args:
@@ -48,12 +68,12 @@ def build_terms(method: str, plan: Plan, *, curriculum: Curriculum | None = None
     """
     terms: dict[tuple[str, Place, Place], Term] = {}
     for name in method_names(method):
-        for term in METHODS[name].build(plan):
+        for term in terms_of(name, plan):
             terms.setdefault((term.name, term.student, term.teacher), term)
     chosen = list(terms.values())
     _check_choices(method, chosen, levels=plan.levels, settings=plan.settings, weights=plan.weights)
     for term in chosen:
-        on_logits = term.student_places in (("logits",), ("distilled",))
+        on_logits = term.student_places in (("logits",), ("distilled",), ("scores",))
         if curriculum is not None and (term.curriculum is not None or not on_logits):
             term.curriculum = curriculum
     return chosen
@@ -89,8 +109,8 @@ def _check_choices(
 def build_distiller(
     method: str,
     *,
-    student: Extractor | nn.Module,
-    teacher: Extractor | nn.Module | None,
+    student: nn.Module,
+    teacher: nn.Module | None,
     image_size: int,
     task: Task,
     levels: Sequence[tuple[str, str]] = (),
@@ -104,8 +124,8 @@ def build_distiller(
 
     Args:
         method: a method's name, or several joined by `+`.
-        student: a network, or an Extractor around it that knows its normalisation. A bare network gets images as they
-            come.
+        student: a network, or an Extractor around it that knows its normalisation; a detector of torchvision's, or a
+            DetectorExtractor around it that knows its classes. A bare network gets images as they come.
         teacher: the same for the teacher; None for `none`.
         image_size: side of the images that a Batch will hold.
         task: the student's own loss.
@@ -125,19 +145,29 @@ def build_distiller(
     methods = [METHODS[name] for name in method_names(method)]
     if not balance:
         weights = {TASK: math.prod(one.task_weight for one in methods), **weights}
-    student = student if isinstance(student, Extractor) else Extractor(student, name="student")
+    student = _extractor(student, name="student")
     if teacher is None:
         if method_names(method) != ["none"]:
             raise UserError(f"method '{method}' needs a teacher")
         _check_choices(method, [], levels=levels, settings=settings, weights=weights)
         return Distiller(student, None, terms=[], adapters={}, task=task, task_weight=weights.get(TASK, 1.0))
-    teacher = teacher if isinstance(teacher, Extractor) else Extractor(teacher, name="teacher")
+    teacher = _extractor(teacher, name="teacher")
     student.survey(image_size)
     teacher.survey(image_size)
-    for change in dict.fromkeys(one.change_student for one in methods if one.change_student is not None):
-        student = change(student, teacher, image_size)
-        student.survey(image_size)
-    plan = Plan(student, teacher, image_size, levels, settings, weights, images, balanced=balance > 0)
+    if isinstance(student, Extractor) and isinstance(teacher, Extractor):
+        for change in dict.fromkeys(one.change_student for one in methods if one.change_student is not None):
+            student = change(student, teacher, image_size)
+            student.survey(image_size)
+    plan = plan_for(
+        student,
+        teacher,
+        image_size,
+        levels=levels,
+        settings=settings,
+        weights=weights,
+        images=images,
+        balanced=balance > 0,
+    )
     terms = [term for term in build_terms(method, plan, curriculum=curriculum) if any(term.weights.values())]
     compared = [place for term in terms for place in (*term.student_places, *term.teacher_places)]
     if "logits" in compared and student.num_classes != teacher.num_classes:
@@ -158,3 +188,9 @@ def build_distiller(
         task_weight=weights.get(TASK, 1.0),
         balance=Balance(list(names), share=balance) if balance and terms else None,
     )
+
+
+def _extractor(network: nn.Module, *, name: str) -> Extractor | DetectorExtractor:
+    if isinstance(network, Extractor | DetectorExtractor):
+        return network
+    return DetectorExtractor(network, name=name) if is_detector(network) else Extractor(network, name=name)

@@ -12,7 +12,7 @@ from typing import get_args
 import torch
 from torch import nn
 
-from reldistill import baselines
+from reldistill import baselines, detector_methods
 from reldistill.checks import UserError
 from reldistill.features.adapters import StridedTokeniser
 from reldistill.features.extract import Extractor
@@ -32,7 +32,7 @@ from reldistill.losses.rkd import RKD
 from reldistill.losses.sekd import SEKD
 from reldistill.losses.serkd import SeRKD
 from reldistill.losses.sp import SP
-from reldistill.plan import Plan
+from reldistill.plan import DetectorPlan, Plan
 from reldistill.relations.tokens import Pooling
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.term import Term
@@ -48,14 +48,16 @@ class Method:
     Args:
         summary: what it transfers, in a few words.
         paper: where it comes from.
-        build: Plan → terms.
+        build: Plan → terms; None where it is for detectors only.
+        detect: DetectorPlan → terms, between two detectors; None where it is not for them.
         task_weight: default weight of the task's own loss; of several methods together, the product.
         change_student: (student, teacher, image size) → what the student becomes before terms are built.
     """
 
     summary: str
     paper: str
-    build: Callable[[Plan], list[Term]]
+    build: Callable[[Plan], list[Term]] | None
+    detect: Callable[[DetectorPlan], list[Term]] | None = None
     task_weight: float = 1.0
     change_student: Callable[[Extractor, Extractor, int], Extractor] | None = None
 
@@ -167,7 +169,7 @@ def _sekd(plan: Plan) -> list[Term]:
 
 
 METHODS: dict[str, Method] = {
-    "none": Method("the student alone, by its task's loss", "", _none),
+    "none": Method("the student alone, by its task's loss", "", _none, detector_methods.none),
     "kd": Method("softened class scores", "Hinton, Vinyals, Dean 2015, arXiv 1503.02531", _kd),
     "dkd": Method(
         "softened class scores: the true class against the rest, and the rest among themselves",
@@ -182,9 +184,16 @@ METHODS: dict[str, Method] = {
         "Huang et al. 2022, arXiv 2205.10536",
         _dist,
     ),
-    "fitnets": Method("the features of a level, through an adapter", "Romero et al. 2015, arXiv 1412.6550", _fitnets),
+    "fitnets": Method(
+        "the features of a level, through an adapter",
+        "Romero et al. 2015, arXiv 1412.6550",
+        _fitnets,
+        detector_methods.fitnets,
+    ),
     "at": Method("where in the image a level is active", "Zagoruyko, Komodakis 2017, arXiv 1612.03928", _at),
-    "cwd": Method("where in the image each channel responds", "Shu et al. 2021, arXiv 2011.13256", _cwd),
+    "cwd": Method(
+        "where in the image each channel responds", "Shu et al. 2021, arXiv 2011.13256", _cwd, detector_methods.cwd
+    ),
     "ickd": Method("which channels of an image respond together", "Liu et al. 2021, arXiv 2202.03680", _ickd),
     "patch_kl": Method(
         "which patches of an image look alike", "no paper; after Liu et al. 2019, arXiv 1903.04197", _patch_kl
@@ -213,6 +222,7 @@ METHODS: dict[str, Method] = {
         "a map that the student's masked one must be enough to make",
         "Yang et al. 2022, arXiv 2205.01529",
         baselines.mgd,
+        detector_methods.mgd,
     ),
     "simkd": Method(
         "the teacher's classifier, and the map in front of it",
@@ -242,11 +252,31 @@ METHODS: dict[str, Method] = {
         "distances and angles between the superpixel tokens of an image, features, class scores",
         "SeRKD 2025, arXiv 2503.21269",
         _serkd,
+        detector_methods.serkd,
     ),
     "sekd": Method(
         "the channels' relational graph: vertices, edges and spectral embedding on several levels, class scores",
         "Wang et al. 2024, arXiv 2405.08547",
         _sekd,
+        detector_methods.sekd,
+    ),
+    "fgd": Method(
+        "a detector's levels: objects and background apart, where its attention is, how positions hang together",
+        "Yang et al. 2022, arXiv 2111.11837",
+        None,
+        detector_methods.fgd,
+    ),
+    "pkd": Method(
+        "how each channel of a detector's levels varies, whatever its magnitude",
+        "Cao et al. 2022, arXiv 2207.02039",
+        None,
+        detector_methods.pkd,
+    ),
+    "head_kd": Method(
+        "the class scores of a detector's anchors or proposals",
+        "Yang et al. 2023, arXiv 2308.14286; Hinton, Vinyals, Dean 2015, arXiv 1503.02531",
+        None,
+        detector_methods.head_kd,
     ),
 }
 

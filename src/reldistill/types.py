@@ -39,6 +39,20 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.corners)
 
+    def in_frame(self, height: int, width: int) -> Tensor:
+        """(B, n, 4): each image's corners as fractions of a frame's sides, filled up with boxes of 0 without an area.
+
+        Args:
+            height: of the padded images, pixels.
+            width: likewise.
+        """
+        counts = self.images.bincount(minlength=len(self.sizes))
+        first = counts.cumsum(0) - counts
+        place = torch.arange(len(self), device=self.images.device) - first[self.images]
+        framed = self.corners.new_zeros(len(self.sizes), int(counts.max()), 4)
+        framed[self.images, place] = self.corners / self.corners.new_tensor([width, height] * 2)
+        return framed
+
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Boxes:
         """The same boxes on another device."""
         parts = {name: part for name, part in vars(self).items() if part is not None}
@@ -124,8 +138,8 @@ class Features:
         pooled: (B, D) input of the classifier, or None.
         distilled: (B, K) of a transformer's distillation token, or None.
         levels: level name → (B, C, H, W); patch tokens are laid out on their grid, class and register tokens removed.
-        scores: a detector's class scores before sigmoid or softmax, (B, anchors, outputs) of all anchors, or
-            (proposals, outputs) of a two-stage detector's; None for other networks.
+        scores: a detector's class scores before sigmoid or softmax, (B, anchors, K) of all anchors, or
+            (proposals, 1 + K) of a two-stage detector's, the background's first; None for other networks.
         proposals: a two-stage detector's (n, 4) boxes of each image that `scores` are of; empty for other networks.
         losses: name → scalar, a detector's own losses on labelled boxes.
     """
@@ -158,9 +172,9 @@ class Loss(Protocol):
     """(student tensor, teacher tensor) → scalar.
 
     A loss that compares several places at once takes a tuple of tensors for each network. One that needs more of a
-    Batch names it as a keyword, `labels` or `indices`; `progress` is the fraction of training done. A method with
-    several parts also has `parts(student, teacher, *, names=…)`: part name → unweighted scalar, for the names asked
-    for.
+    Batch names it as a keyword, `labels`, `indices` or `boxes`; `progress` is the fraction of training done. A method
+    with several parts also has `parts(student, teacher, *, names=…)`: part name → unweighted scalar, for the names
+    asked for.
     """
 
     def __call__(self, student: Any, teacher: Any, **of_the_batch: Tensor) -> Tensor:
@@ -187,10 +201,12 @@ class FeatureSource(Protocol):
 class Evaluator(Protocol):
     """How well a network does its task, over batches and over the processes of a distributed run.
 
-    `score` names the one of its values that networks are compared by: percent, more is better.
+    `score` names the one of its values that networks are compared by: percent, more is better. `found` holds what
+    `values` said last.
     """
 
     score: str
+    found: dict[str, float]
 
     def start(self, device: torch.device | str) -> None:
         """Forget everything."""

@@ -26,7 +26,9 @@ from reldistill.losses.deit_hard import DeiTHard
 from reldistill.losses.deit_soft import DeiTSoft
 from reldistill.losses.dist import DIST
 from reldistill.losses.dkd import DKD
+from reldistill.losses.fgd import FGD
 from reldistill.losses.fitnets import FitNets
+from reldistill.losses.head_kd import HeadKD
 from reldistill.losses.ickd import ICKD
 from reldistill.losses.kd import KD
 from reldistill.losses.leap import LEAP
@@ -34,6 +36,7 @@ from reldistill.losses.logit_std import LogitStd
 from reldistill.losses.mgd import MGD
 from reldistill.losses.ofd import OFD
 from reldistill.losses.patch_kl import PatchKL
+from reldistill.losses.pkd import PKD
 from reldistill.losses.pkt import PKT
 from reldistill.losses.reviewkd import ReviewKD
 from reldistill.losses.rkd import RKD
@@ -62,7 +65,7 @@ class Inputs:
     Args:
         student: of the student, samples first.
         teacher: of the teacher.
-        of_the_batch: `labels`, `indices`.
+        of_the_batch: `labels`, `indices`, `boxes`.
     """
 
     student: Side
@@ -131,6 +134,20 @@ def with_indices(inputs: Draw, *, of: int) -> Draw:
     return draw
 
 
+def with_boxes(inputs: Draw, *, count: int) -> Draw:
+    """The same with `count` boxes an image, as fractions of its sides; the last image has one fewer."""
+
+    def draw(seed: int) -> Inputs:
+        drawn = inputs(seed)
+        generator = torch.Generator().manual_seed(seed)
+        size = (len(tensors(drawn.student)[0]), count, 2, 2)
+        boxes = torch.rand(size, generator=generator, dtype=torch.float64).sort(dim=2).values.flatten(2)
+        boxes[-1, -1] = 0
+        return Inputs(drawn.student, drawn.teacher, {**drawn.of_the_batch, "boxes": boxes})
+
+    return draw
+
+
 @dataclass(frozen=True)
 class Row:
     """One loss under test.
@@ -188,6 +205,14 @@ def crd_after_its_first_step() -> CRD:
     return loss
 
 
+def fgd_after_its_first_steps() -> FGD:
+    """The relations begin as the identity, where the parameters in front have no gradient."""
+    loss = FGD(channels=4)
+    for relations in (loss.student_relations, loss.teacher_relations):
+        torch.nn.init.normal_(relations.transform[-1].weight)
+    return loss
+
+
 POOLED = normal(6, 3, teacher=(6, 5))
 CNN_AND_VIT = normal(4, 3, 4, 5, teacher=(4, 5, 6, 6))
 ROWS = [
@@ -234,6 +259,9 @@ ROWS = [
         batch_order_invariant=False,
         fullgraph=False,
     ),
+    Row("fgd", fgd_after_its_first_steps, with_boxes(normal(4, 4, 3, 5), count=2), zero_at_equal=False),
+    Row("pkd", PKD, normal(4, 3, 2, 3)),
+    Row("head_kd", HeadKD, normal(4, 3, 2)),
     Row("simkd", SimKD, normal(4, 3, 2, 2, teacher=(4, 3, 4, 4))),
     Row("simkd-vectors", SimKD, normal(4, 5)),
     Row("deit_hard", DeiTHard, normal(4, 5), zero_at_equal=False),

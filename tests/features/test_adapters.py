@@ -12,6 +12,7 @@ from reldistill.features.adapters import (
     MapAdapter,
     NormedProjection,
     PixelwiseRegressor,
+    PyramidAdapter,
     StridedTokeniser,
     map_adapter,
 )
@@ -115,3 +116,21 @@ def test_each_level_has_its_own_adapter() -> None:
     assert second.shape == (2, 12)
     with pytest.raises(ValueError, match="shorter"):
         adapters(torch.ones(2, 3))
+
+
+def test_a_pyramid_adapter_fits_the_map_of_each_batch():
+    adapter = PyramidAdapter(3, 5)
+    student = torch.rand(2, 3, 4, 6)
+    for size in ((4, 6), (8, 12), (3, 2)):
+        assert adapter(student, teacher=torch.rand(2, 5, *size)).shape == (2, 5, *size)
+    same_size = adapter(student, teacher=torch.rand(2, 5, 4, 6))
+    assert torch.equal(same_size, adapter.project(student))
+
+
+def test_a_pyramid_adapter_of_one_width_only_resizes():
+    adapter = PyramidAdapter(3, 3)
+    assert not list(adapter.parameters())
+    student = torch.rand(2, 3, 4, 6)
+    assert torch.equal(adapter(student, teacher=student), student)
+    constant = adapter(torch.full((1, 3, 4, 6), 2.5), teacher=torch.zeros(1, 3, 5, 9))
+    torch.testing.assert_close(constant, torch.full((1, 3, 5, 9), 2.5))

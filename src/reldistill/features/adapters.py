@@ -41,6 +41,32 @@ class MapAdapter(nn.Module):
         return functional.interpolate(student, self.teacher_size, mode="bilinear", align_corners=False)
 
 
+class PyramidAdapter(nn.Module):
+    """(B, C, H, W) of the student → (B, C', H', W') of the teacher's map, whatever its size in this batch.
+
+    Args:
+        channels: C of the student's map.
+        teacher_channels: C' of the teacher's map.
+
+    >>> import torch
+    >>> tuple(PyramidAdapter(16, 64)(torch.rand(2, 16, 4, 4), teacher=torch.rand(2, 64, 5, 6)).shape)
+    (2, 64, 5, 6)
+    """
+
+    def __init__(self, channels: int, teacher_channels: int) -> None:
+        super().__init__()
+        self.project = (
+            nn.Identity() if channels == teacher_channels else nn.Conv2d(channels, teacher_channels, 1, bias=False)
+        )
+
+    def forward(self, student: Tensor, *, teacher: Tensor) -> Tensor:
+        """(B, C, H, W), and the map that it is to fit → (B, C', H', W')."""
+        projected = self.project(student)
+        if student.shape[-2:] == teacher.shape[-2:]:
+            return projected
+        return functional.interpolate(projected, teacher.shape[-2:], mode="bilinear", align_corners=False)
+
+
 class StridedTokeniser(nn.Module):
     """SeRKD's learnable tokeniser for CNNs: a strided convolution that turns a map's cells into tokens.
 

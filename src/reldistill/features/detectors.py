@@ -269,7 +269,7 @@ def _outputs_in(name: str, state: Mapping[str, Tensor], *, what: str) -> int:
     named = fitting_names(probe, state)
     if f"{path}.bias" not in named:
         raise UserError(f"{what}: these are no weights of a {name}: they lack {path}.bias")
-    each = layer.bias.numel() // 2  # type: ignore[union-attr, operator]
+    each = layer.bias.numel() // 2  # type: ignore[operator]
     return int(named[f"{path}.bias"].numel() // each)
 
 

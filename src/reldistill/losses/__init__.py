@@ -10,7 +10,9 @@ from reldistill.losses.deit_hard import DeiTHard, deit_hard_loss
 from reldistill.losses.deit_soft import DeiTSoft, deit_soft_loss
 from reldistill.losses.dist import DIST, dist_loss
 from reldistill.losses.dkd import DKD, dkd_loss
+from reldistill.losses.fgd import FGD
 from reldistill.losses.fitnets import FitNets, fitnets_loss
+from reldistill.losses.head_kd import HeadKD, head_kd_loss
 from reldistill.losses.ickd import ICKD, ickd_loss
 from reldistill.losses.kd import KD, kd_loss
 from reldistill.losses.leap import LEAP
@@ -18,6 +20,7 @@ from reldistill.losses.logit_std import LogitStd, logit_std_loss
 from reldistill.losses.mgd import MGD
 from reldistill.losses.ofd import OFD, ofd_loss
 from reldistill.losses.patch_kl import PatchKL, patch_kl_loss
+from reldistill.losses.pkd import PKD, pkd_loss
 from reldistill.losses.pkt import PKT, pkt_loss
 from reldistill.losses.reviewkd import ReviewKD, reviewkd_loss
 from reldistill.losses.rkd import RKD, rkd_loss
@@ -34,11 +37,13 @@ __all__ = [
     "CWD",
     "DIST",
     "DKD",
+    "FGD",
     "ICKD",
     "KD",
     "LEAP",
     "MGD",
     "OFD",
+    "PKD",
     "PKT",
     "RKD",
     "SEKD",
@@ -47,6 +52,7 @@ __all__ = [
     "DeiTHard",
     "DeiTSoft",
     "FitNets",
+    "HeadKD",
     "LogitStd",
     "PatchKL",
     "ReviewKD",
@@ -60,11 +66,13 @@ __all__ = [
     "dist_loss",
     "dkd_loss",
     "fitnets_loss",
+    "head_kd_loss",
     "ickd_loss",
     "kd_loss",
     "logit_std_loss",
     "ofd_loss",
     "patch_kl_loss",
+    "pkd_loss",
     "pkt_loss",
     "reviewkd_loss",
     "rkd_loss",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from reldistill.step.balance import Balance
 from reldistill.step.term import Place, Term, value_at
-from reldistill.types import OUTPUTS, Batch, Features, StepOutput, Task
+from reldistill.types import OUTPUTS, Batch, Boxes, Features, StepOutput, Task
 
 if TYPE_CHECKING:
     from reldistill.types import FeatureSource
@@ -29,7 +30,8 @@ class Distiller(nn.Module):
         student: says Features of images, and is trained.
         teacher: says Features of images; None where there are no terms.
         terms: what the student is to take over from the teacher.
-        adapters: name → learnable layer on a student's tensor, as the terms name them.
+        adapters: name → learnable layer on a student's tensor, as the terms name them. One that takes `teacher` by
+            keyword is given the teacher's tensor, to fit the size that it has in this batch.
         task: the student's own loss.
         task_weight: its weight.
         balance: finds the parts' weights while training; None for fixed ones.
@@ -94,12 +96,20 @@ class Distiller(nn.Module):
         if not isinstance(batch, Batch):
             batch = Batch(*batch)
         terms = [term for term in self._terms() if term.is_active(progress)]
-        student = _ask(self.student, batch.images, (place for t in terms for place in t.student_places), logits=True)
+        student = _ask(
+            self.student,
+            batch.images,
+            (place for t in terms for place in t.student_places),
+            logits=True,
+            boxes=batch.boxes,
+        )
         parts: dict[str, Tensor] = {}
         if self.task_weight:
             parts[TASK] = self.task_weight * self.task(student, batch)
         if terms:
-            teacher = self.ask_teacher(batch.images, terms) if batch.teacher is None else batch.teacher
+            teacher = batch.teacher
+            if teacher is None:
+                teacher = self.ask_teacher(batch.images, terms, boxes=batch.boxes, proposals=student.proposals)
             found: dict[str, Tensor] = {}
             scales: dict[str, float] = {}
             for term, values in self._term_values(terms, student, teacher, batch, progress):
@@ -117,16 +127,26 @@ class Distiller(nn.Module):
         return StepOutput(total, {name: value.detach() for name, value in parts.items()}, student)
 
     @torch.no_grad()
-    def ask_teacher(self, images: Tensor, terms: Sequence[Term] | None = None) -> dict[str, Tensor]:
+    def ask_teacher(
+        self,
+        images: Tensor,
+        terms: Sequence[Term] | None = None,
+        *,
+        boxes: Boxes | None = None,
+        proposals: tuple[Tensor, ...] = (),
+    ) -> dict[str, Tensor]:
         """What the teacher says of images, by the places that the terms look at: (B, …) each.
 
         Args:
             images: (B, 3, H, W), as in a Batch.
             terms: which terms'; by default all.
+            boxes: the objects in the images, where there are any.
+            proposals: what a two-stage student proposed in each image, for the teacher to score.
         """
         assert self.teacher is not None
         terms = self._terms() if terms is None else terms
-        features = _ask(self.teacher, images, (place for t in terms for place in t.teacher_places), logits=False)
+        places = [place for term in terms for place in term.teacher_places]
+        features = _ask(self.teacher, images, places, logits=False, boxes=boxes, proposals=proposals)
         return {place: value_at(features, place) for t in terms for place in t.teacher_places}
 
     def _term_values(
@@ -134,14 +154,16 @@ class Distiller(nn.Module):
     ) -> Iterable[tuple[Term, dict[str, Tensor]]]:
         adapted: dict[tuple[str, Place], Any] = {}
         for term in terms:
-            tensor = value_at(student, term.student)
+            tensor, theirs = value_at(student, term.student), term.of_teacher(teacher)
             if term.adapter is not None:
                 key = (term.adapter, term.student)
                 if key not in adapted:
+                    adapter = self.adapters[_key(term.adapter)]
                     given = tensor if isinstance(tensor, tuple) else (tensor,)
-                    adapted[key] = self.adapters[_key(term.adapter)](*given)
+                    more = {"teacher": theirs} if "teacher" in inspect.signature(adapter.forward).parameters else {}
+                    adapted[key] = adapter(*given, **more)
                 tensor = adapted[key]
-            yield term, term(tensor, term.of_teacher(teacher), batch=batch, progress=progress)
+            yield term, term(tensor, theirs, batch=batch, progress=progress)
 
     def _nothing_from_idle(self, active: Sequence[Term], student: Features) -> Tensor | float:
         """0, with a gradient of 0 for what no active part uses: DistributedDataParallel waits for every parameter."""
@@ -150,19 +172,32 @@ class Distiller(nn.Module):
         modules += [adapter for name, adapter in self.adapters.items() if name not in used]
         idle: list[Tensor] = [p for module in modules for p in module.parameters() if p.requires_grad]
         if not self.task_weight and not any("logits" in term.student_places for term in active):
-            assert student.logits is not None
-            idle.append(student.logits)
+            idle += student.losses.values() if student.logits is None else [student.logits]
         return sum((0.0 * tensor.float().sum() for tensor in idle), 0.0)
 
     def _terms(self) -> list[Term]:
         return list(self.terms)  # type: ignore[arg-type]
 
 
-def _ask(network: nn.Module | FeatureSource, images: Tensor, places: Iterable[str], *, logits: bool) -> Features:
+def _ask(
+    network: nn.Module | FeatureSource,
+    images: Tensor,
+    places: Iterable[str],
+    *,
+    logits: bool,
+    boxes: Boxes | None = None,
+    proposals: tuple[Tensor, ...] = (),
+) -> Features:
     wanted = dict.fromkeys(places)
     levels = tuple(p for p in wanted if p not in OUTPUTS)
-    more = {"distilled": True} if "distilled" in wanted else {}  # which few networks have
-    return network(images, levels=levels, logits=logits or "logits" in wanted, pooled="pooled" in wanted, **more)
+    # What few networks have is asked for only where it is wanted.
+    more = {name: True for name in ("distilled", "scores") if name in wanted}
+    objects: dict[str, Any] = {} if boxes is None else {"boxes": boxes}
+    if proposals and "scores" in wanted:
+        objects["proposals"] = proposals
+    return network(
+        images, levels=levels, logits=logits or "logits" in wanted, pooled="pooled" in wanted, **more, **objects
+    )
 
 
 def _key(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,11 @@ from reldistill.step.curriculum import Curriculum
 from reldistill.types import OUTPUTS, Batch, Features
 
 Place = str | tuple[str, ...]
-_OF_THE_BATCH = ("labels", "indices")
+_OF_THE_BATCH: dict[str, Callable[[Batch], Tensor | None]] = {
+    "labels": lambda batch: batch.labels,
+    "indices": lambda batch: batch.indices,
+    "boxes": lambda batch: None if batch.boxes is None else batch.boxes.in_frame(*batch.images.shape[-2:]),
+}
 
 
 class Term(nn.Module):
@@ -22,9 +26,10 @@ class Term(nn.Module):
         name: what its value is called, e.g. `kd`. A loss with several parts gives `name.part` for each.
         loss: (student tensor, teacher tensor) → scalar; with several parts, `loss.parts(student, teacher, names=…)` →
             part name → unweighted scalar, for the names asked for. What it takes by the keywords `labels` and `indices`
-            comes from the Batch; `progress` is the fraction of training done.
-        student: `logits`, `pooled`, `distilled`, or the name of a level of the student; several of them, as a tuple,
-            for a loss that takes a tuple of tensors.
+            comes from the Batch, and so do `boxes`, (B, n, 4) as `Boxes.in_frame` has them; `progress` is the fraction
+            of training done.
+        student: `logits`, `pooled`, `distilled`, `scores`, or the name of a level of the student; several of them, as a
+            tuple, for a loss that takes a tuple of tensors.
         teacher: the same for the teacher. A loss with a method `chosen()`, the number of a place, looks at that one of
             them only, so that the teacher's forward pass can stop there.
         weights: the weight; for a loss with several parts, part name → weight. A part without one is left out.
@@ -108,7 +113,7 @@ class Term(nn.Module):
         Args:
             student: the tensor at the student's place, or a tuple of them.
             teacher: the same of the teacher.
-            batch: what the tensors were made of, for losses that need its labels or indices.
+            batch: what the tensors were made of, for losses that need more of it.
             progress: fraction of training done.
         """
         factor = self.factor(progress)
@@ -126,11 +131,15 @@ class Term(nn.Module):
         return {f"{self.name}.{part}": self.weights[part] * factor * value for part, value in parts.items()}
 
     def _taken_of(self, batch: Batch | None) -> dict[str, Tensor]:
-        taken = {name: getattr(batch, name, None) for name in self._of_the_batch}
-        for name, value in taken.items():
+        taken = {}
+        for name in self._of_the_batch:
+            value = None if batch is None else _OF_THE_BATCH[name](batch)
             if value is None:
-                raise ValueError(f"{self.name} needs the {name} of a batch: give Batch(images, labels, indices)")
-        return taken  # type: ignore[return-value]
+                raise ValueError(
+                    f"{self.name} needs the {name} of a batch: give Batch(images, labels, indices, boxes=…)"
+                )
+            taken[name] = value
+        return taken
 
 
 def value_at(features: Features, place: Place) -> Any:
