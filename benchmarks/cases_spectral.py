@@ -21,7 +21,7 @@ from torch.nn import functional
 from benchmarks.cases import Case, device
 from benchmarks.reference import sekd, spectral
 from reldistill.losses.sekd import SEKD
-from reldistill.relations.channel_graph import mean_channel_adjacency
+from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import embedding_distance, spectral_distance
 from reldistill.relations.subspace_iteration import TrackedSubspaces
 
@@ -123,7 +123,8 @@ def _recorded(network: str, *, batch_size: int, size: int, steps: int, new_image
         optimizer.step()
         with torch.no_grad():
             teacher(images[at])
-        recorded.append((mean_channel_adjacency(maps[0])[0].requires_grad_(), mean_channel_adjacency(maps[1])[0]))
+        graph, other = (channel_adjacency(maps[index]).mean(dim=0) for index in (0, 1))
+        recorded.append((graph.requires_grad_(), other))
     return recorded
 
 

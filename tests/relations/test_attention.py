@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from reldistill.relations.attention import channel_attention, relational_attention, spatial_attention
+from reldistill.relations.attention import map_attention, relational_attention
+
+
+def spatial_attention(teacher: torch.Tensor, **setting) -> torch.Tensor:
+    return map_attention(teacher.flatten(2), **setting)[0].unflatten(1, teacher.shape[2:])
+
+
+def channel_attention(teacher: torch.Tensor, **setting) -> torch.Tensor:
+    return map_attention(teacher.flatten(2), **setting)[1]
+
 
 MAP_ATTENTION = [spatial_attention, channel_attention]
 
@@ -114,5 +123,5 @@ def test_temperature_must_be_positive(temperature):
 def test_unknown_scale_and_wrong_axes():
     with pytest.raises(ValueError, match="scale must be 'relative' or 'raw', got 'log'"):
         channel_attention(maps(1, 2, 2, 2), scale="log")
-    with pytest.raises(ValueError, match=r"teacher: expected \(B, C, H, W\)"):
-        spatial_attention(maps(2, 2, 2))
+    with pytest.raises(ValueError, match=r"teacher: expected \(B, C, HW\)"):
+        map_attention(maps(2, 2, 2, 2))

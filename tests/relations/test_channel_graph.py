@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 from reldistill.relations.channel_graph import (
     channel_adjacency,
-    mean_channel_adjacency,
     split_channels,
     unit_channels,
 )
@@ -158,15 +157,6 @@ def test_groups_must_divide_the_channels(groups):
         split_channels(maps(1, 6, 2, 2), groups=groups)
 
 
-def test_mean_adjacency_is_the_mean_over_the_images():
-    image = maps(3, 6, 3, 3)
-    assert_close(mean_channel_adjacency(image), channel_adjacency(image).mean(dim=0)[None])
-    grouped = mean_channel_adjacency(image, groups=2)
-    assert_close(grouped[1], channel_adjacency(image[:, 3:]).mean(dim=0))
-
-
 def test_wrong_axes_are_named():
     with pytest.raises(ValueError, match=r"feature_map: expected \(B, C, H, W\), got a tensor of shape \(2, 3, 4\)"):
         channel_adjacency(maps(2, 3, 4))
-    with pytest.raises(ValueError, match=r"feature_map: expected \(B, C, H, W\)"):
-        mean_channel_adjacency(maps(2, 3, 4))

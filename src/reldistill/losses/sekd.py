@@ -6,6 +6,7 @@ from collections.abc import Collection
 from functools import partial
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from reldistill.checks import check_axes, check_same_batch
@@ -123,9 +124,10 @@ class SEKD(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Σ weight · part, a scalar; a part of weight 0 is not computed."""
         names = [name for name, weight in self.weights.items() if weight]
-        nothing = as_float(student[:0]).sum()  # keeps the result differentiable when every weight is 0
         parts = self.parts(student, teacher, names=names)
-        return sum((self.weights[name] * part for name, part in parts.items()), start=nothing)
+        if not parts:
+            return as_float(student[:0]).sum()  # 0, and differentiable
+        return torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
 
     def parts(self, student: Tensor, teacher: Tensor, *, names: Collection[str] = PARTS) -> dict[str, Tensor]:
         """The parts asked for, by name, unweighted; what they share is computed once.

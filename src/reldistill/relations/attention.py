@@ -27,7 +27,8 @@ def _weights(magnitude: Tensor, *, temperature: float, scale: Scale) -> Tensor:
     if scale == "relative":
         mean = magnitude.mean(dim=-1, keepdim=True)
         magnitude = magnitude / torch.where(mean == 0, 1.0, mean)
-    return magnitude.shape[-1] * torch.softmax(magnitude / temperature, dim=-1)
+    magnitude = magnitude if temperature == 1 else magnitude / temperature
+    return magnitude.shape[-1] * torch.softmax(magnitude, dim=-1)
 
 
 @full_precision
@@ -49,37 +50,6 @@ def map_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "
     over_channels = magnitude.new_full((1, 1, channels), 1.0 / channels).expand(batch, 1, channels)
     spatial, channel = torch.bmm(over_channels, magnitude)[:, 0], magnitude.mean(dim=2)
     return tuple(_weights(m, temperature=temperature, scale=scale) for m in (spatial, channel))  # type: ignore[return-value]
-
-
-def spatial_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "relative") -> Tensor:
-    """The first of `map_attention` for a map.
-
-    Args:
-        teacher: (B, C, H, W).
-        temperature: see there.
-        scale: see there.
-
-    Returns:
-        (B, H, W), mean 1 over each image.
-    """
-    check_axes(teacher, "B C H W", name="teacher")
-    weights = map_attention(teacher.flatten(2), temperature=temperature, scale=scale)[0]
-    return weights.unflatten(1, teacher.shape[2:])
-
-
-def channel_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "relative") -> Tensor:
-    """The second of `map_attention` for a map.
-
-    Args:
-        teacher: (B, C, H, W).
-        temperature: see there.
-        scale: see there.
-
-    Returns:
-        (B, C), mean 1 over each image.
-    """
-    check_axes(teacher, "B C H W", name="teacher")
-    return map_attention(teacher.flatten(2), temperature=temperature, scale=scale)[1]
 
 
 @full_precision

@@ -8,30 +8,50 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from reldistill.checks import check_axes
-from reldistill.relations.across_ranks import mean_over_batch
 from reldistill.relations.precision import full_precision
 
 DEAD = 1e-30
 """A channel whose largest magnitude in an image is not above this is dead there. Half precision starts at 6e-8."""
 
 
+# Sums of squares outside of these bounds may have lost digits in float32, or all of them.
+_SMALL_SQUARE = 1e-18
+_LARGE_SQUARE = 1e30
+
+
+def magnitudes(flat: Tensor, squared: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+    """(…, C, n) in float32 or float64 → factors (…, C, 1) that keep squares in range, and 1 / ‖factor · row‖.
+
+    The factors are None where none is needed. A dead row has factor and inverse norm 0. `squared`, (…, C, 1), are the
+    sums of the rows' squares where they are known.
+    """
+    # Elsewhere than on a CPU, looking would mean waiting for the device.
+    if flat.device.type == "cpu" and not torch.compiler.is_compiling():
+        if squared is None:
+            squared = (flat * flat).sum(dim=-1, keepdim=True)
+        odd = (squared < _SMALL_SQUARE) | (squared > _LARGE_SQUARE)
+        if not odd.any():
+            return None, squared.rsqrt()
+        if flat[odd[..., 0]].abs().amax() <= DEAD:
+            return None, torch.where(odd, 0.0, squared.rsqrt())
+    largest = flat.abs().amax(dim=-1, keepdim=True)
+    dead = largest <= DEAD
+    factor = torch.where(dead, 0.0, 1.0 / largest.clamp_min(DEAD))
+    norm = torch.linalg.vector_norm(flat * factor, dim=-1, keepdim=True)
+    return factor, torch.where(dead, 0.0, 1.0 / torch.where(dead, 1.0, norm))
+
+
 class _UnitChannels(torch.autograd.Function):
-    """v / ‖v‖ over the last axis, by way of v / max|v| so that no square over- or underflows; dead rows give 0.
+    """v / ‖v‖ over the last axis; dead rows give 0.
 
     Written out because autograd would keep and walk through four arrays of the map's size where two are enough.
     """
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor) -> Tensor:
-        largest = flat.abs().amax(dim=-1, keepdim=True)
-        dead = largest <= DEAD
-        inverse = torch.where(dead, 0.0, 1.0 / largest.clamp_min(DEAD))
-        unit = flat * inverse
-        norm = torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
-        inverse_norm = 1.0 / torch.where(dead, 1.0, norm)
-        unit = unit.mul_(inverse_norm)
-        ctx.save_for_backward(unit, inverse * inverse_norm)
+        factor, inverse = magnitudes(flat)
+        unit = flat * inverse if factor is None else (flat * factor).mul_(inverse)
+        ctx.save_for_backward(unit, inverse if factor is None else inverse * factor)
         return unit
 
     @staticmethod
@@ -89,18 +109,3 @@ def split_channels(tensor: Tensor, *, groups: int) -> Tensor:
     if groups < 1 or channels % groups:
         raise ValueError(f"groups = {groups} does not divide the C = {channels} channels: choose a divisor of C")
     return tensor.unflatten(1, (groups, channels // groups))
-
-
-@full_precision
-def mean_channel_adjacency(feature_map: Tensor, *, groups: int = 1) -> Tensor:
-    """The channel graph of a whole batch: adjacencies averaged over the images of all ranks.
-
-    Args:
-        feature_map: (B, C, H, W).
-        groups: into how many graphs the channels are cut.
-
-    Returns:
-        (G, C/G, C/G), 1 on the diagonals.
-    """
-    check_axes(feature_map, "B C H W", name="feature_map")
-    return mean_over_batch(unit_adjacency(split_channels(unit_channels(feature_map), groups=groups)))

@@ -12,9 +12,14 @@ from torch import Tensor
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def float_type(dtype: torch.dtype) -> torch.dtype:
+    """The type to compute in: float32, or float64 for float64."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
 def as_float(tensor: Tensor) -> Tensor:
     """`tensor` in float32, or unchanged where it already holds float32 or float64."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    return tensor.to(float_type(tensor.dtype))
 
 
 def full_precision(function: F) -> F:
