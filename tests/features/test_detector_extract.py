@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from torchvision.io import ImageReadMode, read_image
 from torchvision.models import detection
 
 from drawn_objects import CLASSES, drawn_batch, overlaps
@@ -11,6 +16,7 @@ from reldistill.features.detector_extract import DetectorExtractor
 from reldistill.features.plain_detectors import make_detector
 from reldistill.types import Batch, Boxes
 
+DATA = os.environ.get("RELDISTILL_DATA")
 SSD = "ssdlite320_mobilenet_v3_large"
 NAMES = ["retinanet_resnet18_fpn", "fcos_resnet18_fpn", "fasterrcnn_resnet18_fpn", SSD]
 every_family = pytest.mark.parametrize("name", NAMES)
@@ -238,3 +244,47 @@ def test_a_detector_learns_drawn_objects():
             wanted = batch.boxes.corners[(batch.boxes.images == image) & (batch.boxes.labels == label)]
             of_class = result["boxes"][(result["labels"] == label) & (result["scores"] > 0.3)]
             assert overlaps(of_class, wanted).min() > 0.5
+
+
+def real_batch(folder: Path, *, side: int = 128) -> tuple[Batch, tuple[str, ...]]:
+    """Two photographs of COCO and their two largest objects each, in a frame of `side`."""
+    found = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
+    names = {one["id"]: one["name"] for one in found["categories"]}
+    images, corners, labels, of_image, sizes = torch.zeros(2, 3, side, side), [], [], [], []
+    classes: list[str] = []
+    for place, image in enumerate(found["images"][:2]):
+        pixels = read_image(str(folder / "images" / "train2017" / image["file_name"]), ImageReadMode.RGB).float() / 255
+        scale = side / max(pixels.shape[1:])
+        small = nn.functional.interpolate(pixels[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
+        height, width = small.shape[1:]
+        images[place, :, :height, :width] = small
+        sizes.append([height, width])
+        objects = [one for one in found["annotations"] if one["image_id"] == image["id"] and not one["iscrowd"]]
+        for one in sorted(objects, key=lambda o: -o["area"])[:2]:
+            left, top, across, down = (scale * value for value in one["bbox"])
+            corners.append([left, top, left + across, top + down])
+            of_image.append(place)
+            name = names[one["category_id"]]
+            classes += [name] * (name not in classes)
+            labels.append(classes.index(name))
+    boxes = Boxes(torch.tensor(corners), torch.tensor(labels), torch.tensor(of_image), torch.tensor(sizes))
+    return Batch(images, None, boxes=boxes), tuple(classes)
+
+
+@pytest.mark.skipif(DATA is None, reason="RELDISTILL_DATA is unset: no real photographs")
+def test_a_detector_learns_real_objects():
+    batch, classes = real_batch(Path(str(DATA)) / "coco256")
+    one = extractor("fcos_resnet18_fpn", num_outputs=len(classes) + 1)
+    optimiser = torch.optim.AdamW(one.parameters(), lr=1e-3)
+    for step in range(40):
+        torch.manual_seed(step)
+        total = sum(one(batch.images, boxes=batch.boxes).losses.values())
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+    for image, found in enumerate(one.detect(batch)):
+        height, width = batch.boxes.sizes[image].tolist()
+        assert (found["boxes"] <= torch.tensor([width, height] * 2)).all()
+        mine = batch.boxes.images == image
+        label, wanted = batch.boxes.labels[mine][0], batch.boxes.corners[mine][:1]
+        assert overlaps(found["boxes"][found["labels"] == label], wanted).item() > 0.5
