@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from reldistill.build import build_distiller
     from reldistill.checks import UserError
     from reldistill.data.classification import ImageData, load_images
+    from reldistill.features.detector_extract import DetectorExtractor
+    from reldistill.features.detectors import load_detector
     from reldistill.features.extract import Extractor
     from reldistill.features.zoo import load_network
     from reldistill.run import distill, evaluate
@@ -19,17 +21,21 @@ if TYPE_CHECKING:
     from reldistill.step.distiller import Distiller
     from reldistill.step.term import Term
     from reldistill.tasks.classification import Classification
+    from reldistill.tasks.detection import Detection
     from reldistill.train.module import DistillationModule
     from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
-    from reldistill.types import Batch, Features, LevelInfo, StepOutput
+    from reldistill.types import Batch, Boxes, Features, LevelInfo, StepOutput
 
 __version__ = "0.1.0"
 
 # `reldistill.run.train` is not among them: `reldistill.train` is a package.
 __all__ = [
     "Batch",
+    "Boxes",
     "Classification",
     "DataSettings",
+    "Detection",
+    "DetectorExtractor",
     "DistillationModule",
     "Distiller",
     "Extractor",
@@ -46,6 +52,7 @@ __all__ = [
     "build_distiller",
     "distill",
     "evaluate",
+    "load_detector",
     "load_images",
     "load_network",
 ]
@@ -54,6 +61,8 @@ _MODULES = {
     "build": ["build_distiller"],
     "checks": ["UserError"],
     "data.classification": ["ImageData", "load_images"],
+    "features.detector_extract": ["DetectorExtractor"],
+    "features.detectors": ["load_detector"],
     "features.extract": ["Extractor"],
     "features.zoo": ["load_network"],
     "run": ["distill", "evaluate"],
@@ -61,9 +70,10 @@ _MODULES = {
     "step.distiller": ["Distiller"],
     "step.term": ["Term"],
     "tasks.classification": ["Classification"],
+    "tasks.detection": ["Detection"],
     "train.module": ["DistillationModule"],
     "train.settings": ["DataSettings", "ModelSettings", "PairSettings", "TrainSettings"],
-    "types": ["Batch", "Features", "LevelInfo", "StepOutput"],
+    "types": ["Batch", "Boxes", "Features", "LevelInfo", "StepOutput"],
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 
