@@ -28,6 +28,8 @@ SIDE = 128
 SSD = "ssdlite320_mobilenet_v3_large"
 ON_DETECTORS = [name for name, method in METHODS.items() if method.detect is not None]
 
+TASK = Detection(("one", "two"))
+
 
 def detector(family: str, *, channels: int = 32, num_outputs: int = 4, outputs: Any = None) -> DetectorExtractor:
     """A tiny one of a family, on the same backbone always."""
@@ -48,7 +50,7 @@ def build(method: str, student: Any = "retinanet", teacher: Any = "retinanet", *
     """Of families, or of extractors; the teacher's levels are wider."""
     student = detector(student) if isinstance(student, str) else student
     teacher = detector(teacher, channels=64) if isinstance(teacher, str) else teacher
-    return build_distiller(method, student=student, teacher=teacher, image_size=SIDE, task=Detection(), **more)
+    return build_distiller(method, student=student, teacher=teacher, image_size=SIDE, task=TASK, **more)
 
 
 def places(distiller: Distiller, name: str) -> list[tuple[Any, Any]]:
@@ -190,7 +192,7 @@ def test_methods_that_are_for_detectors() -> None:
 
 def test_bare_detectors_of_torchvision() -> None:
     pair = [detector("fcos").network, detector("fcos", channels=64).network]
-    module = build_distiller("pkd", student=pair[0], teacher=pair[1], image_size=SIDE, task=Detection()).train()
+    module = build_distiller("pkd", student=pair[0], teacher=pair[1], image_size=SIDE, task=TASK).train()
     assert isinstance(module.student, DetectorExtractor)
     assert module(drawn_batch(2)).total.isfinite()
     assert type(module.export()) is type(pair[0])

@@ -56,7 +56,7 @@ class ClassificationSetup:
             arguments=arguments,
         )
 
-    def task(self, training: TrainSettings) -> Classification:
+    def task(self, training: TrainSettings, images: ImageData) -> Classification:
         """Cross entropy."""
         return Classification(label_smoothing=training.label_smoothing)
 

@@ -15,6 +15,7 @@ import torchvision
 import reldistill
 from reldistill.checks import UserError
 from reldistill.data.classification import ImageData
+from reldistill.data.detection import DetectionData
 from reldistill.features.extract import Extractor
 from reldistill.features.reused_head import ReusedHead
 from reldistill.folders import command_line, now
@@ -23,15 +24,17 @@ from reldistill.report.render import render_html
 from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, write_weights
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
+from reldistill.tasks.average_precision import AveragePrecision
 from reldistill.train.checkpoint import BEST, LAST, unpack
+from reldistill.train.detection_pictures import write_detection_pictures
 from reldistill.train.keeper import RunKeeper
 from reldistill.train.module import DistillationModule
-from reldistill.train.optimisers import default_lr
+from reldistill.train.optimisers import DEFAULT_WEIGHT_DECAY, default_lr
 from reldistill.train.pictures import write_pictures
 from reldistill.train.settings import TrainSettings
 from reldistill.train.teacher_cache import TeacherCache
 from reldistill.train.trainer import Loaders, make_trainer, resolve_precision
-from reldistill.types import OUTPUTS
+from reldistill.types import OUTPUTS, Evaluator
 
 PICTURES_FILE = "relations.npz"
 REPORT_FILE = "report.html"
@@ -39,12 +42,13 @@ REPORT_FILE = "report.html"
 
 def fit(
     distiller: Distiller,
-    images: ImageData,
+    images: ImageData | DetectionData,
     training: TrainSettings,
     *,
     student: OpenedNetwork,
     teacher: OpenedNetwork | None = None,
-    teacher_score: float | None = None,
+    teacher_measured: Evaluator | None = None,
+    task: str = "classification",
     method: str = "none",
     settings: dict[str, Any],
     out: Path,
@@ -59,7 +63,8 @@ def fit(
         training: how to train.
         student: the student as it was opened.
         teacher: the teacher likewise.
-        teacher_score: of the teacher on the validation images, percent.
+        teacher_measured: what was found of the teacher on the validation images.
+        task: what the networks are for, for the record.
         method: the method's name, for the record.
         settings: what the run was told, for the record.
         out: the run's folder.
@@ -71,7 +76,7 @@ def fit(
     """
     precision = resolve_precision(training.precision, training.accelerator)
     student = _as_built(student, distiller)
-    module = _module(distiller, images, training)
+    module = _module(distiller, images, training, task=task)
     module.teacher_cache = teacher_cache
     if teacher_cache is None:
         images.train.cycle_views(None)
@@ -81,7 +86,7 @@ def fit(
         version=reldistill.__version__,
         command=command_line(),
         created=now(),
-        task="classification",
+        task=task,
         method=method,
         settings={
             **settings,
@@ -89,8 +94,8 @@ def fit(
             "used_lr": module.lr,
             "used_weight_decay": module.weight_decay,
         },
-        student=_network_record(student, images, None),
-        teacher=None if teacher is None else _network_record(teacher, images, teacher_score),
+        student=_network_record(student, None),
+        teacher=None if teacher is None else _network_record(teacher, _score_of(teacher_measured)),
         data=data_record(images),
         terms=[_term_record(term) for term in distiller.terms if isinstance(term, Term)],
         environment=_environment(precision),
@@ -125,7 +130,7 @@ def fit(
             raise KeyboardInterrupt from error
         raise
     if trainer.is_global_zero:
-        _finish(record, module, images, student, teacher, out)
+        _finish(record, module, images, student, teacher, teacher_measured, out)
     trainer.strategy.barrier()  # what comes next may read the folder
     return record
 
@@ -142,16 +147,19 @@ def _as_built(student: OpenedNetwork, distiller: Distiller) -> OpenedNetwork:
 def _finish(
     record: RunRecord,
     module: DistillationModule,
-    images: ImageData,
+    images: ImageData | DetectionData,
     student: OpenedNetwork,
     teacher: OpenedNetwork | None,
+    teacher_measured: Evaluator | None,
     out: Path,
 ) -> None:
-    card = dataclasses.replace(student.card, classes=images.classes, input_size=_side(student, images))
+    card = dataclasses.replace(student.card, classes=images.classes)
     prefix = "ema.module.network." if module.ema is not None else "distiller.student.network."
     for file, state in ((LAST_WEIGHTS, unpack(out / LAST)["module"]), (BEST_WEIGHTS, unpack(out / BEST)["module"])):
         network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         record.result.weights[file] = write_weights(out / file, network, card)
+    if isinstance(images, DetectionData):
+        _draw_boxes(module, images, teacher, teacher_measured, out)
     if teacher is not None:
         levels = _drawn_levels(module.distiller, teacher, images)
         if levels is not None:
@@ -169,7 +177,30 @@ def _finish(
     render_html([out], out / REPORT_FILE)
 
 
-def _drawn_levels(distiller: Distiller, teacher: OpenedNetwork, images: ImageData) -> tuple[str, str] | None:
+def _draw_boxes(
+    module: DistillationModule,
+    images: DetectionData,
+    teacher: OpenedNetwork | None,
+    teacher_measured: Evaluator | None,
+    out: Path,
+) -> None:
+    """Boxes over validation images and kinds of errors, by what the last epoch and the teacher's measuring found."""
+    assert isinstance(module.evaluator, AveragePrecision)
+    assert teacher_measured is None or isinstance(teacher_measured, AveragePrecision)
+    levels = None if teacher is None else _drawn_levels(module.distiller, teacher, images)
+    write_detection_pictures(
+        out,
+        student=module.evaluator,
+        teacher=teacher_measured,
+        teacher_network=None if teacher is None else teacher.extractor.eval(),
+        level="" if levels is None else levels[1],
+        batches=images.val,
+    )
+
+
+def _drawn_levels(
+    distiller: Distiller, teacher: OpenedNetwork, images: ImageData | DetectionData
+) -> tuple[str, str] | None:
     """The deepest pair of levels that a term compares, else the deepest of both networks."""
     for term in reversed(list(distiller.terms)):
         if isinstance(term, Term) and term.looks_inside:
@@ -179,7 +210,9 @@ def _drawn_levels(distiller: Distiller, teacher: OpenedNetwork, images: ImageDat
     return (stages[0][-1].name, stages[1][-1].name) if all(stages) else None
 
 
-def _module(distiller: Distiller, images: ImageData, training: TrainSettings) -> DistillationModule:
+def _module(
+    distiller: Distiller, images: ImageData | DetectionData, training: TrainSettings, *, task: str
+) -> DistillationModule:
     name = training.optimizer
     if name == "auto":
         stages = distiller.student.stages(images.image_size)  # type: ignore[operator]
@@ -189,8 +222,8 @@ def _module(distiller: Distiller, images: ImageData, training: TrainSettings) ->
     return DistillationModule(
         distiller,
         optimizer=name,
-        lr=training.lr if training.lr is not None else default_lr(name, training.batch_size),
-        weight_decay=training.weight_decay,
+        lr=training.lr if training.lr is not None else default_lr(name, training.step_images, task=task),
+        weight_decay=DEFAULT_WEIGHT_DECAY[task, name] if training.weight_decay is None else training.weight_decay,
         schedule=training.schedule,
         lr_warm_up=training.lr_warm_up,
         milestones=training.milestones,
@@ -199,7 +232,7 @@ def _module(distiller: Distiller, images: ImageData, training: TrainSettings) ->
     )
 
 
-def data_record(images: ImageData) -> DataRecord:
+def data_record(images: ImageData | DetectionData) -> DataRecord:
     """What a record says of the images."""
     return DataRecord(
         name=images.name,
@@ -212,19 +245,19 @@ def data_record(images: ImageData) -> DataRecord:
     )
 
 
-def _network_record(network: OpenedNetwork, images: ImageData, score: float | None) -> NetworkRecord:
+def _score_of(measured: Evaluator | None) -> float | None:
+    return None if measured is None else measured.found[measured.score]
+
+
+def _network_record(network: OpenedNetwork, score: float | None) -> NetworkRecord:
     return NetworkRecord(
         name=network.card.name,
         parameters=sum(p.numel() for p in network.extractor.network.parameters()),
-        input_size=_side(network, images),
+        input_size=network.card.input_size,
         pretrained=network.pretrained,
         weights_sha256=network.weights_sha256,
         score=score,
     )
-
-
-def _side(network: OpenedNetwork, images: ImageData) -> int:
-    return network.extractor.input_size or images.image_size
 
 
 def _term_record(term: Term) -> TermRecord:

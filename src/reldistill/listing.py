@@ -13,6 +13,7 @@ from rich.table import Table
 from reldistill.checks import UserError
 
 if TYPE_CHECKING:
+    from reldistill.features.detector_extract import DetectorExtractor
     from reldistill.features.extract import Extractor
 
 
@@ -97,16 +98,16 @@ def _print(table: Table, *, soft_wrap: bool = False) -> None:
     print("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
-def _takers(network: Extractor, side: int) -> dict[str, list[str]]:
+def _takers(network: Extractor | DetectorExtractor, side: int) -> dict[str, list[str]]:
     """Level → the methods that would take it when this network meets one like itself."""
     from reldistill.build import build_terms
     from reldistill.methods import METHODS
-    from reldistill.plan import Plan
+    from reldistill.plan import plan_for
 
     takers: dict[str, list[str]] = {}
     for method in METHODS:
         with contextlib.suppress(UserError):  # no level of this network suits the method
-            for term in build_terms(method, Plan(network, network, side)):
+            for term in build_terms(method, plan_for(network, network, side)):
                 for place in term.student_places:
                     takers.setdefault(place, [])
                     takers[place] += [method] * (method not in takers[place])

@@ -23,7 +23,7 @@ from reldistill.task_setup import TaskSetup, setup_of
 from reldistill.train.progress import say
 from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 from reldistill.train.trainer import device_count, has_gpu, resolve_precision
-from reldistill.types import Task
+from reldistill.types import Evaluator, Task
 
 
 def train(
@@ -41,6 +41,7 @@ def train(
     Raises:
         UserError: when something given is wrong, or the loss stops being finite.
     """
+    training = training.for_task(data.task)
     settings = flat_settings(data, network, training)
     previous = claim_folder(out, settings, resume=resume)
     if previous is not None and previous.status == "finished":
@@ -61,9 +62,9 @@ def train(
         student=student.extractor,
         teacher=None,
         image_size=images.image_size,
-        task=setup.task(training),
+        task=setup.task(training, images),
     )
-    return fit(distiller, images, training, student=student, settings=settings, out=out, resume=resume)
+    return fit(distiller, images, training, student=student, task=data.task, settings=settings, out=out, resume=resume)
 
 
 def distill(
@@ -91,6 +92,7 @@ def distill(
     """
     method_names(networks.method)
     levels = level_pairs(networks.levels)
+    training = training.for_task(data.task)
     settings = flat_settings(data, networks, training)
     previous = claim_folder(out, settings, resume=resume)
     if previous is not None and previous.status == "finished":
@@ -104,7 +106,7 @@ def distill(
         student=student.extractor,
         teacher=teacher.extractor,
         image_size=images.image_size,
-        task=setup.task(training),
+        task=setup.task(training, images),
         levels=levels,
         settings=networks.settings,
         weights=networks.weights,
@@ -119,7 +121,8 @@ def distill(
         training,
         student=student,
         teacher=teacher,
-        teacher_score=measured[distiller.task.evaluator().score],
+        teacher_measured=measured,
+        task=data.task,
         method=networks.method,
         settings=settings,
         out=out,
@@ -197,7 +200,7 @@ def evaluate(
             f"{network.model} was trained on other classes ({', '.join(opened.card.classes[:3])} …) than the data have "
             f"({', '.join(images.classes[:3])} …)"
         )
-    found = measure(opened, images, setup.task(training), precision=precision)
+    found = measure(opened, images, setup.task(training, images), precision=precision).found
     return {
         "model": network.model,
         "weights": opened.pretrained,
@@ -212,8 +215,8 @@ def evaluate(
 
 def measure(
     network: OpenedNetwork, images: Any, task: Task, *, precision: str = "32-true", accelerator: str = "auto"
-) -> dict[str, float]:
-    """How a network does the task on the validation images: what the task's evaluator says."""
+) -> Evaluator:
+    """How a network does the task on the validation images: the task's evaluator, asked."""
     device = torch.device("cuda" if has_gpu(accelerator) else "cpu")
     extractor = network.extractor.to(device).eval()
     evaluator = task.evaluator()
@@ -221,7 +224,8 @@ def measure(
     for batch in images.val:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
             evaluator.update(extractor, batch.to(device))
-    return evaluator.values()
+    evaluator.values()
+    return evaluator
 
 
 def read_images(data: DataSettings, training: TrainSettings, *, models: Sequence[str] = ()) -> Any:
@@ -233,14 +237,14 @@ def read_images(data: DataSettings, training: TrainSettings, *, models: Sequence
         models: names of the networks that will see them.
     """
     devices = device_count(training)
-    if isinstance(devices, int) and training.batch_size % (devices * training.nodes):
+    if isinstance(devices, int) and training.step_images % (devices * training.nodes):
         raise UserError(
             f"batch size {training.batch_size} can't be shared evenly by {devices * training.nodes} devices: it counts "
             f"the images of a step over all of them"
         )
     setup = setup_of(data)
     workers = _workers(data, devices)
-    images = setup.read(data, batch_size=training.batch_size, seed=training.seed, workers=workers, models=models)
+    images = setup.read(data, batch_size=training.step_images, seed=training.seed, workers=workers, models=models)
     say(setup.summary(images))
     return images
 
@@ -252,16 +256,14 @@ def _workers(data: DataSettings, devices: int | str) -> int | None:
     return max((os.cpu_count() or 1) // devices, 1)
 
 
-def trusted_teacher(
-    teacher: OpenedNetwork, images: Any, training: TrainSettings, *, setup: TaskSetup
-) -> dict[str, float]:
+def trusted_teacher(teacher: OpenedNetwork, images: Any, training: TrainSettings, *, setup: TaskSetup) -> Evaluator:
     """What was measured of the teacher; UserError where nothing could be learned from it."""
     precision = resolve_precision(training.precision, training.accelerator)
-    task = setup.task(training)
-    found = measure(teacher, images, task, precision=precision, accelerator=training.accelerator)
-    say(f"teacher {teacher.card.name}: {setup.in_words(found, images.val.images)}")
-    setup.check_teacher(teacher, found, images)
-    return found
+    task = setup.task(training, images)
+    measured = measure(teacher, images, task, precision=precision, accelerator=training.accelerator)
+    say(f"teacher {teacher.card.name}: {setup.in_words(measured.found, images.val.images)}")
+    setup.check_teacher(teacher, measured.found, images)
+    return measured
 
 
 def flat_settings(*groups: DataSettings | ModelSettings | PairSettings | TrainSettings) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from reldistill.checks import UserError
+from reldistill.features.detector_extract import DetectorExtractor
 from reldistill.features.extract import Extractor
 from reldistill.features.reused_head import ReusedHead
 from reldistill.features.weights import one_line, read_weights, weights_file
@@ -40,6 +41,7 @@ class NetworkCard:
         std: per-channel standard deviation to divide by.
         input_size: side of its images, pixels.
         reused_head: how to give it another network's classifier, as `ReusedHead.described` says; None for its own.
+        detector: `outputs`, the number of the class output for each of `classes`, and `num_outputs`, where it is one.
     """
 
     name: str
@@ -50,6 +52,7 @@ class NetworkCard:
     classes: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     reused_head: Mapping[str, Any] | None = None
+    detector: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class OpenedNetwork:
         weights_sha256: of the file that held them, where there was one.
     """
 
-    extractor: Extractor
+    extractor: Extractor | DetectorExtractor
     card: NetworkCard
     pretrained: str
     weights_sha256: str | None = None

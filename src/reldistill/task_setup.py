@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from reldistill.classification_setup import ClassificationSetup
+from reldistill.detection_setup import DetectionSetup
 from reldistill.features.zoo import Role
 from reldistill.saved import OpenedNetwork
 from reldistill.train.settings import DataSettings, TrainSettings
@@ -35,7 +36,7 @@ class TaskSetup(Protocol):
         """A network for the images' classes."""
         ...
 
-    def task(self, training: TrainSettings) -> Task:
+    def task(self, training: TrainSettings, images: Any) -> Task:
         """The student's own loss, and how it is measured."""
         ...
 
@@ -56,7 +57,7 @@ class TaskSetup(Protocol):
         ...
 
 
-SETUPS: dict[str, TaskSetup] = {"classification": ClassificationSetup()}
+SETUPS: dict[str, TaskSetup] = {"classification": ClassificationSetup(), "detection": DetectionSetup()}
 
 
 def setup_of(data: DataSettings) -> TaskSetup:

@@ -10,7 +10,7 @@ from reldistill.types import Features
 
 def test_the_sum_of_the_detector_s_losses():
     losses = {"classification": torch.tensor(1.5, requires_grad=True), "bbox_regression": torch.tensor(0.25)}
-    value = Detection()(Features(losses=losses), drawn_batch(1))
+    value = Detection(("one", "two"))(Features(losses=losses), drawn_batch(1))
     assert value.item() == 1.75
     value.backward()
     assert losses["classification"].grad == 1
@@ -18,4 +18,4 @@ def test_the_sum_of_the_detector_s_losses():
 
 def test_no_losses_are_no_zero():
     with pytest.raises(ValueError, match="must be a detector in training mode, and the batch have boxes"):
-        Detection()(Features(), drawn_batch(1))
+        Detection(("one", "two"))(Features(), drawn_batch(1))

@@ -164,7 +164,7 @@ def measure_reference(
     for number, pair in enumerate(pairs):
         untrained = open_student(pair, images, setup=setup, seed=training.seed)
         students[pair.student] = {
-            **_cost(untrained, images),
+            **_cost(untrained),
             "methods": {method: _method(method, pair, images, training, teacher) for method in methods},
         }
         arrays[f"untrained_{number}"] = test_answers(untrained, images, training).features
@@ -175,9 +175,9 @@ def measure_reference(
             "test_images": len(answers.labels),
         },
         "teacher": {
-            **_cost(teacher, images),
+            **_cost(teacher),
             "test": answers.accuracy,
-            "val": trusted["accuracy"],
+            "val": trusted.found["accuracy"],
             "calibration_error": calibration_error(answers.logits, answers.labels),
         },
         "students": students,
@@ -185,10 +185,10 @@ def measure_reference(
     write_text(folder / f"{REFERENCE}.json", dump_json(content))
 
 
-def _cost(network: OpenedNetwork, images: ImageData) -> dict[str, Any]:
+def _cost(network: OpenedNetwork) -> dict[str, Any]:
     """Name, parameters, and floating-point operations for one image (a multiplication and an addition count as two)."""
     extractor = network.extractor.cpu().eval()
-    side = extractor.input_size or images.image_size
+    side = network.card.input_size
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         extractor(torch.rand(1, 3, side, side))
     parameters = sum(p.numel() for p in extractor.network.parameters())

@@ -178,7 +178,7 @@ def _for_cells(data: DataSettings, training: TrainSettings, jobs: int) -> tuple[
     workers = max(1, cores() // jobs) if data.workers is None and jobs > 1 else data.workers
     return (
         dataclasses.replace(data, hold_out_test=True, workers=workers),
-        dataclasses.replace(training, devices=1),
+        dataclasses.replace(training, devices=1).for_task(data.task),
     )
 
 

@@ -29,6 +29,20 @@ is the share of patches that a student gives to the same superpixel as its teach
 its teacher does; a regular grid means that the tokens tell patches apart by place only.
 """
 
+BOXES = """
+The boxes that are labelled, and those that each network finds with a score of 0.3 or more, each class in its own
+colour; a box’s class and score show when the pointer rests on it. The attention is the teacher’s, as SEKD weighs
+positions by it: dark is where little weight lies. A good student finds what its teacher finds, with boxes as tight.
+"""
+
+ERRORS = """
+Wrong detections and missed objects, each counted once, after TIDE (Bolya et al., ECCV 2020): the right place with
+another class, the right class with a loose box (IoU 0.1 to 0.5), both, a second box on an object that has been found,
+nothing there at all, and objects that no detection touches. The bars say how many points of AP50 would be gained were
+that kind of error mended alone; small objects are below 32² pixels, large ones above 96². Distillation should shorten
+the student’s bars towards the teacher’s.
+"""
+
 GRAPHS = """
 Each row and column is a channel, its colour how alike two channels respond (cosine similarity, averaged over a batch;
 what lies beyond an end of the scale has the end’s colour). Channels stand in the order of the teacher’s Fiedler vector,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from reldistill.checks import UserError
 from reldistill.files import write_text
 from reldistill.report.compare import Row, comparison_table, in_order, labels, outcome, role_of
+from reldistill.report.detections_file import Detections, read_detections
+from reldistill.report.page_detections import detections_section, errors_section
 from reldistill.report.page_relations import graph_section, superpixel_section
 from reldistill.report.page_runs import comparison_html, curves_section, reproduce_section
 from reldistill.report.record import RunRecord, find_runs, read_record
@@ -18,6 +21,8 @@ from reldistill.report.relations_file import Relations, read_relations
 from reldistill.report.text import best_gain
 from reldistill.report.verdict import caveats, findings, setting
 from reldistill.report.words import count, decimals, known, percent, signed, times
+
+Content = TypeVar("Content", Relations, Detections)
 
 _NOTHING_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -33,31 +38,45 @@ def render_html(run_folders: Sequence[str | Path], out: str | Path) -> Path:
         `out`.
     """
     records = in_order([read_record(folder) for folder in find_runs(run_folders)])
+    tasks = sorted({record.task for record in records})
+    if len(tasks) > 1:
+        raise UserError(f"these runs are of {' and of '.join(tasks)}, which no table can compare: report them apart")
     names = labels(records)
-    relations, problems = _relations(records, names)
+    problems: list[str] = []
+    relations = _pictures(records, names, read_relations, problems)
+    detections = _pictures(records, names, read_detections, problems)
     target = Path(out)
     if target.is_dir():
         raise UserError(f"{target} is a folder: name the page to write, e.g. {target / 'report.html'}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    return write_text(target, _page(records, names, relations, problems))
+    return write_text(target, _page(records, names, relations, detections, problems))
 
 
-def _relations(records: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, Relations], list[str]]:
-    """What each run's pictures are made of, and one line for each file that cannot be used."""
-    found, problems = {}, []
+def _pictures(
+    records: Sequence[RunRecord],
+    names: Sequence[str],
+    read: Callable[[Path], Content | None],
+    problems: list[str],
+) -> dict[str, Content]:
+    """What each run's pictures are made of; one line more for each file that cannot be used."""
+    found = {}
     for record, name in zip(records, names, strict=True):
         try:
-            content = read_relations(record.folder) if record.folder else None
+            content = read(record.folder) if record.folder else None
         except UserError as error:
             problems.append(f"{name}: {error}")
             continue
         if content is not None:
             found[name] = content
-    return found, problems
+    return found
 
 
 def _page(
-    records: Sequence[RunRecord], names: Sequence[str], relations: dict[str, Relations], problems: Sequence[str]
+    records: Sequence[RunRecord],
+    names: Sequence[str],
+    relations: dict[str, Relations],
+    detections: dict[str, Detections],
+    problems: Sequence[str],
 ) -> str:
     rows = comparison_table(records)
     sections = [
@@ -65,6 +84,8 @@ def _page(
         _verdict(records),
         comparison_html(rows),
         curves_section(records, names),
+        detections_section(detections),
+        errors_section(detections),
         superpixel_section(relations),
         graph_section(relations),
         reproduce_section(records, names),

@@ -12,7 +12,7 @@ from reldistill.report import captions
 from reldistill.report.captions import caption
 from reldistill.report.plots import matrix_plot, spectrum_plot
 from reldistill.report.relations_file import Relations, spectral_order, thin_out
-from reldistill.report.superpixel_map import image_data, plain_map, region_map
+from reldistill.report.superpixel_map import plain_map, region_map, stored_image
 
 _MOST_IMAGES = 6
 
@@ -37,7 +37,7 @@ def _grid(key: str, runs: Mapping[str, Relations]) -> str:
     shown = min(len(first.images), _MOST_IMAGES)
     aspect = first.images.shape[1] / first.images.shape[2]
     ids = [f"image-{key}-{i}" for i in range(shown)]
-    store = "".join(_stored(image, name, aspect) for image, name in zip(first.images, ids, strict=False))
+    store = "".join(stored_image(image, name, aspect) for image, name in zip(first.images, ids, strict=False))
     cells = ['<div class="who">image</div>']
     cells += [plain_map(image_id=name, aspect=aspect, label=f"image {i + 1}") for i, name in enumerate(ids)]
     for who, regions in _rows(runs):
@@ -75,12 +75,6 @@ def _rows(runs: Mapping[str, Relations]) -> list[tuple[str, np.ndarray]]:
         agreement = f", {100 * float(np.mean(student == teacher)):.0f}\u00a0%" if same_grid else ""
         rows.append((f"{name}{agreement}", student))
     return rows
-
-
-def _stored(image: np.ndarray, name: str, aspect: float) -> str:
-    small = ' class="small"' if max(image.shape[:2]) <= 64 else ""
-    size = f'width="100" height="{100 * aspect:g}" preserveAspectRatio="none"'
-    return f'<image id="{name}"{small} {size} href="{image_data(image)}"/>'
 
 
 def _class_names(content: Relations, shown: int) -> list[str]:

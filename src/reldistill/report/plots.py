@@ -119,6 +119,24 @@ def parts_plot(
         return to_page(figure, prefix, f"Loss parts of {name} by epoch")
 
 
+def errors_plot(costs: Mapping[str, np.ndarray], kinds: Sequence[str], *, title: str) -> str:
+    """Points of AP50 that each kind of error costs, a bar for each network; the first is drawn in ink."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.15, 2.5))
+        axes = figure.add_axes((0.30, 0.13, 0.67, 0.77))
+        height = 0.8 / len(costs)
+        for place, (who, values) in enumerate(costs.items()):
+            colour = INK if place == 0 else style_of(place - 1)[0]
+            at = np.arange(len(kinds)) + (place - (len(costs) - 1) / 2) * height
+            axes.barh(at, np.nan_to_num(values), height=0.9 * height, color=colour, label=who)
+        axes.set_yticks(range(len(kinds)), kinds)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("points of AP50")
+        axes.set_title(title)
+        return to_page(figure, f"errors-{title.split()[0]}", f"What errors cost, {title}")
+
+
 def part_style(part: str, order: Sequence[str]) -> tuple[str, Any]:
     """Colour and dash of a loss part: the same in every panel of the page."""
     return (INK, "-") if part == "total" else style_of(list(order).index(part))

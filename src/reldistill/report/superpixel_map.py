@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import matplotlib.image
 import numpy as np
 
-_SIDE = 192  # pixels kept of a larger image: what the page shows at twice its size
+SIDE = 192  # pixels kept of a larger image: what the page shows at twice its size
 
 
-def image_data(image: np.ndarray) -> str:
-    """(H, W, 3) uint8 → a data: address; small images without loss, photographs as JPEG of at most 192 pixels."""
-    small = _shrink(image)
+def image_data(image: np.ndarray, *, side: int = SIDE) -> str:
+    """(H, W, 3) uint8 → a data: address; small images without loss, photographs as JPEG of at most `side` pixels."""
+    small = _shrink(image, side)
     out = io.BytesIO()
     lossless = max(small.shape[:2]) <= 64
     matplotlib.image.imsave(
@@ -33,17 +33,25 @@ def region_map(assignment: np.ndarray, *, image_id: str, aspect: float, label: s
     edges = "".join(_edges(assignment))
     lines = f'<path class="casing" d="{edges}"/><path class="border" d="{edges}"/>' if edges else ""
     return (
-        f"{_open(image_id, aspect, label)}"
+        f"{open_frame(image_id, aspect, label)}"
         f'<g transform="scale({100 / columns:.6g} {height / rows:.6g})"><g class="tint">{tints}</g>{lines}</g></svg>'
     )
 
 
 def plain_map(*, image_id: str, aspect: float, label: str) -> str:
     """The image without regions, in the same frame."""
-    return f"{_open(image_id, aspect, label)}</svg>"
+    return f"{open_frame(image_id, aspect, label)}</svg>"
 
 
-def _open(image_id: str, aspect: float, label: str) -> str:
+def stored_image(image: np.ndarray, name: str, aspect: float, *, side: int = SIDE) -> str:
+    """The image as it stands in the page once, to be shown by `open_frame`."""
+    small = ' class="small"' if max(image.shape[:2]) <= 64 else ""
+    size = f'width="100" height="{100 * aspect:g}" preserveAspectRatio="none"'
+    return f'<image id="{name}"{small} {size} href="{image_data(image, side=side)}"/>'
+
+
+def open_frame(image_id: str, aspect: float, label: str) -> str:
+    """The start of an SVG that shows that image, 100 units wide; what is drawn over it and `</svg>` follow."""
     box = f"0 0 100 {round(100 * aspect, 3):g}"
     return f'<svg class="map" viewBox="{box}" role="img" aria-label="{label}"><use href="#{image_id}"/>'
 
@@ -78,9 +86,9 @@ def _runs(mask: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip(steps[::2].tolist(), steps[1::2].tolist(), strict=True)
 
 
-def _shrink(image: np.ndarray) -> np.ndarray:
-    """Block means, by a whole factor, to at most about `_SIDE` pixels a side."""
-    factor = -(-max(image.shape[:2]) // _SIDE)
+def _shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """Block means, by a whole factor, to at most about `side` pixels a side."""
+    factor = -(-max(image.shape[:2]) // side)
     if factor == 1:
         return image
     height, width = (size // factor * factor for size in image.shape[:2])

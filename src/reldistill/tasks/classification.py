@@ -56,6 +56,7 @@ class Accuracy:
         self._totals = torch.zeros(3, device=device, dtype=wide)
         self._hits: list[tuple[Tensor, Tensor]] = []
         self.images = 0
+        self.found: dict[str, float] = {}
         self.hits: Tensor | None = None
 
     @torch.no_grad()
@@ -76,7 +77,8 @@ class Accuracy:
         hits, loss, images = sum_over_ranks(self._totals).tolist()
         self.images = int(images)
         self.hits = self._by_image()
-        return {"accuracy": 100 * hits / images, "loss": loss / images}
+        self.found = {"accuracy": 100 * hits / images, "loss": loss / images}
+        return self.found
 
     def write(self, folder: Path) -> str | None:
         """Keep which images were right, in the order of their indices; the file's name, if there was anything to keep.

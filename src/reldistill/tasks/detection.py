@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
+from reldistill.tasks.average_precision import AveragePrecision
 from reldistill.types import Batch, Features
 
 
 class Detection(nn.Module):
-    """The sum of the detector's own losses."""
+    """The sum of the detector's own losses.
+
+    Args:
+        classes: names of the data's classes, by which a detector is measured.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
 
     def forward(self, student: Features, batch: Batch) -> Tensor:
         """Scalar."""
@@ -17,3 +28,7 @@ class Detection(nn.Module):
                 "the student says no losses: it must be a detector in training mode, and the batch have boxes"
             )
         return sum(student.losses.values(), batch.images.new_zeros((), dtype=next(iter(student.losses.values())).dtype))
+
+    def evaluator(self) -> AveragePrecision:
+        """What measures a network that does this."""
+        return AveragePrecision(self.classes)

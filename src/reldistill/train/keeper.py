@@ -160,7 +160,7 @@ class RunKeeper(L.Callback):
             seconds=round(self._seconds, 3),
             learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
             train=pl_module.part_means(),
-            val=dict(pl_module.found),
+            val=dict(pl_module.evaluator.found),
         )
         self.record.history.append(epoch)
         self._update_record(pl_module, trainer)
@@ -217,14 +217,14 @@ class RunKeeper(L.Callback):
 def metrics_csv(history: list[Epoch]) -> str:
     """The history as a table, one line an epoch."""
     parts = sorted({name for epoch in history for name in epoch.train})
+    measures = list(dict.fromkeys(name for epoch in history for name in epoch.val))
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(
-        ["epoch", "step", "seconds", "learning_rate", *(f"train/{p}" for p in parts), "val/accuracy", "val/loss"]
-    )
+    columns = [*(f"train/{part}" for part in parts), *(f"val/{measure}" for measure in measures)]
+    writer.writerow(["epoch", "step", "seconds", "learning_rate", *columns])
     for e in history:
-        train = [e.train.get(part, "") for part in parts]
-        writer.writerow([e.epoch, e.step, e.seconds, e.learning_rate, *train, e.val["accuracy"], e.val["loss"]])
+        values = [*(e.train.get(part, "") for part in parts), *(e.val.get(measure, "") for measure in measures)]
+        writer.writerow([e.epoch, e.step, e.seconds, e.learning_rate, *values])
     return buffer.getvalue()
 
 

@@ -60,7 +60,7 @@ class DistillationModule(L.LightningModule):
         self.distiller = distiller
         self.optimizer_name: OptimizerName = optimizer
         self.lr = lr
-        self.weight_decay = DEFAULT_WEIGHT_DECAY[optimizer] if weight_decay is None else weight_decay
+        self.weight_decay = DEFAULT_WEIGHT_DECAY["classification", optimizer] if weight_decay is None else weight_decay
         self.schedule: Schedule = schedule
         self.lr_warm_up = lr_warm_up
         self.milestones = milestones
@@ -76,7 +76,6 @@ class DistillationModule(L.LightningModule):
             self.ema = AveragedModel(distiller.student, multi_avg_fn=average, use_buffers=True)
             self.ema.requires_grad_(False)
         self.evaluator = distiller.task.evaluator()
-        self.found: dict[str, float] = {}
         self.teacher_cache: TeacherCache | None = None
         self.warned: set[str] = set()
         self.notes: list[str] = []
@@ -154,8 +153,7 @@ class DistillationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log what the task's evaluator found, over all images of all ranks, as `val/…`."""
-        self.found = self.evaluator.values()
-        for name, value in self.found.items():
+        for name, value in self.evaluator.values().items():
             self.log(f"val/{name}", value, prog_bar=name == self.evaluator.score)
 
     def part_means(self) -> dict[str, float]:

@@ -45,10 +45,11 @@ def write_pictures(
     """
     drawn: dict[str, np.ndarray] = {
         "images": (batch.images[:images].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy(),
-        "labels": batch.classes[:images].cpu().numpy(),
         "classes": np.array(classes),
         "level": np.array(":".join(levels)),
     }
+    if batch.labels is not None:
+        drawn["labels"] = batch.labels[:images].cpu().numpy()
     for name, network, level in (("student", student.eval(), levels[0]), ("teacher", teacher.eval(), levels[1])):
         features: Features = network(batch.images, levels=(level,), logits=False, pooled=False)
         feature_map = features.levels[level].float()

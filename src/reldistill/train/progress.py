@@ -100,10 +100,11 @@ class Progress(L.Callback):
         if not trainer.is_global_zero or not self.keeper.record.history:
             return
         assert isinstance(pl_module, DistillationModule)
-        epoch, best = self.keeper.record.history[-1], self.keeper.record.result.best_epoch
-        start = (
-            f"{self._place(epoch.epoch)}  {epoch.val['accuracy']:5.2f} %{' best' if best == epoch.epoch else '     '}"
-        )
+        record = self.keeper.record
+        epoch, score = record.history[-1], record.score
+        reached = f"{'' if score.counted else f'{score.name} '}{epoch.val[score.name]:5.2f} %"
+        best = "best" if record.result.best_epoch == epoch.epoch else "    "
+        start = f"{self._place(epoch.epoch)}  {reached} {best}"
         end = clock(epoch.seconds)
         if self.keeper.epochs_left:
             end += f", {clock(self._time_left(pl_module))} left"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reldistill.checks import UserError
+
+_BATCH_SIZES = {"classification": 128, "detection": 8}
+
+LAYOUTS = ("coco", "voc", "yolo")
+"""How labelled boxes may lie in a folder: what stands before the colon of `data`."""
 
 
 @dataclass(kw_only=True)
@@ -15,10 +21,13 @@ class DataSettings:
 
     Args:
         data: a folder of class folders (with train/ and val/ or test/ inside, or split by a fixed seed), a .zip of the
-            same, digits, cifar10, cifar100, or a timm data set name (hfds/…, wds/…, tfds/…, torch/…).
-        task: what the images are labelled for.
-        image_size: side of the square images in a batch; by default their own size if small, else 224.
-        augment: what is done to training images; auto is crop-flip, and crop for digits.
+            same, digits, cifar10, cifar100, or a timm data set name (hfds/…, wds/…, tfds/…, torch/…); with labelled
+            boxes coco:DIR, voc:DIR or yolo:DIR.
+        task: what the images are labelled for; auto is detection where the data have labelled boxes.
+        image_size: side of the square images in a batch; by default their own size if small, else 224. For detection
+            the shorter side while training; by default 800.
+        augment: what is done to training images; auto is crop-flip, and crop for digits; for detection multi-scale
+            (others there: flip, crop, jitter).
         val_fraction: share of each class that is held out where the data bring no validation folder.
         hold_out_test: keep what would validate for a test that nothing is chosen by, and validate on val-fraction of
             each class of the training images.
@@ -28,9 +37,9 @@ class DataSettings:
     """
 
     data: str
-    task: Literal["classification"] = "classification"
+    task: Literal["auto", "classification", "detection"] = "auto"
     image_size: int | None = None
-    augment: Literal["auto", "none", "crop", "crop-flip", "strong"] = "auto"
+    augment: Literal["auto", "none", "crop", "crop-flip", "strong", "flip", "multi-scale", "jitter"] = "auto"
     val_fraction: float = 0.1
     hold_out_test: bool = False
     skip_bad_images: bool = False
@@ -40,6 +49,12 @@ class DataSettings:
     def __post_init__(self) -> None:
         """Check the words; numbers are checked against the images themselves."""
         _check_words(self)
+        boxed = self.data.partition(":")[0] in LAYOUTS and ":" in self.data
+        if self.task == "auto":
+            self.task = "detection" if boxed else "classification"
+        if boxed != (self.task == "detection"):
+            given = ", ".join(f"{layout}:DIR" for layout in LAYOUTS)
+            raise UserError(f"--task {self.task} --data {self.data}: labelled boxes are given as {given}")
 
 
 @dataclass(kw_only=True)
@@ -117,10 +132,11 @@ class TrainSettings:
 
     Args:
         epochs: passes over the training images.
-        batch_size: images a step, over all devices together.
-        lr: peak learning rate; by default 0.1 for each 128 images (sgd), 0.001 for each 256 (adamw).
+        batch_size: images a step, over all devices together; by default 128, for detection 8.
+        lr: peak learning rate; by default 0.1 for each 128 images (sgd), 0.001 for each 256 (adamw); for detection
+            0.01 and 0.0002 for each 16.
         optimizer: auto is adamw for networks of tokens and sgd (Nesterov, momentum 0.9) for all others.
-        weight_decay: by default 5e-4 (sgd), 0.05 (adamw, not on biases and norms).
+        weight_decay: by default 5e-4 (sgd; for detection 1e-4), 0.05 (adamw, not on biases and norms).
         schedule: course of the learning rate: one-cycle, cosine (after the warm-up), step (a tenth at each milestone),
             or constant.
         milestones: fractions of training at which the step schedule goes down.
@@ -141,7 +157,7 @@ class TrainSettings:
     """
 
     epochs: int = 30
-    batch_size: int = 128
+    batch_size: int | None = None
     lr: float | None = None
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     weight_decay: float | None = None
@@ -161,6 +177,16 @@ class TrainSettings:
     checkpoint_every: int = 0
     channels_last: bool = True
     wandb: bool = False
+
+    @property
+    def step_images(self) -> int:
+        """`batch_size`, once it is settled by `for_task`."""
+        assert self.batch_size is not None
+        return self.batch_size
+
+    def for_task(self, task: str) -> TrainSettings:
+        """The same with what was left to the task filled in."""
+        return self if self.batch_size else dataclasses.replace(self, batch_size=_BATCH_SIZES[task])
 
     def __post_init__(self) -> None:
         """Check every number, so that a typing slip is known before images are read."""

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from reldistill.checks import UserError
 from reldistill.data.classification import ImageData
+from reldistill.data.detection import DetectionData
 from reldistill.report.record import RunRecord
 from reldistill.train.keeper import RunKeeper
 from reldistill.train.progress import Progress
@@ -90,7 +91,7 @@ def make_trainer(training: TrainSettings, *, precision: str, out: Path, keeper: 
 class Loaders(L.LightningDataModule):
     """Hands the Trainer the batches that are left of each epoch."""
 
-    def __init__(self, keeper: RunKeeper, images: ImageData) -> None:
+    def __init__(self, keeper: RunKeeper, images: ImageData | DetectionData) -> None:
         super().__init__()
         self.keeper, self.images = keeper, images
 
