@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import ast
 import logging
+import shutil
+import subprocess
+import sys
 import urllib.error
 from pathlib import Path
 
@@ -259,3 +262,34 @@ def test_the_layers_of_the_classes():
         assert set(class_layers(network)) == differ - {"roi_heads.box_predictor.bbox_pred"}
     assert set(FIXED_SIZE) == {"ssd300_vgg16", "ssdlite320_mobilenet_v3_large"}
     assert split_name("resnet18") is None
+
+
+ALONE = """
+import sys
+import torch
+from detector import make_detector
+
+settings = {"min_size": 64, "max_size": 96, "fpn_channels": 32}
+network = make_detector("fasterrcnn_mobilenetv3_small_050_fpn", num_outputs=4, **settings)
+network.load_state_dict(torch.load("weights.pt", weights_only=True))
+torch.save(network.eval()([torch.load("image.pt")])[0], "found.pt")
+assert not any(name.startswith("reldistill") for name in sys.modules)
+"""
+
+
+def test_the_plain_file_alone_makes_the_same_network(tmp_path):
+    """Copied elsewhere, under another name, in a fresh interpreter."""
+    torch.manual_seed(0)
+    found = load("fasterrcnn_mobilenetv3_small_050_fpn", min_size=64, max_size=96)
+    image = torch.rand(3, 64, 90)
+    shutil.copy(plain_detectors.__file__, tmp_path / "detector.py")
+    saved(found.module, tmp_path / "weights.pt")
+    torch.save(image, tmp_path / "image.pt")
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = found.module.eval()([image])[0]
+    said = torch.load(tmp_path / "found.pt")
+    assert len(expected["boxes"])
+    for name, value in expected.items():
+        torch.testing.assert_close(said[name], value)
