@@ -94,8 +94,8 @@ def test_help_of_distill_shows_groups_and_defaults(capfd: pytest.CaptureFixture[
     out = " ".join(Said(capfd, ["distill", "--help"]).out.split())
     for text in ("Images:", "Teacher, student and method:", "Training:", "--batch-size N images a step"):
         assert text in out
-    assert "(default: 128)" in out
-    assert "auto | none | crop | crop-flip | strong; default: auto" in out
+    assert "by default 128, for detection 8" in out
+    assert "strong | flip | multi-scale | jitter; default: auto" in out
     assert "--channels-last, --no-channels-last" in out
 
 
@@ -180,7 +180,7 @@ WRONG_WORDS: list[tuple[list[str], str]] = [
     (["distill", "--epochs", "x"], "--epochs: expected a whole number, got 'x'"),
     (["distill", "--image-size", "big"], "--image-size: expected a whole number, got 'big'"),
     (["distill", "--lr", "x"], "--lr: expected a number, got 'x'"),
-    (["distill", "--augment", "x"], "--augment: expected one of auto, none, crop, crop-flip, strong, got 'x'"),
+    (["distill", "--augment", "x"], "--augment: expected one of auto, none, crop, crop-flip, strong, flip, multi-scale, jitter, got 'x'"),
     (["distill", "--weights", "3"], "--weights: expected a mapping"),
     (["distill", "--settings", "kd"], "--settings: expected a mapping of mappings"),
     (["distill", "--milestones", "0.5", "x"], "--milestones: expected numbers, got 'x'"),

@@ -14,9 +14,9 @@ import torch
 from ddp_helpers import run_on_ranks
 from drawn_results import random_results
 from reldistill.data.detection import load_detection
-from reldistill.tasks.coco_ap import NAMES, coco_scores
+from reldistill.metrics.coco_ap import NAMES, coco_scores
+from reldistill.metrics.detection_results import ImageResult, from_arrays, overlaps, to_arrays
 from reldistill.tasks.detection_metrics import DetectionMetrics
-from reldistill.tasks.detection_results import ImageResult, from_arrays, overlaps, to_arrays
 from reldistill.types import Boxes
 
 

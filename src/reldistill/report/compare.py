@@ -7,13 +7,19 @@ student and its starting weights, the images and the planned length. Only finish
 
 from __future__ import annotations
 
+import functools
 import shlex
+import zipfile
+import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from reldistill.metrics.detection_results import from_arrays
+from reldistill.metrics.resampled_ap import average_precisions, bootstrap_interval, draws, match
 from reldistill.report.intervals import Difference, paired_difference, unpaired_difference, wilson_interval
 from reldistill.report.record import Result, RunRecord, Score, result_of
 from reldistill.report.words import known
@@ -35,7 +41,7 @@ class Row:
         images: validation images.
         score: what is compared.
         score_last: after the last epoch (a given teacher: as measured before training).
-        interval_last: its Wilson 95 % interval.
+        interval_last: its 95 % interval: Wilson's of an accuracy, of an AP by draws of the images.
         score_best: of the best epoch.
         best_epoch: which one.
         epochs: finished so far.
@@ -80,7 +86,8 @@ def comparison_table(records: Sequence[RunRecord]) -> list[Row]:
         result, base = outcome(record), baseline_of(record, ordered)
         role = role_of(record, ordered)
         step, base_step = result.seconds_per_step, outcome(base).seconds_per_step if base else None
-        interval = result.score_interval_last
+        drawn = resampled(record)
+        interval = result.score_interval_last if drawn is None else bootstrap_interval(drawn)
         rows.append(
             Row(
                 role=role,
@@ -153,10 +160,40 @@ def difference(record: RunRecord, other: RunRecord) -> Difference | None:
     ours, others, images = *(outcome(r).score_last for r in (record, other)), record.data.val_images
     if ours is None or others is None or images == 0 or images != other.data.val_images:
         return None
+    if not record.score.counted:
+        return _resampled_difference(record, other, points=ours - others)
     this_hits, other_hits = hits_by_image(record), hits_by_image(other)
     if this_hits is not None and other_hits is not None:
         return paired_difference(int((this_hits & ~other_hits).sum()), int((other_hits & ~this_hits).sum()), images)
     return unpaired_difference(round(ours / 100 * images), round(others / 100 * images), images)
+
+
+def _resampled_difference(record: RunRecord, other: RunRecord, *, points: float) -> Difference | None:
+    """Of two APs, by draws of the images that both see; None where it is not on record what either found in them."""
+    this, that = resampled(record), resampled(other)
+    if this is None or that is None:
+        return None
+    return Difference(points, *bootstrap_interval(this - that), images=record.data.val_images, paired=True)
+
+
+def resampled(record: RunRecord) -> np.ndarray | None:
+    """The APs of draws of the validation images, the same draws for all runs; None where nothing is on record."""
+    path = None if record.folder is None or record.result.by_image is None else record.folder / record.result.by_image
+    if record.score.counted or path is None or not path.is_file():
+        return None
+    return _resampled_file(path, path.stat().st_mtime_ns, record.data.val_images, len(record.data.classes))
+
+
+@functools.lru_cache(maxsize=256)
+def _resampled_file(path: Path, _modified: int, images: int, classes: int) -> np.ndarray | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = from_arrays({name: file[name] for name in file.files})
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
+        return None
+    if len(found) != images:
+        return None
+    return average_precisions(match(found, classes=classes), draws(images))
 
 
 def hits_by_image(record: RunRecord) -> np.ndarray | None:

@@ -16,15 +16,15 @@ Z95 = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of one network minus another's on the same images, in percentage points, with its 95 % interval.
+    """Score of one network minus another's on the same images, in percentage points, with its 95 % interval.
 
     Args:
         points: the difference.
         low: lower end of the interval.
         high: upper end of the interval.
         images: how many validation images.
-        paired: whether it is known which images each network got right.
-        p_value: of the exact McNemar test, where paired.
+        paired: whether it is known what each network made of each image.
+        p_value: of the exact McNemar test, of paired accuracies.
     """
 
     points: float

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from reldistill.files import write_arrays
+from reldistill.metrics.detection_results import to_arrays
 from reldistill.tasks.detection_metrics import DetectionMetrics
-from reldistill.tasks.detection_results import to_arrays
 from reldistill.types import Batch
 
 DETECTIONS_FILE = "val_detections.npz"

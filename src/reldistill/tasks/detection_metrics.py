@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from reldistill.metrics.coco_ap import CocoScores, coco_scores
+from reldistill.metrics.detection_errors import DetectionErrors, detection_errors
+from reldistill.metrics.detection_results import ImageResult
+from reldistill.metrics.voc_ap import VocScores, voc_scores
 from reldistill.types import Boxes
-
-from .coco_ap import CocoScores, coco_scores
-from .detection_errors import DetectionErrors, detection_errors
-from .detection_results import ImageResult
-from .voc_ap import VocScores, voc_scores
 
 
 class DetectionMetrics:

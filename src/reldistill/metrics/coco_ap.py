@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from .detection_results import ImageResult
+from reldistill.metrics.detection_results import ImageResult
 
 NAMES = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from drawn_results import random_results
-from reldistill.tasks.detection_results import ImageResult
-from reldistill.tasks.voc_ap import voc_scores
+from reldistill.metrics.detection_results import ImageResult
+from reldistill.metrics.voc_ap import voc_scores
 
 
 def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .detection_results import ImageResult, overlaps, precision_curve
+from reldistill.metrics.detection_results import ImageResult, overlaps, precision_curve
 
 OVERLAP = 0.5
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from drawn_results import random_results
-from reldistill.tasks.coco_ap import coco_scores
-from reldistill.tasks.detection_errors import KINDS, SIZES, DetectionErrors, detection_errors
-from reldistill.tasks.detection_results import ImageResult
+from reldistill.metrics.coco_ap import coco_scores
+from reldistill.metrics.detection_errors import KINDS, SIZES, DetectionErrors, detection_errors
+from reldistill.metrics.detection_results import ImageResult
 
 A, B = (0, 0, 40, 40), (100, 0, 140, 40)  # medium
 FAR = (200, 200, 220, 220)  # small

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .detection_results import LARGE, SMALL, ImageResult, overlaps, precision_curve
+from reldistill.metrics.detection_results import LARGE, SMALL, ImageResult, overlaps, precision_curve
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 SIZES = ("all", "small", "medium", "large")
