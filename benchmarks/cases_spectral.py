@@ -23,7 +23,7 @@ from benchmarks.reference import sekd, spectral
 from reldistill.losses.sekd import SEKD
 from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import embedding_distance, spectral_distance
-from reldistill.relations.subspace_iteration import TrackedSubspaces
+from reldistill.relations.tracked_subspaces import TrackedSubspaces
 
 
 def cases(quick: bool) -> list[Case]:

@@ -246,7 +246,7 @@ def test_part_of_weight_zero_is_not_computed(monkeypatch):
     def fail(matrix: torch.Tensor) -> None:
         raise AssertionError("no eigenproblem was asked for")
 
-    monkeypatch.setattr(spectrum, "_eigh", fail)
+    monkeypatch.setattr(spectrum, "guarded_eigh", fail)
     parts = SEKD().parts(student, teacher, names=("vertex", "edge"))
     assert_close(SEKD(spectral_weight=0.0)(student, teacher), parts["vertex"] + parts["edge"])
     with pytest.raises(AssertionError, match="no eigenproblem"):
@@ -513,7 +513,7 @@ def test_order_of_the_images(scope, seed, order):
 def test_signs_of_eigenvectors_and_basis_of_a_repeated_eigenvalue(alignment, seed, signs, angle):
     student, teacher = pair(2, 5, 3, 3, seed=seed)
     loss = SEKD(alignment=alignment, rank=2)
-    original = spectrum._eigh
+    original = spectrum.guarded_eigh
 
     def relabelled(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Another valid answer: other signs, and the two kept vectors in another basis of their plane."""
@@ -525,7 +525,7 @@ def test_signs_of_eigenvectors_and_basis_of_a_repeated_eigenvalue(alignment, see
 
     expected = loss.parts(student, teacher)["spectral"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spectrum, "_eigh", relabelled)
+        patch.setattr(spectrum, "guarded_eigh", relabelled)
         assert_close(loss.parts(student, teacher)["spectral"], expected, rtol=0, atol=1e-6)
 
 

@@ -16,7 +16,8 @@ from reldistill.relations.spectrum import (
     spectral_projector,
     subspace_distance,
 )
-from reldistill.relations.subspace_iteration import TrackedSubspaces, block_size
+from reldistill.relations.subspace_iteration import block_size
+from reldistill.relations.tracked_subspaces import TrackedSubspaces
 
 CHANNELS, RANK = 256, 4
 
@@ -83,12 +84,74 @@ def test_distances_by_embeddings_are_those_by_projectors():
 def test_a_new_direction_is_noticed():
     """A subspace of the step before that is orthogonal to a wanted vector must not be taken for converged."""
     graph = graphs(steps=1)[0]
-    vectors = spectral_embedding(graph, rank=CHANNELS - 1)[0]
+    vectors, values = spectral_embedding(graph, rank=CHANNELS - 1)
     size = block_size(CHANNELS, RANK)
     tracked = TrackedSubspaces(rank=RANK, weights="positive")
     tracked.basis = torch.stack([vectors[..., 1 : size + 1], vectors[..., 100 : size + 100]])
+    tracked.levels = torch.stack([1 - values[..., [at, at + RANK - 1, at + size - 1, -1]] for at in (1, 100)])
     for found in tracked(graph, graph):
         assert (projector(found) - spectral_projector(graph, rank=RANK)).norm() < 1e-9
+
+
+def planted(*strengths: float, first: int = 0) -> torch.Tensor:
+    """Orthogonal groups of 16 equal channels, linked within by the strengths, from group number `first` on; the other
+    channels stand alone but for a weak link to all. Its leading vectors are those of the groups."""
+    graph = torch.full((CHANNELS, CHANNELS), 1e-3, dtype=torch.float64)
+    for group, strength in enumerate(strengths, start=first):
+        graph[16 * group : 16 * group + 16, 16 * group : 16 * group + 16] = strength
+    return graph.fill_diagonal_(1.0)[None]
+
+
+def surprises() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A graph, and one that its eigenvectors are no good start for."""
+    graph, other = graphs(steps=1)[0], graphs(steps=1, seed=5)[0]
+    order = torch.randperm(CHANNELS, generator=torch.Generator().manual_seed(0))
+    first = planted(0.9, 0.8, 0.7, 0.6, 0.5)
+    rising = planted(0.9, 0.8, 0.7, 0.6, 0.5, 0.0, 0.0, 0.75)
+    dead = graph.clone()
+    dead[:, :2], dead[:, :, :2] = 0.0, 0.0
+    dead.diagonal(dim1=1, dim2=2).fill_(1.0)
+    apart = torch.block_diag(graph[0, :100, :100], other[0, 100:, 100:])[None]
+    return {
+        "another graph": (graph, other),
+        "permuted": (graph, graph[:, order][:, :, order]),
+        "other groups": (first, planted(0.9, 0.8, 0.7, 0.6, 0.5, first=6)),
+        "a group that rises": (first, rising),
+        "a group that falls": (rising, first),
+        "two channels die": (graph, dead),
+        "two components": (graph, apart),
+        "grown together": (apart, graph),
+    }
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("name", list(surprises()))
+def test_never_silently_wrong(name, dtype, tolerance):
+    before, after = (graph.to(dtype) for graph in surprises()[name])
+    tracked = TrackedSubspaces(rank=RANK, weights="positive")
+    for graph in (before, before, before, after, after, before):
+        (found, _) = tracked(graph, graph)
+        assert (projector(found) - spectral_projector(graph.double(), rank=RANK)).norm() < tolerance
+    assert tracked.fallbacks == 0
+
+
+def test_gradient_needs_few_products():
+    """The block is eliminated from the system, so that what is left of it is well conditioned."""
+    steps = graphs(steps=2)
+    tracked = TrackedSubspaces(rank=RANK, weights="positive")
+    tracked(steps[0], steps[0])
+    leaf = steps[1].float().requires_grad_()
+    found, _ = tracked(leaf, leaf)
+    calls = []
+    original = subspace_iteration._conjugate_gradients
+
+    def counted(apply, right, *, tolerance):
+        return original(lambda x: calls.append(x) or apply(x), right, tolerance=tolerance)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subspace_iteration, "_conjugate_gradients", counted)
+        found[..., 0].square().square().sum().backward()
+    assert 0 < len(calls) <= 12
 
 
 def ties() -> torch.Tensor:
@@ -114,7 +177,8 @@ def test_what_does_not_converge_is_left_to_eigh_and_counted(monkeypatch):
     tracked = TrackedSubspaces(rank=RANK, weights="positive")
     tracked(first, first)
     assert tracked.fallbacks == 0
-    monkeypatch.setitem(subspace_iteration._ROUNDS, torch.float64, 0)
+    monkeypatch.setitem(subspace_iteration._MOST_DEGREES, torch.float64, 0)
+    tracked.degrees = torch.ones_like(tracked.degrees)
     with pytest.warns(UserWarning, match="did not converge"):
         found, _ = tracked(second, second)
     assert tracked.fallbacks == 2

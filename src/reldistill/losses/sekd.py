@@ -15,7 +15,7 @@ from reldistill.relations.across_ranks import mean_over_batch
 from reldistill.relations.attention import Scale
 from reldistill.relations.channel_differences import channel_differences
 from reldistill.relations.precision import as_float
-from reldistill.relations.subspace_iteration import TrackedSubspaces
+from reldistill.relations.tracked_subspaces import TrackedSubspaces
 
 PARTS = ("vertex", "edge", "spectral")
 
@@ -114,6 +114,7 @@ class SEKD(nn.Module):
         self.vertex: Literal["unit", "raw"] = vertex
         self.groups = groups
         self.scope: Literal["batch", "sample"] = scope
+        self.alignment: spectrum.Alignment = alignment
         self.spectral_loss = partial(
             spectrum.spectral_distance, alignment=alignment, rank=rank, weights=graph_weights, time=heat_time
         )
@@ -169,8 +170,7 @@ class SEKD(nn.Module):
             student, teacher = mean_over_batch(student[None]), mean_over_batch(teacher[None])
         if self.tracked is not None and self.tracked.suits(student):
             embeddings = self.tracked(student, teacher)
-            alignment = self.spectral_loss.keywords["alignment"]
-            return spectrum.embedding_distance(*embeddings, alignment=alignment).mean()
+            return spectrum.embedding_distance(*embeddings, alignment=self.alignment).mean()
         return self.spectral_loss(student, teacher).mean()
 
 

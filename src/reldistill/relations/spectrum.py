@@ -70,7 +70,7 @@ def laplacian(adjacency: Tensor, *, weights: Weights = "positive") -> Tensor:
 @full_precision
 def laplacian_eigenvalues(adjacency: Tensor, *, weights: Weights = "positive") -> Tensor:
     """(…, C, C) → (…, C): the whole spectrum of the graph, ascending, the trivial 0 first. Without gradient."""
-    return _eigh(laplacian(adjacency.detach(), weights=weights))[0]
+    return guarded_eigh(laplacian(adjacency.detach(), weights=weights))[0]
 
 
 def _deflated(adjacency: Tensor, weights: Weights) -> Tensor:
@@ -84,7 +84,7 @@ def _all_finite(matrix: Tensor) -> Tensor:
     return torch.isfinite(matrix).all(dim=-1).all(dim=-1)[..., None, None]
 
 
-def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def guarded_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh` that answers NaN where the matrix is not finite."""
     finite = _all_finite(matrix)
     values, vectors = torch.linalg.eigh(torch.where(finite, matrix, 0.0))
@@ -100,7 +100,7 @@ class _Projector(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, rank: int) -> Tensor:
-        values, vectors = _eigh(matrix)
+        values, vectors = guarded_eigh(matrix)
         ctx.save_for_backward(values, vectors)
         ctx.rank = rank
         kept = vectors[..., :rank]
@@ -150,7 +150,7 @@ def spectral_embedding(adjacency: Tensor, *, rank: int, weights: Weights = "posi
     Returns:
         U (…, C, k) with orthonormal columns, and their eigenvalues (…, k), ascending.
     """
-    values, vectors = _eigh(_deflated(adjacency.detach(), weights))
+    values, vectors = guarded_eigh(_deflated(adjacency.detach(), weights))
     kept = effective_rank(adjacency, rank=rank)
     return vectors[..., :kept], values[..., :kept]
 

@@ -1,37 +1,39 @@
-"""The lowest eigenvectors of a large channel graph, found from those of the step before instead of from nothing.
+"""The largest eigenvalues of a symmetric matrix and their vectors, found from those of a similar one, or from nothing.
 
 A block of p > k vectors goes through a Chebyshev filter that lets the wanted end of the spectrum grow, and is brought
 to order by a small eigenproblem (Rayleigh–Ritz); again, until a bound on the projector's error is met. All matrices
 that are multiplied are C × p. The gradient needs none of the dropped eigenvectors either: it solves for them with
 conjugate gradients. Where the block does not converge, `torch.linalg.eigh` answers.
 
-In terms of 𝓛 of `spectrum`, everything here is about S = I − 𝓛 − q qᵀ, q the trivial eigenvector: what is smallest in
-𝓛 is largest in S.
+Some columns of every start are fixed pseudo-random ones, and nothing is accepted before a filter has let them grow: a
+direction that all other columns are orthogonal to comes up in these.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from reldistill.relations.precision import full_precision
+from reldistill.relations.spectrum import guarded_eigh
 
 SMALLEST = 256
 """Graphs of fewer channels are left to `eigh`, which takes a few milliseconds there."""
 
 _TOLERANCE = {torch.float32: 5e-4, torch.float64: 1e-10}
-_ROUNDS = {torch.float32: 8, torch.float64: 24}
-_DEGREE = 5
-_TOO_FAR = 0.5
-"""Error of the start from which on it is no start: a filter could miss directions that are all but absent from it."""
+_HIGHEST_DEGREE = {torch.float32: 12, torch.float64: 40}
+"""Of a filter between two Rayleigh–Ritz steps."""
+_MOST_DEGREES = {torch.float32: 72, torch.float64: 200}
+"""Of all filters: what takes more is left to `eigh`, which then costs less."""
+_LEAST_GROWTH = 50.0
+"""Of the last wanted vector over the unwanted ones, in all filters together, before anything is accepted."""
+_FLATTEST = 0.1
+"""Logarithm of the growth per degree below which there is no gap to work with."""
 _SOLVER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 _SOLVER_STEPS = 60
-_TRIVIAL = -2.0
-"""Where q is thought to lie in S, as `spectrum.DEFLATION` has it: it is known, and always dropped."""
 
 
 def block_size(channels: int, rank: int) -> int:
@@ -40,59 +42,177 @@ def block_size(channels: int, rank: int) -> int:
     return size if channels >= max(SMALLEST, 8 * size) else 0
 
 
+def _fresh_columns(size: int) -> int:
+    """How many of a start's p columns are pseudo-random. So many values at the end are not to be relied on."""
+    return max(2, size // 16)
+
+
+def _levels(values: Tensor, rank: int, before: Tensor | None = None) -> Tensor:
+    """(G, p) → (G, 4): the first value, the last wanted one, the edge of the unwanted ones, the last of all.
+
+    A filter keeps everything below its edge alike, so where its edge was a little too high, the last columns are a
+    mixture of all that, with values far too low: hence the edge falls by little at a time.
+    """
+    last_wanted = values[:, rank - 1]
+    edge = values[:, values.shape[-1] - _fresh_columns(values.shape[-1]) - 1]
+    if before is not None:
+        edge = torch.maximum(edge, torch.minimum(0.9 * before[:, 2], 0.8 * last_wanted))
+    return torch.stack([values[:, 0], last_wanted, edge, values[:, -1]], dim=-1)
+
+
+class Start(NamedTuple):
+    """What is known of a similar matrix.
+
+    Args:
+        vectors: (G, C, p).
+        levels: (G, 4), see `Leading`.
+        degree: of the filters that it took.
+    """
+
+    vectors: Tensor
+    levels: Tensor
+    degree: int
+
+
 class Leading(NamedTuple):
     """Eigenvectors of S, largest eigenvalue first.
 
     Args:
         vectors: (G, C, p), orthonormal; the first k to the tolerance, the others roughly.
+        images: S · vectors, (G, C, p).
         values: (G, p).
-        fell_back: (G,), whether the start was too far off or the block did not converge, so that `eigh` had to answer.
+        levels: (G, 4): the first value, the last wanted one, the edge of the unwanted ones, the last of all.
+        degree: of the filters that it took, or would have taken if the last one had been just high enough.
+        fell_back: (G,), whether the block did not converge, so that `eigh` had to answer.
     """
 
     vectors: Tensor
+    images: Tensor
     values: Tensor
+    levels: Tensor
+    degree: int
     fell_back: Tensor
 
 
-def leading(matrix: Tensor, start: Tensor, *, rank: int, semidefinite: bool) -> Leading:
+def leading(matrix: Tensor, start: Start | None, *, rank: int, semidefinite: bool) -> Leading:
     """Largest eigenvalues and their vectors.
 
     Args:
-        matrix: S, (G, C, C).
-        start: (G, C, p), the vectors of a similar matrix; with no entries on the first call.
+        matrix: S, (G, C, C), finite.
+        start: of a similar matrix, if one is known.
         rank: k < p.
         semidefinite: whether S has no negative eigenvalue.
     """
-    size = block_size(matrix.shape[-1], rank)
-    if start.shape != (*matrix.shape[:-1], size) or not bool(start.isfinite().all() & matrix.isfinite().all()):
-        vectors, values = _by_eigh(matrix, size)
-        return Leading(vectors, values, torch.zeros(len(matrix), dtype=torch.bool, device=matrix.device))
-    block = start.to(matrix.dtype, copy=True)
-    # A direction that all of the start is orthogonal to would never be seen.
-    block[..., -1] = torch.arange(1.0, matrix.shape[-1] + 1, dtype=matrix.dtype, device=matrix.device).square().cos()
-    for round_ in range(_ROUNDS[matrix.dtype] + 1):
-        vectors, image, values = _rayleigh_ritz(matrix, block)
-        error = _error(vectors, image, values, rank)
-        if not round_:
-            far = ~(error <= _TOO_FAR)
-            if bool(far.any()):
-                block[far] = _by_eigh(matrix[far], size)[0]
-                vectors, image, values = _rayleigh_ritz(matrix, block)
-        # At least one filter, so that a direction that was not there before can show.
-        if round_ and bool((error <= _TOLERANCE[matrix.dtype]).all()):
+    size, target = block_size(matrix.shape[-1], rank), _TOLERANCE[matrix.dtype]
+    images: Tensor | None = None
+    if start is None:
+        vectors, images, values = _rayleigh_ritz(matrix, matrix @ _pseudo_random(matrix, size))
+        levels, degree = _levels(values, rank), _HIGHEST_DEGREE[matrix.dtype] // 2
+    else:
+        fresh = _pseudo_random(matrix, _fresh_columns(size))
+        vectors = torch.cat([start.vectors[..., : -fresh.shape[-1]], fresh], dim=-1)
+        levels, degree = start.levels, start.degree
+    interval = Interval.below(levels, semidefinite=semidefinite)
+    total, wanted_growth, good = 0, math.log(_LEAST_GROWTH), False
+    while True:
+        degree = max(1, min(max(degree, math.ceil(wanted_growth / interval.slowest)), _HIGHEST_DEGREE[matrix.dtype]))
+        total += degree
+        wanted_growth -= degree * interval.slowest
+        vectors, images, values = _rayleigh_ritz(matrix, _filtered(matrix, vectors, images, interval, degree))
+        levels = _levels(values, rank, levels)
+        interval = Interval.below(levels, semidefinite=semidefinite)
+        error = _error(vectors, images, values, rank, levels[:, 2:3])
+        worst = float(error.amax())
+        if math.isnan(worst):
             break
-        block = _filtered(matrix, vectors, image, values, semidefinite=semidefinite)
-    bad = ~(error <= _TOLERANCE[matrix.dtype])
-    if bool(bad.any()):
-        vectors[bad], values[bad] = _by_eigh(matrix[bad], size)
-    return Leading(vectors, values, bad | far)
+        # Of the filter that would just do after this one; below 0 where this one was higher than needed.
+        degree = math.ceil(math.log(min(max(2 * worst / target, 1e-9), 1e6)) / interval.slowest)
+        good = worst <= target and wanted_growth <= 0
+        if good or total >= _MOST_DEGREES[matrix.dtype] or interval.slowest <= _FLATTEST:
+            break
+    found = Leading(vectors, images, values, levels, max(total + degree, 1), ~(error <= target))
+    return found if good else _left_to_eigh(matrix, found)
 
 
-def _by_eigh(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    finite = matrix.isfinite().all(dim=-1).all(dim=-1)[:, None, None]
-    values, vectors = torch.linalg.eigh(torch.where(finite, matrix, 0.0))
+def by_eigh(matrix: Tensor, *, rank: int) -> Leading:
+    """The same from a full eigendecomposition; NaN where S is not finite."""
+    values, vectors = guarded_eigh(matrix)
+    size = block_size(matrix.shape[-1], rank)
     vectors, values = vectors[..., -size:].flip(-1), values[..., -size:].flip(-1)
-    return torch.where(finite, vectors, torch.nan), torch.where(finite[..., 0], values, torch.nan)
+    everywhere = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
+    levels, degree = _levels(values, rank), _HIGHEST_DEGREE[matrix.dtype]
+    return Leading(vectors, vectors * values[:, None], values, levels, degree, everywhere)
+
+
+def _left_to_eigh(matrix: Tensor, found: Leading) -> Leading:
+    """Replace what did not converge."""
+    bad = found.fell_back
+    values, vectors = guarded_eigh(matrix[bad])
+    size = found.values.shape[-1]
+    found.vectors[bad], found.values[bad] = vectors[..., -size:].flip(-1), values[..., -size:].flip(-1)
+    found.images[bad] = found.vectors[bad] * found.values[bad, None]
+    return found
+
+
+def _pseudo_random(matrix: Tensor, columns: int) -> Tensor:
+    """(G, C, columns), the same every time."""
+    place = torch.arange(1.0, matrix.shape[-1] + 1, dtype=torch.float64, device=matrix.device)[:, None]
+    column = torch.arange(1.0, columns + 1, dtype=torch.float64, device=matrix.device)
+    waves = (place.square() * (math.sqrt(2) + math.sqrt(3) * column)).cos()
+    return waves.to(matrix.dtype).expand(len(matrix), -1, -1)
+
+
+class Interval(NamedTuple):
+    """Where the unwanted eigenvalues are thought to lie, and how wanted ones grow when it is kept at 1.
+
+    Args:
+        centre: (G, 1, 1).
+        half: (G, 1, 1), half its length.
+        slowest: logarithm of the growth per degree of the last wanted vector.
+        fastest: that of the first one.
+    """
+
+    centre: Tensor
+    half: Tensor
+    slowest: float
+    fastest: float
+
+    @classmethod
+    def below(cls, levels: Tensor, *, semidefinite: bool) -> Interval:
+        """Below the edge; but never so short that the first one's growth is immense."""
+        first, last_wanted, edge, lowest = levels.unbind(dim=-1)
+        shortest = (0.05 * last_wanted).clamp_min(1e-3 * first).clamp_min(torch.finfo(levels.dtype).tiny)
+        top = torch.maximum(edge, shortest)
+        low = torch.zeros_like(top) if semidefinite else torch.minimum(lowest, -top)
+        centre, half = (top + low) / 2, (top - low) / 2
+        slowest = ((last_wanted - centre) / half).clamp_min(1.0).acosh().amin()
+        fastest = ((first - centre) / half).clamp_min(1.0).acosh().amax()
+        growth = torch.stack([slowest, fastest]).tolist()
+        return cls(centre[:, None, None], half[:, None, None], max(growth[0], _FLATTEST), growth[1])
+
+    def degrees_at_once(self, dtype: torch.dtype) -> int:
+        """As many as leave the rounding errors along the first vector below the last one of the block."""
+        return max(1, int(-math.log(torch.finfo(dtype).eps) / max(self.fastest, 1e-3)))
+
+
+def _filtered(matrix: Tensor, block: Tensor, images: Tensor | None, interval: Interval, degree: int) -> Tensor:
+    """Chebyshev polynomials of S on the block, orthonormalised between: small on the interval, large above it."""
+    pieces = math.ceil(degree / interval.degrees_at_once(matrix.dtype))
+    for piece in range(pieces):
+        if piece:
+            block, images = torch.linalg.qr(block)[0], None
+        block = _chebyshev(matrix, block, images, interval, (degree + piece) // pieces)
+    return block
+
+
+def _chebyshev(matrix: Tensor, block: Tensor, images: Tensor | None, interval: Interval, degree: int) -> Tensor:
+    centre, half = interval.centre, interval.half
+    images = matrix @ block if images is None else images
+    before, now = block, (images - centre * block).div_(half)
+    for _ in range(degree - 1):
+        scaled = now * (2 / half)
+        before, now = now, torch.baddbmm(before, matrix, scaled, beta=-1.0).sub_(centre * scaled)
+    return now
 
 
 def _rayleigh_ritz(matrix: Tensor, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,265 +220,91 @@ def _rayleigh_ritz(matrix: Tensor, block: Tensor) -> tuple[Tensor, Tensor, Tenso
     basis = torch.linalg.qr(block)[0]
     image = matrix @ basis
     small = basis.mT @ image
-    values, turn = torch.linalg.eigh(torch.where(small.isfinite(), (small + small.mT) / 2, 0.0))
+    values, turn = guarded_eigh((small + small.mT) / 2)
     turn = turn.flip(-1)
     return basis @ turn, image @ turn, values.flip(-1)
 
 
-def _error(vectors: Tensor, image: Tensor, values: Tensor, rank: int) -> Tensor:
-    """Estimate of ‖P − P̂‖ (Frobenius) of the projector on the first k, by its residuals.
+def _error(vectors: Tensor, images: Tensor, values: Tensor, rank: int, edge: Tensor) -> Tensor:
+    """Estimate of ‖P − P̂‖ (Frobenius) of the projector on the first k, by its residuals, (G,).
 
     What leaks out of the block is residual / gap to what lies outside; a kept and a dropped vector of the block mix in
     second order, by the product of their residuals over both gaps. Mixing below the rounding of S is no error: `eigh`
-    does not know better.
+    does not know better. Where a dropped vector is so rough that it may yet rise above the last kept one, at least 1.
     """
-    residual = image - vectors * values[:, None]
+    residual = images - vectors * values[:, None]
     tiny = torch.finfo(values.dtype).tiny
-    outside = (values[:, :rank] - values[:, -1:]).clamp_min(tiny)
-    leak = residual[..., :rank] / outside[:, None]
+    outside = (values - edge).clamp_min(tiny)
+    leak = residual[..., :rank] / outside[:, None, :rank]
     mixed = leak.mT @ residual[..., rank:]
-    rounding = 4 * torch.finfo(values.dtype).eps * values.abs().amax(dim=-1)[:, None, None]
+    rounding = 4 * torch.finfo(values.dtype).eps * values.abs().amax(dim=-1, keepdim=True)
     gap = (values[:, :rank, None] - values[:, None, rank:]).clamp_min(tiny)
-    mixed = torch.where(mixed.abs() <= rounding, 0.0, mixed) / gap
-    return (2 * (leak.square().sum(dim=(1, 2)) + mixed.square().sum(dim=(1, 2)))).sqrt()
-
-
-def _filtered(matrix: Tensor, vectors: Tensor, image: Tensor, values: Tensor, *, semidefinite: bool) -> Tensor:
-    """A Chebyshev polynomial of S on the block: small on the unwanted interval, large above it. Columns of length 1.
-
-    Its degree is lowered where it would let the first vector grow so much above the last that rounding errors along the
-    first drown the last: there the wanted end of the spectrum stands out far enough for a low degree.
-    """
-    top = values[:, -1].clamp_min(torch.finfo(values.dtype).tiny)[:, None, None]
-    centre, half = (top / 2, top / 2) if semidefinite else (torch.zeros_like(top), top)
-    growth = 2 * (values[:, :1, None] - centre) / half  # T_d grows about as growth^d / 2
-    degree = int(math.log(0.2 / torch.finfo(values.dtype).eps) / math.log(max(float(growth.max()), 2.0)))
-    before, now = vectors, (image - centre * vectors) / half
-    for _ in range(min(max(degree, 1), _DEGREE) - 1):
-        scaled = now * (2 / half)
-        before, now = now, torch.baddbmm(before, matrix, scaled, beta=-1.0).sub_(centre * scaled)
-    return now / torch.linalg.vector_norm(now, dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    mixed = torch.where(mixed.abs() <= rounding[..., None], 0.0, mixed) / gap
+    error = (2 * (leak.square().sum(dim=(1, 2)) + mixed.square().sum(dim=(1, 2)))).sqrt()
+    # An eigenvalue lies no further from a value than its residual, nor than its square over the gap to all others.
+    length = torch.linalg.vector_norm(residual[..., rank:], dim=1)
+    reach = values[:, rank:] + torch.minimum(length, length.square() / outside[:, rank:])
+    may_rise = (reach > values[:, rank - 1 : rank] + rounding).any(dim=-1)
+    return torch.where(may_rise, error.clamp_min(1.0), error)
 
 
 def complement_solve(
-    matrix: Tensor, vectors: Tensor, values: Tensor, pull: Tensor, *, rank: int, broadening: float
+    matrix: Tensor, vectors: Tensor, images: Tensor, values: Tensor, pull: Tensor, *, broadening: float
 ) -> Tensor:
     """Y = Σ_j u_j (u_jᵀ g_i) / (λ_i − λ_j) over the dropped j, for each kept i, by conjugate gradients.
 
     1 / gap is broadened to gap / (gap² + ε²): for the roughly known u_j of the block one by one, for all others as at
-    the smallest of their gaps, which is where it matters most. Preconditioned by the block.
+    the smallest of their gaps, which is where it matters most. The block's part is eliminated first: S maps it to
+    itself and to its residuals, which are known.
 
     Args:
         matrix: S, (G, C, C).
         vectors: (G, C, p) of `leading`.
+        images: (G, C, p) of `leading`.
         values: (G, p) of `leading`.
-        pull: g, (G, C, k), orthogonal to q.
-        rank: k.
+        pull: g, (G, C, k).
         broadening: ε.
     """
-    kept, guard = vectors[..., :rank], vectors[..., rank:]
-    tiny = torch.finfo(values.dtype).tiny
+    rank = pull.shape[-1]
+    guard = vectors[..., rank:]
+    rough = images[..., rank:] - guard * values[:, None, rank:]
     # A gap below ε / 100 would make the system stiff, and counts for next to nothing anyway.
     gap = (values[:, None, :rank] - values[:, rank:, None]).clamp_min(broadening / 100)
-    outside = (values[:, :rank] - values[:, -1:]).clamp_min(broadening / 100)[:, None]
-    extra = broadening**2 / outside
-    shift = values[:, None, :rank] + extra
-    stiff, soft = broadening**2 / gap - extra, 1 / (gap + broadening**2 / gap)
-
-    def project(x: Tensor) -> Tensor:
-        return x - kept @ (kept.mT @ x)
+    soft = 1 / (gap + broadening**2 / gap)
+    outside = (values[:, :rank] - values[:, -1:]).clamp_min(broadening / 100)
+    shift = (values[:, :rank] + broadening**2 / outside)[:, None]
+    along = vectors.mT @ pull
+    inner = along[:, rank:]
+    to_block = torch.cat([vectors, -rough], dim=-1)
 
     def apply(x: Tensor) -> Tensor:
-        return project(shift * x - matrix @ x + guard @ (stiff * (guard.mT @ x)))
+        """Of x outside of the block: (λ_i − S) x, less what goes into the block, and what comes back from there."""
+        # By the residuals it would be the same, but for rounding errors along the block, which would then grow.
+        into = images.mT @ x
+        into = torch.cat([into, soft * into[:, rank:]], dim=1)
+        return torch.baddbmm(torch.baddbmm(shift * x, matrix, x, alpha=-1.0), to_block, into)
 
-    def precondition(x: Tensor) -> Tensor:
-        inner = guard.mT @ x
-        return project(x / shift.clamp_min(tiny) + guard @ (soft * inner - inner / shift.clamp_min(tiny)))
+    right = pull - vectors @ along + rough @ (soft * inner)
+    solution = _conjugate_gradients(apply, right, tolerance=_SOLVER_TOLERANCE[values.dtype])
+    return solution + guard @ (soft * (inner + rough.mT @ solution))
 
-    residual = project(pull)
-    bound = _SOLVER_TOLERANCE[values.dtype] * torch.linalg.vector_norm(residual, dim=1, keepdim=True)
-    solution = torch.zeros_like(residual)
-    better = precondition(residual)
-    direction = better
-    product = (residual * better).sum(dim=1, keepdim=True)
+
+def _conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, *, tolerance: float) -> Tensor:
+    """A x = b for each column of b (G, C, k), to a residual of that share of it."""
+    residual = right
+    product = residual.square().sum(dim=1, keepdim=True)
+    bound = tolerance**2 * product
+    solution, direction = torch.zeros_like(right), residual
     for _ in range(_SOLVER_STEPS):
-        active = torch.linalg.vector_norm(residual, dim=1, keepdim=True) > bound
+        active = product > bound
         if not bool(active.any()):
             break
         image = apply(direction)
         curvature = (direction * image).sum(dim=1, keepdim=True)
         # A column that is done stands still: its next direction would be made of rounding errors.
         step = torch.where(active & (curvature > 0), product / curvature, 0.0)
-        solution = solution + step * direction
-        residual = residual - step * image
-        better = precondition(residual)
-        last, product = product, (residual * better).sum(dim=1, keepdim=True)
-        direction = better + torch.where(active & (last > 0), product / last, 0.0) * direction
+        solution = torch.addcmul(solution, step, direction)
+        residual = torch.addcmul(residual, step, image, value=-1.0)
+        last, product = product, residual.square().sum(dim=1, keepdim=True)
+        direction = torch.addcmul(residual, torch.where(active & (last > 0), product / last, 0.0), direction)
     return solution
-
-
-def _normalised(adjacency: Tensor, weights: str) -> tuple[Tensor, Tensor, Tensor]:
-    """S, q (G, C, 1) and d^{−1/2} (G, C, 1)."""
-    edge = torch.where(adjacency < 0, 0.0, adjacency) if weights == "positive" else (1.0 + adjacency) / 2.0
-    degree = edge.sum(dim=-1, keepdim=True)
-    linked = degree > 0
-    inverse = torch.where(linked, degree, 1.0).rsqrt() * linked
-    trivial = degree.sqrt() / degree.sum(dim=-2, keepdim=True).clamp_min(1e-30).sqrt()
-    matrix = edge.mul_(inverse).mul_(inverse.mT) if edge is not adjacency else edge * inverse * inverse.mT
-    return matrix.baddbmm_(trivial, trivial.mT, alpha=-1.0), trivial, inverse
-
-
-@torch.library.custom_op(
-    "reldistill::leading_vectors",
-    mutates_args=(),
-    schema="(Tensor adjacency, Tensor start, int rank, str weights) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _leading_vectors(adjacency: Tensor, start: Tensor, rank: int, weights: str) -> tuple[Tensor, ...]:
-    with torch.autocast(adjacency.device.type, enabled=False):
-        matrix = _normalised(adjacency, weights)[0]
-        # A mean of Gram matrices, as (1 + A) / 2 still is, has no negative eigenvalue; clipping may add one.
-        semidefinite = weights == "shifted" or not bool((adjacency < 0).any())
-        found = leading(matrix, start, rank=rank, semidefinite=semidefinite)
-    if bool(found.fell_back.any()):
-        _warn()
-    return (
-        found.vectors[..., :rank].clone(),
-        found.vectors.contiguous(),
-        found.values.contiguous(),
-        found.fell_back.sum(),
-    )
-
-
-@_leading_vectors.register_fake
-def _(adjacency: Tensor, start: Tensor, rank: int, weights: str) -> tuple[Tensor, ...]:
-    graphs, channels, _ = adjacency.shape
-    size = block_size(channels, rank)
-    new = adjacency.new_empty
-    count = new((), dtype=torch.int64)
-    return new((graphs, channels, rank)), new((graphs, channels, size)), new((graphs, size)), count
-
-
-def _warn() -> None:
-    warnings.warn(
-        "a channel graph's low eigenvectors differ too much from the last step's, or did not converge, and were taken "
-        "from a full eigendecomposition, which is slow (SEKD counts this in `fallbacks`): larger batches make graphs "
-        "that move less; where there is no gap after eigenvalue number `rank`, another rank helps",
-        stacklevel=2,
-    )
-
-
-def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    adjacency, _, rank, weights = inputs
-    _, vectors, values, fell_back = output
-    ctx.mark_non_differentiable(vectors, values, fell_back)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(adjacency, vectors, values)
-    ctx.rank, ctx.weights = rank, weights
-
-
-def _backward(ctx, grad_kept, *_):  # type: ignore[no-untyped-def]
-    if torch.is_grad_enabled():
-        raise RuntimeError("eigenvectors have no second derivative here: call backward without create_graph")
-    return _pull(*ctx.saved_tensors, grad_kept, ctx.rank, ctx.weights), None, None, None
-
-
-_leading_vectors.register_autograd(_backward, setup_context=_keep)
-
-
-@torch.library.custom_op(
-    "reldistill::leading_vectors_backward",
-    mutates_args=(),
-    schema="(Tensor adjacency, Tensor vectors, Tensor values, Tensor grad_kept, int rank, str weights) -> Tensor",
-)
-def _pull(adjacency: Tensor, vectors: Tensor, values: Tensor, grad_kept: Tensor, rank: int, weights: str) -> Tensor:
-    """The gradient by S has rank 2k and is never formed; that by A is written once."""
-    with torch.autocast(adjacency.device.type, enabled=False):
-        matrix, trivial, inverse = _normalised(adjacency, weights)
-        kept = vectors[..., :rank]
-        along = trivial.mT @ grad_kept
-        grad_kept = grad_kept - trivial * along
-        epsilon = torch.finfo(values.dtype).eps ** 0.5
-        solved = complement_solve(matrix, vectors, values, grad_kept, rank=rank, broadening=epsilon)
-        # q is a dropped vector with the eigenvalue −2 of S − 2 q qᵀ; it moves with the degrees.
-        gap = values[:, None, :rank] - _TRIVIAL
-        pull = solved + trivial * (along * gap / (gap * gap + epsilon**2))
-        # d⟨G, S⟩ = Σ_ij G_ij d(N − 3 q qᵀ)_ij with G = ½ (pull keptᵀ + kept pullᵀ), N = D^−½ W D^−½.
-        return _to_adjacency(adjacency, matrix, trivial, inverse, kept, pull, weights)
-
-
-@_pull.register_fake
-def _(adjacency: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(adjacency)
-
-
-def _to_adjacency(
-    adjacency: Tensor, matrix: Tensor, trivial: Tensor, inverse: Tensor, kept: Tensor, pull: Tensor, weights: str
-) -> Tensor:
-    """Through N = D^{−½} W D^{−½} and q = D^{½} 1 / ‖·‖ to the adjacency."""
-
-    def normalised(x: Tensor) -> Tensor:
-        return matrix @ x + trivial * (trivial.mT @ x)
-
-    # ∂/∂d_i = −(G ∘ N) 1 / d_i, by N applied to both factors of G.
-    rows = (pull * normalised(kept) + kept * normalised(pull)).sum(dim=-1, keepdim=True) / 2
-    to_degree = -rows * inverse * inverse
-    # −3 q qᵀ: gradient by q is −6 G q; q_i = √d_i / √Σd.
-    to_trivial = -3.0 * (pull * (kept.mT @ trivial).mT + kept * (pull.mT @ trivial).mT).sum(dim=-1, keepdim=True)
-    total = inverse.square().reciprocal().masked_fill(inverse == 0, 0.0).sum(dim=-2, keepdim=True).clamp_min(1e-30)
-    to_trivial = to_trivial - trivial * (trivial * to_trivial).sum(dim=-2, keepdim=True)
-    to_degree = to_degree + to_trivial * inverse / (2 * total.sqrt())
-    left = torch.cat([inverse * kept, inverse * pull], dim=-1) / 2
-    right = torch.cat([inverse * pull, inverse * kept], dim=-1)
-    gradient = torch.baddbmm(to_degree.expand_as(adjacency), left, right.mT)
-    return torch.where(adjacency < 0, 0.0, gradient) if weights == "positive" else gradient / 2
-
-
-class TrackedSubspaces(nn.Module):
-    """The low eigenvectors of a student's and a teacher's channel graph, from step to step.
-
-    What the last step found, where the next one starts, is a buffer: saved and restored with the module, so that a run
-    goes on exactly as if it had not been interrupted. It moves on in training mode only.
-
-    Args:
-        rank: k.
-        weights: see `spectrum.graph_weights`.
-    """
-
-    basis: Tensor
-    fallbacks: Tensor
-
-    def __init__(self, *, rank: int, weights: str) -> None:
-        super().__init__()
-        self.rank = rank
-        self.weights = weights
-        self.register_buffer("basis", torch.empty(0))
-        self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
-
-    def suits(self, adjacency: Tensor) -> bool:
-        """Whether graphs of that size are for this module: smaller ones are faster by `eigh`."""
-        return block_size(adjacency.shape[-1], self.rank) > 0
-
-    @full_precision
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Adjacencies (G, C, C) → embeddings U (G, C, k), each in some basis of its span.
-
-        The teacher's has no gradient; the student's is for functions of the span, as `spectrum.embedding_distance` is.
-        """
-        known = len(self.basis) > 0
-        ours, our_block, _, our_failures = _leading_vectors(
-            student, self.basis[0] if known else self.basis, self.rank, self.weights
-        )
-        theirs, their_block, _, their_failures = _leading_vectors(
-            teacher.detach(), self.basis[1] if known else self.basis, self.rank, self.weights
-        )
-        if self.training:
-            self.basis = torch.stack([our_block, their_block])
-            self.fallbacks = self.fallbacks + our_failures + their_failures
-        return ours, theirs
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # The basis has no size before the first step, and older checkpoints have none.
-        found = state_dict.setdefault(prefix + "basis", self.basis)
-        state_dict.setdefault(prefix + "fallbacks", self.fallbacks)
-        self.basis = self.basis.new_empty(found.shape, dtype=found.dtype)
-        super()._load_from_state_dict(state_dict, prefix, *args)

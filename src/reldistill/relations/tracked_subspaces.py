@@ -1,0 +1,230 @@
+"""The low eigenvectors of large channel graphs from training step to training step, as one differentiable operator.
+
+In terms of 𝓛 of `spectrum`, everything here is about S = I − 𝓛 − q qᵀ, q the trivial eigenvector: what is smallest in
+𝓛 is largest in S.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from reldistill.relations.precision import full_precision
+from reldistill.relations.spectrum import DEFLATION, Weights, broadening, graph_weights
+from reldistill.relations.subspace_iteration import Start, block_size, by_eigh, complement_solve, leading
+
+
+def _clipped(adjacency: Tensor, weights: str) -> bool:
+    """Whether there is an edge that `positive` weights cut off. The smallest entry tells it in the least time."""
+    return weights == "positive" and float(adjacency.amin()) < 0
+
+
+def _normalised(adjacency: Tensor, weights: str, *, clipped: bool) -> tuple[Tensor, Tensor]:
+    """S (G, C, C), and d^{−1/2} (G, C, 1), 0 for a vertex without edges."""
+    plain = weights == "positive" and not clipped
+    edge = adjacency if plain else graph_weights(adjacency, weights=cast(Weights, weights))
+    degree = edge.sum(dim=-1, keepdim=True)
+    linked = ~(degree <= 0)  # NaN shows
+    inverse = torch.where(linked, degree, 1.0).rsqrt() * linked
+    trivial = _trivial(inverse)
+    matrix = (edge * inverse).mul_(inverse.mT)
+    return matrix.addcmul_(trivial, trivial.mT, value=-1.0), inverse
+
+
+def _trivial(inverse: Tensor) -> Tensor:
+    """q (G, C, 1)."""
+    root = _root(inverse)
+    return root / torch.linalg.vector_norm(root, dim=1, keepdim=True).clamp_min(1e-15)
+
+
+def _root(inverse: Tensor) -> Tensor:
+    """d^{1/2} (G, C, 1)."""
+    return inverse.reciprocal().masked_fill(inverse == 0, 0.0)
+
+
+@torch.library.custom_op(
+    "reldistill::leading_vectors",
+    mutates_args=(),
+    schema="(Tensor adjacency, Tensor basis, Tensor levels, Tensor degree, int rank, str weights) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _leading_vectors(
+    adjacency: Tensor, basis: Tensor, levels: Tensor, degree: Tensor, rank: int, weights: str
+) -> tuple[Tensor, ...]:
+    graphs, channels, _ = adjacency.shape
+    with torch.autocast(adjacency.device.type, enabled=False):
+        clipped = _clipped(adjacency, weights)
+        matrix, inverse = _normalised(adjacency, weights, clipped=clipped)
+        size = block_size(channels, rank)
+        known = basis.shape == (graphs, channels, size) and levels.shape == (graphs, 4) and _finite(basis, levels)
+        start = Start(basis.to(matrix.dtype), levels.to(matrix.dtype), int(degree)) if known else None
+        if _finite(matrix):
+            # A mean of Gram matrices, as (1 + A) / 2 still is, has no negative eigenvalue; clipping may add one.
+            found = leading(matrix, start, rank=rank, semidefinite=not clipped)
+            failures = found.fell_back.sum()
+        else:
+            found = by_eigh(matrix, rank=rank)
+            failures = torch.zeros_like(found.fell_back).sum()
+    if int(failures):
+        _warn()
+    kept = found.vectors[..., :rank].clone(memory_format=torch.contiguous_format)
+    found_degree = torch.tensor(found.degree, device=adjacency.device)
+    return kept, *(x.contiguous() for x in found[:4]), found_degree, failures, matrix, inverse
+
+
+def _finite(*tensors: Tensor) -> bool:
+    """Whether all numbers are: by their sum, in a fraction of the time of looking at each."""
+    return math.isfinite(float(torch.stack([tensor.sum() for tensor in tensors]).sum()))
+
+
+@_leading_vectors.register_fake
+def _(adjacency: Tensor, basis: Tensor, levels: Tensor, degree: Tensor, rank: int, weights: str) -> tuple[Tensor, ...]:
+    graphs, channels, _ = adjacency.shape
+    size = block_size(channels, rank)
+    new = adjacency.new_empty
+    counts = [new((), dtype=torch.int64) for _ in range(2)]
+    vectors = [new((graphs, channels, columns)) for columns in (rank, size, size)]
+    return *vectors, new((graphs, size)), new((graphs, 4)), *counts, new(adjacency.shape), new((graphs, channels, 1))
+
+
+def _warn() -> None:
+    warnings.warn(
+        "a channel graph's low eigenvectors did not converge and were taken from a full eigendecomposition, which is "
+        "slow (SEKD counts this in `fallbacks`): where there is no gap after eigenvalue number `rank`, another rank "
+        "or larger batches help",
+        stacklevel=2,
+    )
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, vectors, images, values, *_, matrix, inverse = output
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[0], matrix, inverse, vectors, images, values)
+    ctx.weights = inputs[5]
+
+
+def _backward(ctx, grad_kept, *_):  # type: ignore[no-untyped-def]
+    if torch.is_grad_enabled():
+        raise RuntimeError("eigenvectors have no second derivative here: call backward without create_graph")
+    return _pull(*ctx.saved_tensors, grad_kept, ctx.weights), *[None] * 5
+
+
+_leading_vectors.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op(
+    "reldistill::leading_vectors_backward",
+    mutates_args=(),
+    schema="(Tensor adjacency, Tensor matrix, Tensor inverse, Tensor vectors, Tensor images, Tensor values, "
+    "Tensor grad_kept, str weights) -> Tensor",
+)
+def _pull(
+    adjacency: Tensor,
+    matrix: Tensor,
+    inverse: Tensor,
+    vectors: Tensor,
+    images: Tensor,
+    values: Tensor,
+    grad_kept: Tensor,
+    weights: str,
+) -> Tensor:
+    """The gradient by S has rank 2k and is never formed; that by A is written once."""
+    rank = grad_kept.shape[-1]
+    with torch.autocast(adjacency.device.type, enabled=False):
+        trivial, epsilon = _trivial(inverse), broadening(values.dtype)
+        along = trivial.mT @ grad_kept
+        solved = complement_solve(matrix, vectors, images, values, grad_kept - trivial * along, broadening=epsilon)
+        # q is a dropped vector too, with the eigenvalue 1 − DEFLATION of I − 𝓛 − DEFLATION q qᵀ; it moves with the
+        # degrees.
+        gap = values[:, None, :rank] - (1.0 - DEFLATION)
+        pull = solved + trivial * (along * gap / (gap * gap + epsilon**2))
+        # d⟨G, S⟩ = Σ_ij G_ij d(N − DEFLATION q qᵀ)_ij with G = ½ (pull keptᵀ + kept pullᵀ), N = D^−½ W D^−½.
+        kept = vectors[..., :rank]
+        moved_kept, moved_pull = (
+            image + trivial * (trivial.mT @ x) for image, x in ((images[..., :rank], kept), (matrix @ pull, pull))
+        )
+        gradient = _to_edges(kept, pull, moved_kept, moved_pull, inverse)
+    if _clipped(adjacency, weights):
+        return gradient.masked_fill_(adjacency < 0, 0.0)
+    return gradient if weights == "positive" else gradient.mul_(0.5)
+
+
+@_pull.register_fake
+def _(adjacency: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(adjacency)
+
+
+def _to_edges(kept: Tensor, pull: Tensor, moved_kept: Tensor, moved_pull: Tensor, inverse: Tensor) -> Tensor:
+    """Through N = D^{−½} W D^{−½} and q = D^{½} 1 / ‖·‖ to the weights W; `moved` are N times the vectors."""
+    root = _root(inverse)
+    total = torch.linalg.vector_norm(root, dim=1, keepdim=True).clamp_min(1e-15)
+    trivial = root / total
+    # ∂/∂d_i = −(G ∘ N) 1 / d_i, by N applied to both factors of G.
+    rows = (pull * moved_kept + kept * moved_pull).sum(dim=-1, keepdim=True) / 2
+    # Gradient by q is −2 DEFLATION G q; q_i = √d_i / √Σd.
+    to_trivial = (pull * (kept.mT @ trivial).mT + kept * (pull.mT @ trivial).mT).sum(dim=-1, keepdim=True)
+    to_trivial = -DEFLATION * (to_trivial - trivial * (trivial * to_trivial).sum(dim=-2, keepdim=True))
+    to_degree = to_trivial * inverse / (2 * total) - rows * inverse * inverse
+    # The degrees' part as one more column: every entry of the gradient is written once.
+    left = torch.cat([inverse * kept / 2, inverse * pull / 2, to_degree], dim=-1)
+    right = torch.cat([inverse * pull, inverse * kept, torch.ones_like(to_degree)], dim=-1)
+    return left @ right.mT
+
+
+class TrackedSubspaces(nn.Module):
+    """The low eigenvectors of a student's and a teacher's channel graph, from step to step.
+
+    What the last step found, where the next one starts, are buffers: saved and restored with the module, so that a run
+    goes on exactly as if it had not been interrupted. They move on in training mode only.
+
+    Args:
+        rank: k.
+        weights: see `spectrum.graph_weights`.
+    """
+
+    basis: Tensor
+    levels: Tensor
+    degrees: Tensor
+    fallbacks: Tensor
+
+    def __init__(self, *, rank: int, weights: str) -> None:
+        super().__init__()
+        self.rank = rank
+        self.weights = weights
+        self.register_buffer("basis", torch.empty(2, 0))
+        self.register_buffer("levels", torch.empty(2, 0))
+        self.register_buffer("degrees", torch.zeros(2, dtype=torch.int64))
+        self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
+
+    def suits(self, adjacency: Tensor) -> bool:
+        """Whether graphs of that size are for this module: smaller ones are faster by `eigh`."""
+        return block_size(adjacency.shape[-1], self.rank) > 0
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Adjacencies (G, C, C) → embeddings U (G, C, k), each in some basis of its span.
+
+        The teacher's has no gradient; the student's is for functions of the span, as `spectrum.embedding_distance` is.
+        """
+        found = [
+            _leading_vectors(adjacency, basis, levels, degree, self.rank, self.weights)
+            for adjacency, basis, levels, degree in zip(
+                (student, teacher.detach()), self.basis, self.levels, self.degrees, strict=True
+            )
+        ]
+        if self.training:
+            self.basis, self.levels, self.degrees = (torch.stack([f[i] for f in found]) for i in (1, 4, 5))
+            self.fallbacks = self.fallbacks + sum(f[6] for f in found)
+        return found[0][0], found[1][0]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The buffers have no size before the first step, and older checkpoints have none, or not all of them.
+        for name in ("basis", "levels", "degrees", "fallbacks"):
+            found = state_dict.setdefault(prefix + name, getattr(self, name))
+            setattr(self, name, getattr(self, name).new_empty(found.shape, dtype=found.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *args)
