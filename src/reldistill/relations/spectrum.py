@@ -80,8 +80,11 @@ def _deflated(adjacency: Tensor, weights: Weights) -> Tensor:
 
 
 def _all_finite(matrix: Tensor) -> Tensor:
-    """(…, n, n) → (…, 1, 1). LAPACK raises on NaN and infinity; a loss that is not finite says more than its error."""
-    return torch.isfinite(matrix).all(dim=-1).all(dim=-1)[..., None, None]
+    """(…, n, n) → (…, 1, 1). LAPACK raises on NaN and infinity; a loss that is not finite says more than its error.
+
+    By the sum, which takes a fraction of the time of looking at each entry.
+    """
+    return torch.isfinite(matrix.detach().sum(dim=(-2, -1), keepdim=True))
 
 
 def guarded_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
