@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from reldistill.report.intervals import paired_difference
-from reldistill.report.seeds import bootstrap_interval, difference_over_seeds, mean_and_deviation, t_interval
+from reldistill.report.seeds import (
+    bootstrap_interval,
+    difference_of_draws,
+    difference_over_seeds,
+    mean_and_deviation,
+    t_interval,
+)
 
 
 def made(seeds: int, images: int, *, gain: float, noise: float, random: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -100,3 +106,21 @@ def test_mean_and_deviation() -> None:
     mean, deviation = mean_and_deviation(values)
     by_pairs = sum((a - b) ** 2 for a, b in itertools.combinations(values, 2)) / 6
     assert (mean, deviation) == pytest.approx((92.0, by_pairs**0.5))
+
+
+def test_draws_of_one_seed_are_their_middle() -> None:
+    drawn, others = np.arange(1001.0)[None] / 10, np.zeros((1, 1001))
+    found = difference_of_draws([60.0], [8.0], drawn, others, images=20)
+    assert (found.points, found.low, found.high) == (52.0, 2.5, 97.5)
+    assert found.over_seeds is None
+    assert found.beyond_noise
+
+
+def test_draws_of_several_seeds_reach_as_far_as_the_seeds_do() -> None:
+    random = np.random.default_rng(0)
+    drawn = 50 + random.normal(0, 0.1, (3, 500))
+    found = difference_of_draws([50.0, 60.0, 70.0], [49.0, 56.0, 61.0], drawn, drawn - 3, images=20)
+    assert found.points == pytest.approx((1 + 4 + 9) / 3)
+    assert (found.low, found.high) == pytest.approx(t_interval([1.0, 4.0, 9.0]))
+    same = difference_of_draws([50.0, 60.0], [47.0, 57.0], drawn[:2], drawn[:2] - 3, images=20)
+    assert (same.low, same.high) == pytest.approx((3.0, 3.0))

@@ -26,7 +26,8 @@ LOG_FILE = "log.txt"
 def run_cell(cell: Cell, root: Path) -> None:
     """Train a cell's student, or go on where it was left, and look at the test images."""
     folder = root / cell.plan.cell
-    images = read_images(cell.data, cell.training)
+    models = (cell.networks.student, cell.networks.teacher)
+    images = read_images(cell.data, cell.training, models=models)
     distill(cell.data, cell.networks, cell.training, out=folder, resume=True, images=images)
     measure_cell(cell, folder, images, reference=root / REFERENCE)
 
@@ -35,7 +36,9 @@ def run_reference(
     data: DataSettings, pairs: Sequence[PairSettings], training: TrainSettings, methods: Sequence[str], root: Path
 ) -> None:
     """Measure what all cells have in common."""
-    measure_reference(pairs, read_images(data, training), training, methods, root / REFERENCE)
+    models = [name for pair in pairs for name in (pair.student, pair.teacher)]
+    images = read_images(data, training, models=models)
+    measure_reference(pairs, data, images, training, methods, root / REFERENCE)
 
 
 def in_process(

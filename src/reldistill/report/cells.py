@@ -49,8 +49,8 @@ class TestRecord:
     """`test.json`: the one look at the test images after a run has ended. Shares in percent, memory in bytes.
 
     Args:
-        test_last: accuracy with the last epoch's weights.
-        test_best: accuracy with the weights of the epoch that was best on the validation images.
+        test_last: score (accuracy, AP) with the last epoch's weights.
+        test_best: score with the weights of the epoch that was best on the validation images.
         agreement: test images on which the last epoch's student and the teacher say the same class.
         calibration_error: expected calibration error over 15 bins, last epoch.
         correlation_gap: mean difference of teacher's and student's correlations between two classes' logits.
@@ -60,9 +60,9 @@ class TestRecord:
 
     test_last: float
     test_best: float
-    agreement: float
-    calibration_error: float
-    correlation_gap: float
+    agreement: float | None
+    calibration_error: float | None
+    correlation_gap: float | None
     peak_memory: int
     test_images: int
 

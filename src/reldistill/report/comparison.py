@@ -12,8 +12,14 @@ import numpy as np
 from reldistill.checks import UserError
 from reldistill.report.cells import REFERENCE, CellPlan, CellResult, read_cell, read_json
 from reldistill.report.compare import ALONE
-from reldistill.report.record import encode
-from reldistill.report.seeds import METHOD, SeedDifference, difference_over_seeds, mean_and_deviation
+from reldistill.report.record import SCORES, Score, encode
+from reldistill.report.seeds import (
+    METHOD,
+    SeedDifference,
+    difference_of_draws,
+    difference_over_seeds,
+    mean_and_deviation,
+)
 from reldistill.report.words import known
 
 SCHEMA = 1
@@ -68,6 +74,11 @@ class Comparison:
         return [cell for cell in self.cells if cell.status == "failed"]
 
     @property
+    def score(self) -> Score:
+        """What the networks are compared by."""
+        return SCORES[self.head.settings.get("task", "classification")]
+
+    @property
     def test_images(self) -> int:
         """How many images every figure of the test rests on."""
         return int(self.reference.get("data", {}).get("test_images", 0))
@@ -75,14 +86,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Summary:
-    """A variant over its finished seeds. Accuracies and shares in percent, times in seconds, memory in bytes.
+    """A variant over its finished seeds. Scores and shares in percent, times in seconds, memory in bytes.
 
     Args:
-        mean: test accuracy of the last epoch, over the seeds.
+        mean: test score of the last epoch, over the seeds.
         std: its standard deviation; None with one seed.
-        mean_best: test accuracy of the epoch that was best on the validation images.
+        mean_best: test score of the epoch that was best on the validation images.
         std_best: its standard deviation.
-        mean_val: validation accuracy of that epoch: what choices are made by.
+        mean_val: validation score of that epoch: what choices are made by.
         std_val: its standard deviation.
         vs_none: against the student alone.
         vs_kd: against kd.
@@ -163,8 +174,8 @@ def gather(head: Head, folder: Path, plans: Sequence[CellPlan]) -> Comparison:
 
 def summaries(comparison: Comparison) -> list[Summary]:
     """One for each variant, in the order of the cells."""
-    hits = {cell.plan.cell: cell.arrays()["correct_last"] for cell in comparison.cells if cell.status == "finished"}
-    found = [_summary(comparison, variant, hits) for variant in comparison.variants]
+    arrays = {cell.plan.cell: cell.arrays() for cell in comparison.cells if cell.status == "finished"}
+    found = [_summary(comparison, variant, arrays) for variant in comparison.variants]
     if comparison.head.kind == "compare":
         return found
     best = {student: _preferred(found, student) for student in {summary.student for summary in found}}
@@ -172,12 +183,12 @@ def summaries(comparison: Comparison) -> list[Summary]:
 
 
 def _preferred(found: Sequence[Summary], student: str) -> Summary | None:
-    """The point with the best mean validation accuracy: the first of those, where several are."""
+    """The point with the best mean validation score: the first of those, where several are."""
     own = [summary for summary in found if summary.student == student and known(summary.mean_val)]
     return max(own, key=lambda summary: summary.mean_val or 0.0, default=None)
 
 
-def _summary(comparison: Comparison, variant: str, hits: Mapping[str, np.ndarray]) -> Summary:
+def _summary(comparison: Comparison, variant: str, arrays: Mapping[str, Mapping[str, np.ndarray]]) -> Summary:
     cells = comparison.variants[variant]
     plan, done = cells[0].plan, [cell for cell in cells if cell.test is not None and cell.record is not None]
     student = comparison.reference.get("students", {}).get(plan.student, {})
@@ -209,30 +220,43 @@ def _summary(comparison: Comparison, variant: str, hits: Mapping[str, np.ndarray
         std_best=std_best,
         mean_val=mean_val,
         std_val=std_val,
-        vs_none=_against(comparison, cells, ALONE, hits),
-        vs_kd=_against(comparison, cells, BASE, hits),
-        agreement=float(np.mean([test.agreement for test in tests])),
-        calibration_error=float(np.mean([test.calibration_error for test in tests])),
-        correlation_gap=float(np.mean([test.correlation_gap for test in tests])),
+        vs_none=_against(comparison, cells, ALONE, arrays),
+        vs_kd=_against(comparison, cells, BASE, arrays),
+        agreement=_mean([test.agreement for test in tests]),
+        calibration_error=_mean([test.calibration_error for test in tests]),
+        correlation_gap=_mean([test.correlation_gap for test in tests]),
         seconds_per_step=float(np.mean(steps)) if steps else None,
         peak_memory=max(test.peak_memory for test in tests),
     )
 
 
+def _mean(values: Sequence[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    return float(np.mean(measured)) if measured else None
+
+
 def _against(
-    comparison: Comparison, cells: Sequence[CellResult], base: str, hits: Mapping[str, np.ndarray]
+    comparison: Comparison, cells: Sequence[CellResult], base: str, arrays: Mapping[str, Mapping[str, np.ndarray]]
 ) -> SeedDifference | None:
     """The difference to the base over the seeds that both have finished."""
     if cells[0].plan.method == base or comparison.head.kind != "compare":
         return None
-    own = {cell.plan.seed: hits[cell.plan.cell] for cell in cells if cell.plan.cell in hits}
-    others = {
-        cell.plan.seed: hits[cell.plan.cell] for cell in comparison.variants.get(base, ()) if cell.plan.cell in hits
-    }
+    own, others = (
+        {cell.plan.seed: cell for cell in some if cell.plan.cell in arrays and cell.test}
+        for some in (cells, comparison.variants.get(base, ()))
+    )
     both = sorted(set(own) & set(others))
     if not both:
         return None
-    return difference_over_seeds(np.stack([own[seed] for seed in both]), np.stack([others[seed] for seed in both]))
+
+    def stacked(of: Mapping[int, CellResult], name: str) -> np.ndarray:
+        return np.stack([arrays[of[seed].plan.cell][name] for seed in both])
+
+    if comparison.score.counted:
+        return difference_over_seeds(stacked(own, "correct_last"), stacked(others, "correct_last"))
+    scores, other_scores = ([of[seed].test.test_last for seed in both] for of in (own, others))  # type: ignore[union-attr]
+    drawn, others_drawn = stacked(own, "drawn"), stacked(others, "drawn")
+    return difference_of_draws(scores, other_scores, drawn, others_drawn, images=comparison.test_images)
 
 
 # As JSON -------------------------------------------------------------------------------------------------------------

@@ -8,61 +8,30 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from reldistill.report.captions import caption
-from reldistill.report.cells import ARRAYS_FILE, REFERENCE, CellResult, read_arrays
 from reldistill.report.compare import ALONE
 from reldistill.report.comparison import Comparison, Summary
-from reldistill.report.comparison_plots import (
-    Point,
-    class_key,
-    cost_plot,
-    embedding,
-    embedding_plot,
-    gap_limit,
-    mean_curves,
-    series_styles,
-    sweep_plot,
+from reldistill.report.comparison_pictures import (
+    cost_section,
+    curves_section,
+    features_section,
+    gaps_section,
+    section,
+    shown_name,
+    sweep_section,
 )
 from reldistill.report.comparison_text import caveats, relative_times, setting, spread, verdict
 from reldistill.report.page import whole_page
-from reldistill.report.plots import matrix_plot
-from reldistill.report.relations_file import thin_out
 from reldistill.report.seeds import METHOD, SeedDifference
 from reldistill.report.words import count, decimals, duration, known, large, percent, signed, size, times
 
-_MOST_LEGEND = 20
-
 TABLE = """
-Accuracy on the test images, which nothing was chosen by and which every run saw once, at its end: mean and standard
+The score on the test images, which nothing was chosen by and which every run saw once, at its end: mean and standard
 deviation over the seeds, after the last epoch and with the weights of the epoch that was best on the validation images.
 Differences are of the last epoch, with 95 % intervals drawn beside them; green leaves out 0. Agreement is the share of
 test images on which student and teacher say the same class; ECE is the expected calibration error over 15 bins.
 FLOPs are of a training step for one image, teacher included, as far as torch counts them; a multiplication and an
 addition are two.
-"""
-COST = """
-Up and to the left is better: more accuracy for less time a step. Bars show one standard deviation over the seeds. Times
-are as good as the machine was quiet.
-"""
-CURVES = """
-Mean over the seeds, with a band from the lowest to the highest seed. These are validation images, cut from the training
-images; the first third of training may lie below the scale.
-"""
-TSNE = """
-The classifier's input for up to 500 test images, laid out by t-SNE so that what is near in many dimensions stays near;
-colours are classes. Look at which classes lie apart and which run into each other: distances between clusters, and
-their sizes, mean little. Each panel is laid out on its own, from the first seed.
-"""
-GAP = """
-For each pair of classes, how far the correlation of their two logits over the test images differs between student and
-teacher (first seed). A student that has taken over which classes the teacher finds alike has a dark panel. All panels
-share one colour scale.
-"""
-SWEEP = """
-Accuracy on the validation images in the best epoch, mean over the seeds with one standard deviation; the ring marks the
-point that is chosen. Where a curve is flat within its bars, the setting matters little.
 """
 
 
@@ -70,11 +39,20 @@ def comparison_page(comparison: Comparison, rows: Sequence[Summary]) -> str:
     """The page, whole."""
     is_sweep = comparison.head.kind == "sweep"
     title = _title(comparison)
-    pictures = [] if is_sweep else [_cost(rows), _curves(comparison), _features(comparison), _gaps(comparison)]
+    pictures = (
+        []
+        if is_sweep
+        else [
+            cost_section(comparison, rows),
+            curves_section(comparison),
+            features_section(comparison),
+            gaps_section(comparison),
+        ]
+    )
     sections = [
         _header(comparison, rows, title),
         _verdict(comparison, rows),
-        _sweep(comparison, rows) if is_sweep else "",
+        sweep_section(comparison, rows) if is_sweep else "",
         _grid_table(comparison, rows) if is_sweep else _table(comparison, rows),
         *pictures,
         _cells(comparison),
@@ -256,136 +234,6 @@ def _bar(between: SeedDifference | None, ends: tuple[float, float]) -> str:
     )
 
 
-# Pictures ------------------------------------------------------------------------------------------------------------
-
-
-def _cost(rows: Sequence[Summary]) -> str:
-    styles = series_styles([row.variant for row in rows], alone=ALONE)
-    points = [
-        Point(_name(row.variant), 1e3 * row.seconds_per_step, row.mean, row.std, styles[row.variant])
-        for row in rows
-        if row.mean is not None and row.seconds_per_step is not None
-    ]
-    if not points:
-        return ""
-    plot = cost_plot(points, unit="ms")
-    return _section("cost", "Accuracy against training cost", f'<div class="wide-plot">{plot}</div>\n{caption(COST)}')
-
-
-def _curves(comparison: Comparison) -> str:
-    curves = {}
-    for variant, cells in comparison.variants.items():
-        histories = [
-            [epoch.val["accuracy"] for epoch in cell.record.history] for cell in cells if cell.record is not None
-        ]
-        shortest = min(map(len, histories), default=0)  # seeds may end early, each at its own epoch
-        if shortest:
-            curves[variant] = np.asarray([history[:shortest] for history in histories])
-    if not curves:
-        return ""
-    styles = series_styles(list(comparison.variants), alone=ALONE)
-    named = {_name(variant): values for variant, values in curves.items()}
-    plot = mean_curves(named, {_name(variant): style for variant, style in styles.items()})
-    return _section("curves", "Learning curves", f'<div class="wide-plot">{plot}</div>\n{caption(CURVES)}')
-
-
-def _features(comparison: Comparison) -> str:
-    """One panel each: untrained, alone, teacher, methods."""
-    reference = _reference_arrays(comparison)
-    first = _first_cells(comparison)
-    if not reference or not first:
-        return ""
-    labels = reference["labels"][reference["shown"]]
-    panels = {"untrained student": reference["untrained_0"]}
-    panels |= {"student alone": first[ALONE].arrays()["features"]} if ALONE in first else {}
-    panels |= {"teacher": reference["features"]}
-    panels |= {variant: cell.arrays()["features"] for variant, cell in first.items() if variant != ALONE}
-    shown = "".join(
-        f"<figure><figcaption>{html.escape(name)}</figcaption>"
-        f"{embedding_plot(embedding(features), labels, title=f't-SNE of {name}')}</figure>"
-        for name, features in panels.items()
-    )
-    legend = _legend(comparison.reference["data"]["classes"])
-    return _section("features", "Features", f'{legend}<div class="panels small">{shown}</div>\n{caption(TSNE)}')
-
-
-def _legend(classes: Sequence[str]) -> str:
-    if len(classes) > _MOST_LEGEND:
-        return ""
-    entries = "".join(f"<span>{class_key(label)}{html.escape(name)}</span>" for label, name in enumerate(classes))
-    return f'<div class="legend">{entries}</div>'
-
-
-def _gaps(comparison: Comparison) -> str:
-    reference = _reference_arrays(comparison)
-    gaps = {}
-    for variant, cell in _first_cells(comparison).items():
-        gaps[variant] = np.abs(cell.arrays()["correlation"] - reference["correlation"])
-    if not gaps:
-        return ""
-    limit = gap_limit(list(gaps.values()))
-    panels = "".join(
-        "<div>"
-        + matrix_plot(
-            thin_out(gap),
-            title=f"{_name(variant)}: {_off_diagonal(gap):.3f}",
-            unit="difference of correlations",
-            diverging=False,
-            limit=limit,
-            prefix=f"gap{place}",
-        )
-        + "</div>"
-        for place, (variant, gap) in enumerate(gaps.items())
-    )
-    body = f'<div class="panels small">{panels}</div>\n{caption(GAP)}'
-    return _section("correlation", "Correlation of the logits: distance from the teacher", body)
-
-
-def _off_diagonal(gap: np.ndarray) -> float:
-    return float(gap[~np.eye(len(gap), dtype=bool)].mean())
-
-
-def _sweep(comparison: Comparison, rows: Sequence[Summary]) -> str:
-    name, *others = comparison.head.over
-    lines: dict[str, list[tuple[Any, float, float | None]]] = {}
-    chosen: dict[str, int] = {}
-    several = len({row.student for row in rows}) > 1
-    for row in rows:
-        if row.mean_val is None:
-            continue
-        words = ([row.student] if several else []) + [f"{other} = {row.point[other]}" for other in others]
-        label = ", ".join(words) or row.student
-        lines.setdefault(label, []).append((row.point[name], row.mean_val, row.std_val))
-        if row.chosen:
-            chosen[label] = len(lines[label]) - 1
-    if not lines:
-        return ""
-    plot = sweep_plot(lines, name=name, chosen=chosen)
-    return _section("sweep", "Accuracy over the setting", f'<div class="wide-plot">{plot}</div>\n{caption(SWEEP)}')
-
-
-def _reference_arrays(comparison: Comparison) -> dict[str, np.ndarray]:
-    path = comparison.folder / REFERENCE / ARRAYS_FILE
-    return read_arrays(path) if path.is_file() else {}
-
-
-def _first_cells(comparison: Comparison) -> dict[str, CellResult]:
-    """Variant → its first finished seed."""
-    found = {
-        variant: next((cell for cell in cells if cell.status == "finished"), None)
-        for variant, cells in comparison.variants.items()
-    }
-    return {variant: cell for variant, cell in found.items() if cell is not None}
-
-
-def _name(variant: str) -> str:
-    return "student alone" if variant == ALONE else variant
-
-
-def _section(anchor: str, title: str, body: str) -> str:
-    return f'<section>\n<h2 id="{anchor}">{title}</h2>\n{body}\n</section>'
-
-
 # Every run, and how to repeat it -------------------------------------------------------------------------------------
 
 
@@ -400,7 +248,7 @@ def _cells(comparison: Comparison) -> str:
             _line(
                 "td",
                 [
-                    ("", html.escape(f"{_name(cell.plan.variant)}, seed {cell.plan.seed}")),
+                    ("", html.escape(f"{shown_name(cell.plan.variant)}, seed {cell.plan.seed}")),
                     ("", best + (f" ({result.best_epoch})" if result and result.best_epoch else "")),
                     ("", percent(test.test_best if test else None, digits)),
                     ("", percent(test.test_last if test else None, digits)),
@@ -410,7 +258,7 @@ def _cells(comparison: Comparison) -> str:
             )
         )
     table = f'<table class="plain"><thead>{_line("th", heads)}</thead><tbody>{"".join(lines)}</tbody></table>'
-    return _section("cells", "Every run", f'<div class="scroll">{table}</div>')
+    return section("cells", "Every run", f'<div class="scroll">{table}</div>')
 
 
 def _reproduce(comparison: Comparison) -> str:
@@ -427,7 +275,7 @@ def _reproduce(comparison: Comparison) -> str:
     )
     method = f"<h3>Intervals</h3>\n{caption(METHOD)}" if head.kind == "compare" else ""
     command = html.escape(shlex.join(head.command))
-    return _section(
+    return section(
         "reproduce",
         "How to reproduce",
         f'<dl class="commands"><dt>command</dt><dd><code>{command}</code></dd></dl>\n{method}\n{blocks}',

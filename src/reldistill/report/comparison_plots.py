@@ -35,8 +35,8 @@ def series_styles(variants: Sequence[str], *, alone: str) -> dict[str, tuple[str
     return {variant: styles.get(variant, (QUIET, (0, (4, 1.5)))) for variant in variants}
 
 
-def cost_plot(points: Sequence[Point], *, unit: str) -> str:
-    """Test accuracy against what a step costs, with a bar of one standard deviation to each side."""
+def cost_plot(points: Sequence[Point], *, score: str, unit: str) -> str:
+    """A test score against what a step costs, with a bar of one standard deviation to each side."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.6, 3.3))
         axes = figure.add_axes((0.085, 0.145, 0.89, 0.82))
@@ -54,9 +54,9 @@ def cost_plot(points: Sequence[Point], *, unit: str) -> str:
         axes.set_ylim(min(lows) - spare, max(highs) + spare)
         _name_points(axes, points)
         axes.set_xlabel(f"training step, {unit}")
-        axes.set_ylabel("test accuracy, last epoch, %")
+        axes.set_ylabel(f"test {score}, last epoch, %")
         axes.yaxis.set_major_locator(MaxNLocator(6))
-        return to_page(figure, "cost", "Test accuracy against training cost")
+        return to_page(figure, "cost", f"Test {score} against training cost")
 
 
 def _name_points(axes: Any, points: Sequence[Point]) -> None:
@@ -83,8 +83,8 @@ def _name_points(axes: Any, points: Sequence[Point]) -> None:
         )
 
 
-def mean_curves(curves: Mapping[str, np.ndarray], styles: Mapping[str, tuple[str, Any]]) -> str:
-    """Validation accuracy by epoch: (seeds, epochs) for each variant as the mean, and a band from least to most."""
+def mean_curves(curves: Mapping[str, np.ndarray], styles: Mapping[str, tuple[str, Any]], *, score: str) -> str:
+    """A validation score by epoch: (seeds, epochs) for each variant as the mean, and a band from least to most."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.6, 3.5))
         axes = figure.add_axes((0.085, 0.135, 0.70, 0.83))
@@ -102,17 +102,18 @@ def mean_curves(curves: Mapping[str, np.ndarray], styles: Mapping[str, tuple[str
         zoom(axes, means, ())
         name_ends(axes, ends)
         epoch_axis(axes, [1, max(values.shape[1] for values in curves.values())])
-        axes.set_ylabel("validation accuracy, %")
-        return to_page(figure, "curves", "Validation accuracy by epoch, mean over the seeds")
+        axes.set_ylabel(f"validation {score}, %")
+        return to_page(figure, "curves", f"Validation {score} by epoch, mean over the seeds")
 
 
 def sweep_plot(
-    lines: Mapping[str, Sequence[tuple[Any, float, float | None]]], *, name: str, chosen: Mapping[str, int]
+    lines: Mapping[str, Sequence[tuple[Any, float, float | None]]], *, score: str, name: str, chosen: Mapping[str, int]
 ) -> str:
-    """Validation accuracy over a setting's values, a line for each student (and value of the other setting).
+    """A validation score over a setting's values, a line for each student (and value of the other setting).
 
     Args:
         lines: label → (value, mean, standard deviation or None).
+        score: its name.
         name: of the setting along the axis.
         chosen: label → place of the point that was chosen, where it lies on that line.
     """
@@ -140,8 +141,8 @@ def sweep_plot(
         axes.margins(y=0.12)
         name_ends(axes, ends)
         axes.set_xlabel(name)
-        axes.set_ylabel("validation accuracy, best epoch, %")
-        return to_page(figure, "sweep", f"Validation accuracy over {name}")
+        axes.set_ylabel(f"validation {score}, best epoch, %")
+        return to_page(figure, "sweep", f"Validation {score} over {name}")
 
 
 def _short(value: Any) -> str:

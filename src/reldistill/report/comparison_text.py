@@ -53,10 +53,15 @@ def _references(comparison: Comparison, rows: Sequence[Summary], digits: int) ->
     lines = []
     alone = next((row for row in rows if row.method == ALONE and row.mean is not None), None)
     if alone is not None:
+        reached, images = f"{spread(alone.mean, alone.std, digits)} %", f"the {comparison.test_images:,} test images"
+        score = comparison.score
         lines.append(
-            f"The student alone gets {spread(alone.mean, alone.std, digits)} % of the {comparison.test_images:,} test "
-            f"images right ({_seeds(len(alone.seeds))}), the teacher "
-            f"{percent(comparison.reference['teacher']['test'], digits)} %."
+            (
+                f"The student alone gets {reached} of {images} right "
+                if score.counted
+                else f"The student alone has {score.name} {reached} on {images} "
+            )
+            + f"({_seeds(len(alone.seeds))}), the teacher {percent(comparison.reference['teacher']['test'], digits)} %."
         )
         if alone.mean is not None and comparison.reference["teacher"]["test"] <= alone.mean:
             lines.append("The teacher is no better than the student alone: there is little it could pass on.")
@@ -80,10 +85,13 @@ def _chosen(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
     for row in rows:
         if row.chosen:
             point = ", ".join(f"{name} = {value}" for name, value in row.point.items())
-            validated = f"{spread(row.mean_val, row.std_val, digits)} % of them right in the best epoch"
+            reached = f"{spread(row.mean_val, row.std_val, digits)} %"
+            score = comparison.score
+            validated = f"{reached} of them right" if score.counted else f"{score.name} {reached}"
             lines.append(
-                f"{row.student}: the validation images prefer {point}, with {validated} ({_seeds(len(row.seeds))}). On "
-                f"the test images that point has {spread(row.mean_best, row.std_best, digits)} % with those weights, "
+                f"{row.student}: the validation images prefer {point}, with {validated} in the best epoch "
+                f"({_seeds(len(row.seeds))}). On the test images that point has "
+                f"{spread(row.mean_best, row.std_best, digits)} % with those weights, "
                 f"{spread(row.mean, row.std, digits)} % after the last epoch."
             )
     return lines
