@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +10,11 @@ import torch
 from torch import nn
 
 from reldistill.checks import UserError
+from reldistill.export_detectors import export_detector
 from reldistill.files import write_bytes
+from reldistill.onnx_files import onnx_file
 from reldistill.report.record import read_record
-from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, Normalised, open_network, sha256
+from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, Normalised, open_network, read_card, sha256
 
 # The largest difference of logits, relative to their size, that float32 kernels of two runtimes may have.
 PARITY = 1e-3
@@ -30,7 +28,7 @@ def export_run(
     Args:
         run: the run's folder.
         format: `safetensors`: the state dict of the bare network; `onnx`: a graph with a free batch axis, compared with
-            the network before it counts as written.
+            the network before it counts as written. For a detector see `export_detectors.export_detector`.
         out: the file; by default `export.FORMAT` or `export-best.FORMAT` in the run's folder.
         best: the best epoch's weights.
         raw: ONNX without the normalisation.
@@ -49,19 +47,26 @@ def export_run(
     target = out or run / f"export{'-best' if best else ''}.{format}"
     if target.resolve() in [(run / own).resolve() for own in (LAST_WEIGHTS, BEST_WEIGHTS)]:
         raise UserError(f"{target} is the run's own file: give another --out")
-    opened = open_network(str(run), role="model", num_classes=None, image_size=None, weights=str(source))
-    card = opened.card
-    network = opened.extractor.network.eval()
-    if not raw:
-        network = Normalised(network, mean=card.mean, std=card.std).eval()
+    card = read_card(source)
+    if raw and card.detector is not None:
+        raise UserError("--raw: a detector's normalisation is part of it")
     result = {"file": str(target), "format": format, "input_size": card.input_size, "classes": list(card.classes)}
     try:
-        result.update(writers[format](network, target, card.input_size, source))
+        if card.detector is None:
+            result.update(writers[format](_classifier(run, source, raw=raw), target, card.input_size, source))
+            result["summary"] = _summary(result, raw=raw)
+        else:
+            result.update(export_detector(run, card, format=format, target=target, source=source))
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     result["sha256"] = sha256(target)
-    result["summary"] = _summary(result, raw=raw)
     return result
+
+
+def _classifier(run: Path, source: Path, *, raw: bool) -> nn.Module:
+    opened = open_network(str(run), role="model", num_classes=None, image_size=None, weights=str(source))
+    network = opened.extractor.network.eval()
+    return network if raw else Normalised(network, mean=opened.card.mean, std=opened.card.std).eval()
 
 
 def _write_safetensors(network: nn.Module, target: Path, side: int, source: Path) -> dict[str, Any]:
@@ -70,44 +75,19 @@ def _write_safetensors(network: nn.Module, target: Path, side: int, source: Path
 
 
 def _write_onnx(network: nn.Module, target: Path, side: int, source: Path) -> dict[str, Any]:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"ONNX export needs {error.name}: pip install 'reldistill[onnx]'") from error
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    part = target.with_name(f".{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            torch.onnx.export(
-                network,
-                (images,),
-                part,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        more = torch.rand(5, 3, side, side, generator=torch.Generator().manual_seed(1))
+    more = torch.rand(5, 3, side, side, generator=torch.Generator().manual_seed(1))
+    free = ({0: torch.export.Dim("batch")},)
+    how: dict[str, Any] = {"dynamic_shapes": free, "dynamo": True, "external_data": False}
+    with onnx_file(target, network, images, outputs=["logits"], **how) as graph:
         with torch.no_grad():
             expected = network(more).numpy()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"])
-        found = session.run(["logits"], {"images": more.numpy()})[0]
+        found = graph(more.numpy())[0]
         difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
         if not difference <= PARITY:
             raise UserError(
                 f"the ONNX graph's logits differ from the network's by {difference:.2g} (relative): not written"
             )
-        write_bytes(target, part.read_bytes())
-    finally:
-        part.unlink(missing_ok=True)
     return {"largest_relative_difference": difference}
 
 

@@ -58,7 +58,8 @@ def export(
 
     Args:
         run: a finished run's folder.
-        format: safetensors (a state dict for the network's own class) or onnx.
+        format: safetensors (a state dict for the network's own class; a detector's with the code that loads it) or
+            onnx.
         out: the file; by default export.FORMAT in the run's folder.
         best: the best epoch's weights, not the last's.
         raw: leave the normalisation out of the ONNX graph, which otherwise takes RGB images in [0, 1].
