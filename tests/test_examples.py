@@ -34,7 +34,8 @@ def percent(output: str, label: str) -> float:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"loss_alone.py", "own_loop.py", "own_trainer.py"}
+    names = {path.name for path in EXAMPLES.glob("*.py")}
+    assert names == {"detection.py", "loss_alone.py", "own_loop.py", "own_trainer.py"}
 
 
 def test_loss_alone(tmp_path: Path) -> None:
@@ -53,6 +54,17 @@ def test_own_loop(tmp_path: Path) -> None:
         assert len(values) == 8, output
         assert values[-1] < values[0], output
     assert percent(output, "student") > 85
+
+
+def test_detection(tmp_path: Path) -> None:
+    output = run("detection.py", tmp_path)
+    for part in ("task", "sekd.vertex", "sekd.edge", "sekd.spectral"):
+        values = [float(value) for value in re.findall(rf" {re.escape(part)} (\d+\.\d+)", output)]
+        assert len(values) == 4, output
+        assert values[-1] < values[0], output
+    assert percent(output, "teacher AP50") > 30
+    assert percent(output, "student AP50") > 30
+    assert re.search(r"^(red|green|blue) [01]\.\d\d at \[\d+, \d+, \d+, \d+\]$", output, flags=re.MULTILINE)
 
 
 def test_own_trainer(tmp_path: Path) -> None:
