@@ -17,6 +17,12 @@ from reldistill.train.teacher_cache import TeacherCache, fingerprint_of, size_in
 from reldistill.train.trainer import resolve_precision
 
 
+def check_cache(networks: PairSettings, *, task: str) -> None:
+    """UserError where a cache is asked for that could not serve."""
+    if networks.cache_teacher is not None and task == "detection":
+        raise UserError("--cache-teacher: what a detector says of images with boxes is not kept; leave it out")
+
+
 @torch.no_grad()
 def open_cache(
     networks: PairSettings,

@@ -24,6 +24,8 @@ class DetectionSetup:
         self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
     ) -> DetectionData:
         """The images of `coco:DIR`, `voc:DIR` or `yolo:DIR`."""
+        if data.download:
+            raise UserError(f"--download: {data.data} names a folder, so nothing can be fetched")
         return load_detection(
             data.data,
             image_size=data.image_size,
@@ -48,8 +50,8 @@ class DetectionSetup:
         pretrained: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> OpenedNetwork:
-        """A detector of the images' classes, which sees them at the size it is trained at (a run's: at its own)."""
-        own = image_size is None and run_folder(name) is not None
+        """A detector of the images' classes at their size while training; another run's at its own."""
+        own = image_size is None and role != "student" and run_folder(name) is not None
         size = None if own else image_size or images.image_size
         return open_detector(
             name,

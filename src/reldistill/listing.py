@@ -50,9 +50,17 @@ def layers_of(
         everything: every place; otherwise those that the automatic choice draws from.
     """
     from reldistill.saved import open_network
+    from reldistill.saved_detectors import finds_boxes, open_detector
 
-    opened = open_network(model, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments)
-    extractor, side = opened.extractor, opened.card.input_size
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image size must be positive, got {image_size}")
+    if finds_boxes(model):
+        classes = None if num_classes is None else [f"class {number}" for number in range(num_classes)]
+        opened = open_detector(model, role="model", classes=classes, arguments=arguments)
+        extractor, side = opened.extractor, image_size or opened.card.input_size
+    else:
+        opened = open_network(model, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments)
+        extractor, side = opened.extractor, opened.card.input_size
     takers = _takers(extractor, side)
     return [
         {
@@ -121,9 +129,10 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
+    from reldistill.features.detectors import list_detectors
     from reldistill.features.zoo import list_networks
 
-    return [{"name": e.name, "source": e.source, "note": e.note} for e in list_networks()]
+    return [{"name": e.name, "source": e.source, "note": e.note} for e in (*list_networks(), *list_detectors())]
 
 
 def _recipes() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 
 from reldistill.build import build_distiller, method_names
-from reldistill.caching import open_cache
+from reldistill.caching import check_cache, open_cache
 from reldistill.checks import UserError
 from reldistill.fit import fit
 from reldistill.folders import claim_folder
@@ -91,6 +91,7 @@ def distill(
             finite.
     """
     method_names(networks.method)
+    check_cache(networks, task=data.task)
     levels = level_pairs(networks.levels)
     training = training.for_task(data.task)
     settings = flat_settings(data, networks, training)
@@ -159,21 +160,20 @@ def open_student(networks: PairSettings, images: Any, *, setup: TaskSetup, seed:
 
 
 def evaluate(
-    data: DataSettings, network: ModelSettings, *, batch_size: int = 128, precision: str = "32-true"
+    data: DataSettings, network: ModelSettings, *, batch_size: int | None = None, precision: str = "32-true"
 ) -> dict[str, Any]:
     """Measure a network on the validation images.
 
     Args:
         data: the images.
         network: a network's name with weights, or a run folder.
-        batch_size: images a pass.
+        batch_size: images a pass; None: what training would take.
         precision: `32-true` or `bf16-mixed`.
 
     Raises:
         UserError: when network and data don't go together.
     """
-    if batch_size < 1:
-        raise UserError(f"batch size {batch_size}: give at least 1")
+    batch_size = TrainSettings(batch_size=batch_size).for_task(data.task).step_images
     is_run = run_folder(network.model) is not None
     is_bare = not network.model_weights and not network.model_pretrained and ".py:" not in network.model
     if is_bare and not is_run:
@@ -182,8 +182,8 @@ def evaluate(
         )
     size = data.image_size or (read_record(Path(network.model)).data.image_size if is_run else None)
     # Nothing is trained on, so the training images may be fewer than a batch.
-    data, training = dataclasses.replace(data, image_size=size), TrainSettings(batch_size=1, devices=1)
-    images = read_images(data, training, models=(network.model,))
+    training = TrainSettings(batch_size=1, devices=1)
+    images = read_images(dataclasses.replace(data, image_size=size), training, models=(network.model,))
     images.val.batch_size = batch_size
     images.val.shard(0, 1)
     setup = setup_of(data)
@@ -191,6 +191,7 @@ def evaluate(
         network.model,
         role="teacher" if not is_run else "model",
         images=images,
+        image_size=data.image_size,
         weights=network.model_weights,
         pretrained=network.model_pretrained,
         arguments=network.model_arguments,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reldistill.checks import UserError
 from reldistill.features.detector_extract import DetectorExtractor
 from reldistill.features.extract import Extractor
+from reldistill.features.plain_detectors import names_detector
 from reldistill.features.reused_head import ReusedHead
 from reldistill.features.weights import one_line, read_weights, weights_file
 from reldistill.features.zoo import list_networks, load_network
@@ -81,7 +82,7 @@ def run_folder(name: str) -> Path | None:
     folder = Path(name)
     if not (folder / LAST_WEIGHTS).is_file() and not (folder / RECORD_FILE).is_file():
         return None
-    if folder.name == name and any(network.name == name for network in list_networks(name)):
+    if folder.name == name and (names_detector(name) or any(one.name == name for one in list_networks(name))):
         return None
     if not (folder / LAST_WEIGHTS).is_file():
         raise UserError(f"the run in {name} is not finished: there is no {LAST_WEIGHTS} (go on with it by --resume)")
@@ -117,6 +118,10 @@ def open_network(
     folder = run_folder(name)
     if folder is not None:
         card = read_card(folder / LAST_WEIGHTS)
+        if card.detector is not None:
+            raise UserError(
+                f"{name} is a run of detection: its network needs labelled boxes (--data coco:DIR, voc:DIR or yolo:DIR)"
+            )
         weights = weights or str(folder / LAST_WEIGHTS)
         classes = card.classes
         name, arguments = card.name, {**card.arguments, **(arguments or {})}

@@ -8,7 +8,7 @@ from typing import Any
 from reldistill.checks import UserError
 from reldistill.features.detector_extract import DetectorExtractor
 from reldistill.features.detectors import LoadedDetector, load_detector
-from reldistill.features.plain_detectors import FIXED_SIZE
+from reldistill.features.plain_detectors import FIXED_SIZE, names_detector
 from reldistill.features.weights import weights_file
 from reldistill.features.zoo import Role
 from reldistill.files import sha256
@@ -77,6 +77,12 @@ def sees_squares(name: str) -> bool:
     """Whether that network, or the network of that run, squeezes every image to one size."""
     folder = run_folder(name)
     return (name if folder is None else read_card(folder / LAST_WEIGHTS).name) in FIXED_SIZE
+
+
+def finds_boxes(name: str) -> bool:
+    """Whether that network, or the network of that run, is a detector."""
+    folder = run_folder(name)
+    return names_detector(name) if folder is None else read_card(folder / LAST_WEIGHTS).detector is not None
 
 
 def _card_of(loaded: LoadedDetector) -> NetworkCard:

@@ -21,7 +21,7 @@ def layers(
     Args:
         model: a network's name, FILE.py:factory, or a run folder.
         arguments: keyword arguments of the network's constructor.
-        image_size: side of its images; by default its own.
+        image_size: side of its images, for a detector the shorter one; by default its own.
         num_classes: classes of the network that is built for the list; by default its own.
         all: every place, not just the stages.
         json: print one JSON document on standard output, all else on standard error.

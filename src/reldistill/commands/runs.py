@@ -73,8 +73,9 @@ def evaluate_(
     weights: str | None = None,
     pretrained: bool = False,
     arguments: dict[str, Any] = {},  # noqa: B006
+    task: Literal["auto", "classification", "detection"] = "auto",
     image_size: int | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     val_fraction: float | None = None,
     skip_bad_images: bool = False,
     download: bool = False,
@@ -89,8 +90,9 @@ def evaluate_(
         weights: file with the network's weights; for a run folder, student-best.safetensors in it is the best epoch.
         pretrained: take the published weights.
         arguments: keyword arguments of the network's constructor.
-        image_size: side of the images in a batch.
-        batch_size: images a pass.
+        task: what the images are labelled for; auto is detection where the data have labelled boxes.
+        image_size: side of the images in a batch; for detection the shorter side that the network gives them.
+        batch_size: images a pass; by default 128, for detection 8.
         val_fraction: share held out where the data bring no validation folder; by default the run's own, or 0.1.
         skip_bad_images: leave out images that can't be read.
         download: fetch the data set if it is not there.
@@ -105,6 +107,7 @@ def evaluate_(
     result = run(
         DataSettings(
             data=data,
+            task=task,
             image_size=image_size,
             val_fraction=val_fraction,
             skip_bad_images=skip_bad_images,

@@ -17,10 +17,11 @@ from torchvision.models import detection
 from torchvision.models._meta import _COCO_CATEGORIES
 
 from reldistill.checks import UserError
-from reldistill.features.plain_detectors import FIXED_SIZE, OWN_NAMES, make_detector, split_name
+from reldistill.features import cifar
+from reldistill.features.plain_detectors import FAMILIES, FIXED_SIZE, OWN_NAMES, make_detector, split_name
 from reldistill.features.sources import Triple, impatient, told_in_one_line
 from reldistill.features.weights import fitting_names, mismatch, read_weights, weights_file
-from reldistill.features.zoo import Role
+from reldistill.features.zoo import ListedNetwork, Role
 from reldistill.files import sha256
 
 logger = logging.getLogger(__name__)
@@ -155,6 +156,16 @@ def load_detector(
     return LoadedDetector(module, name, classes, outputs, len(known), chosen, origin)
 
 
+def list_detectors() -> list[ListedNetwork]:
+    """Every name of torchvision's, and what stands for those with any backbone."""
+    own = [ListedNetwork(name, "torchvision", "detector, with published weights of COCO") for name in OWN_NAMES]
+    made = [
+        ListedNetwork(f"{family}_BACKBONE_fpn", "reldistill", "detector on any BACKBONE of torchvision or timm")
+        for family in FAMILIES
+    ]
+    return [*made, *own]
+
+
 def class_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Path → layer, of those that make the class scores, of any detector of `plain_detectors`."""
     if isinstance(network, detection.FasterRCNN):
@@ -181,15 +192,24 @@ def outputs_of(network: nn.Module) -> int:
 def _check_name(name: str, *, what: str) -> None:
     parts = split_name(name)
     backbones = torchvision.models.list_models(module=torchvision.models)
-    if name in OWN_NAMES or (parts and (parts[1] in backbones or timm.is_model(parts[1]))):
+    # a network for images of 32x32 has no maps that a pyramid could stand on
+    small = cifar.REGISTERED.values()
+
+    def is_backbone(one: str) -> bool:
+        return one in backbones or (timm.is_model(one) and one not in small)
+
+    if name in OWN_NAMES or (parts and is_backbone(parts[1])):
         return
+    backbones += [one for one in timm.list_models() if one not in small]
     close = difflib.get_close_matches(name, OWN_NAMES, n=1, cutoff=0.75)
-    close = difflib.get_close_matches(parts[1], backbones + timm.list_models(), n=2, cutoff=0.75) if parts else close
+    close = difflib.get_close_matches(parts[1], dict.fromkeys(backbones), n=2, cutoff=0.75) if parts else close
+    if not parts and is_backbone(name):
+        close = [f"{family}_{name}_fpn" for family in FAMILIES]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     thing = f"backbone {parts[1]!r}" if parts else "detector"
     raise UserError(
-        f"{what}: no such {thing}: {hint}there are {', '.join(OWN_NAMES)}, and retinanet_BACKBONE_fpn, "
-        f"fasterrcnn_BACKBONE_fpn and fcos_BACKBONE_fpn for any backbone of torchvision or timm"
+        f"{what}: no such {thing}: {hint}there are torchvision's (see: reldistill list models), and "
+        f"{', '.join(f'{family}_BACKBONE_fpn' for family in FAMILIES)} for any backbone of torchvision or timm"
     )
 
 

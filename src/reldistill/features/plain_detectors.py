@@ -53,6 +53,11 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (found["family"], found["backbone"]) if found else None
 
 
+def names_detector(name: str) -> bool:
+    """Whether `make_detector` would take the name, if there is such a backbone."""
+    return name in OWN_NAMES or split_name(name) is not None
+
+
 def make_detector(
     name: str, *, num_outputs: int, pretrained_backbone: bool = False, norm: Norm | None = None, **settings: Any
 ) -> nn.Module:

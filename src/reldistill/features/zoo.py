@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from reldistill.checks import UserError
 from reldistill.features import cifar
+from reldistill.features.plain_detectors import names_detector
 from reldistill.features.sources import HUB_PREFIXES, BuiltNetwork, Source, TimmSource, TorchvisionSource, Triple
 from reldistill.features.user_file import FileSource
 from reldistill.features.weights import fitting_names, load_weights, mismatch, one_line, read_weights
@@ -208,6 +209,8 @@ def _find(name: str, *, what: str) -> Source:
 
 
 def _unknown(name: str, *, what: str) -> UserError:
+    if names_detector(name):
+        return UserError(f"{what}: a detector needs labelled boxes: give --data coco:DIR, voc:DIR or yolo:DIR")
     names = [network.name for network in list_networks()] + _torchvision_names()
     close = difflib.get_close_matches(name.lower().replace("-", "_"), dict.fromkeys(names), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
