@@ -201,13 +201,14 @@ def _draw_boxes(
 def _drawn_levels(
     distiller: Distiller, teacher: OpenedNetwork, images: ImageData | DetectionData
 ) -> tuple[str, str] | None:
-    """The deepest pair of levels that a term compares, else the deepest of both networks."""
-    for term in reversed(list(distiller.terms)):
+    """The deepest pair of levels that a term compares, else the deepest of both networks; of detectors the finest."""
+    place = 0 if isinstance(images, DetectionData) else -1
+    for term in list(distiller.terms)[:: 1 if place == 0 else -1]:
         if isinstance(term, Term) and term.looks_inside:
             inside = [[p for p in places if p not in OUTPUTS] for places in (term.student_places, term.teacher_places)]
-            return inside[0][-1], inside[1][-1]
+            return inside[0][place], inside[1][place]
     stages = [network.stages(images.image_size) for network in (distiller.student, teacher.extractor)]  # type: ignore[operator]
-    return (stages[0][-1].name, stages[1][-1].name) if all(stages) else None
+    return (stages[0][place].name, stages[1][place].name) if all(stages) else None
 
 
 def _module(

@@ -54,5 +54,17 @@ def test_draws_hold_as_many_images_and_repeat() -> None:
     assert not np.array_equal(found, draws(17, count=50, seed=4))
 
 
-def test_interval_is_the_middle_of_the_draws() -> None:
-    assert bootstrap_interval(np.append(np.arange(1001.0), np.nan)) == (25.0, 975.0)
+def test_interval_is_the_middle_of_draws_around_the_observed() -> None:
+    values = np.append(np.arange(1001.0), np.nan)
+    assert bootstrap_interval(values, observed=500.0) == pytest.approx((25.0, 975.0))
+
+
+def test_interval_moves_against_the_bias_of_the_draws() -> None:
+    low, high = bootstrap_interval(np.arange(1001.0), observed=300.0)
+    assert low < 25.0
+    assert high < 975.0
+    assert low <= 300.0 <= high
+
+
+def test_interval_of_equal_draws_is_a_point() -> None:
+    assert bootstrap_interval(np.zeros(50), observed=0.0) == (0.0, 0.0)

@@ -10,6 +10,14 @@ and, where it is on record which images each network got right, the exact paired
 epoch was picked on these same images and flatters every run a little.
 """
 
+COMPARISON_AP = """
+AP is COCO’s average precision, the mean over IoU 0.5 to 0.95 and over the classes, on the validation images. The 95 %
+interval says how far it may move with another draw of such images (500 draws with replacement, corrected for their
+bias). Gains are over the student alone at the last epoch, ± half their 95 % interval over the same draws for both,
+which is drawn beside them; green marks a gain whose interval keeps clear of 0. The best epoch was picked on these same
+images and flatters every run a little.
+"""
+
 SCORES = """
 On the validation images after every epoch; the number is that of the last. The student alone is the grey dashed line, a
 teacher a level line. A method that helps lies above the student alone to the end, not only early on. The first third of

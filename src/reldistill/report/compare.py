@@ -87,7 +87,9 @@ def comparison_table(records: Sequence[RunRecord]) -> list[Row]:
         role = role_of(record, ordered)
         step, base_step = result.seconds_per_step, outcome(base).seconds_per_step if base else None
         drawn = resampled(record)
-        interval = result.score_interval_last if drawn is None else bootstrap_interval(drawn)
+        interval = result.score_interval_last
+        if drawn is not None and result.score_last is not None:
+            interval = list(bootstrap_interval(drawn, observed=result.score_last))
         rows.append(
             Row(
                 role=role,
@@ -173,7 +175,9 @@ def _resampled_difference(record: RunRecord, other: RunRecord, *, points: float)
     this, that = resampled(record), resampled(other)
     if this is None or that is None:
         return None
-    return Difference(points, *bootstrap_interval(this - that), images=record.data.val_images, paired=True)
+    return Difference(
+        points, *bootstrap_interval(this - that, observed=points), images=record.data.val_images, paired=True
+    )
 
 
 def resampled(record: RunRecord) -> np.ndarray | None:

@@ -114,7 +114,9 @@ def _rows(runs: Mapping[str, Detections]) -> list[tuple[str, list[_Boxes | _Atte
         if len(masks) == len(content.images):
             rows.append((f"teacher's attention, {content.level}{extra}", [_Attention(mask) for mask in masks]))
     for name, content in runs.items():
-        rows.append((name, [_Boxes(shown.student, content.classes) for shown in content.images]))
+        boxes = [shown.student for shown in content.images]
+        if not any(_same(boxes, known) for known in teachers):  # else it is the teacher's own run
+            rows.append((name, [_Boxes(one, content.classes) for one in boxes]))
     return rows
 
 
@@ -141,9 +143,12 @@ def errors_section(found: Mapping[str, Detections]) -> str:
     if not tables:
         return ""
     plots = ""
+    most = max(float(np.nan_to_num(table[:, :, 1]).max()) for table in tables.values())
     for size in range(len(SIZES)):
+        if not any(table[:, size, 0].any() for table in tables.values()):
+            continue
         costs = {who: table[:, size, 1] for who, table in tables.items()}
-        plots += f"<figure>{errors_plot(costs, KINDS, title=_size_words(size))}</figure>"
+        plots += f"<figure>{errors_plot(costs, KINDS, most=most, title=_size_words(size))}</figure>"
     return (
         f'<section>\n<h2 id="errors">Errors</h2>\n{_legend(tables)}\n<div class="panels">{plots}</div>\n'
         f"{_table(tables)}\n{caption(captions.ERRORS)}\n</section>"

@@ -41,7 +41,7 @@ def comparison_html(rows: Sequence[Row]) -> str:
         gained = row.gain is not None and row.gain.resolved and row.gain.points > 0
         cells = [
             ("text", html.escape(row.label + (f" ({row.status})" if unfinished else ""))),
-            ("text extra range", html.escape(row.network)),
+            ("text extra range", html.escape(row.network).replace("_", "_<wbr>")),
             ("more", count(row.parameters)),
             ("", percent(row.score_last, decimals(row.images))),
             ("extra range", span(row.interval_last, decimals(row.images))),
@@ -56,7 +56,7 @@ def comparison_html(rows: Sequence[Row]) -> str:
     return (
         '<section>\n<h2 id="comparison">Comparison</h2>\n<div class="scroll"><table class="comparison">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>\n"
-        f"{caption(captions.COMPARISON)}\n</section>"
+        f"{caption(captions.COMPARISON if not rows or rows[0].score.counted else captions.COMPARISON_AP)}\n</section>"
     )
 
 

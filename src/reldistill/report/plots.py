@@ -119,8 +119,8 @@ def parts_plot(
         return to_page(figure, prefix, f"Loss parts of {name} by epoch")
 
 
-def errors_plot(costs: Mapping[str, np.ndarray], kinds: Sequence[str], *, title: str) -> str:
-    """Points of AP50 that each kind of error costs, a bar for each network; the first is drawn in ink."""
+def errors_plot(costs: Mapping[str, np.ndarray], kinds: Sequence[str], *, most: float, title: str) -> str:
+    """Points of AP50 that each kind of error costs, a bar for each network, on an axis from 0 to `most`."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.15, 2.5))
         axes = figure.add_axes((0.30, 0.13, 0.67, 0.77))
@@ -131,6 +131,7 @@ def errors_plot(costs: Mapping[str, np.ndarray], kinds: Sequence[str], *, title:
             axes.barh(at, np.nan_to_num(values), height=0.9 * height, color=colour, label=who)
         axes.set_yticks(range(len(kinds)), kinds)
         axes.invert_yaxis()
+        axes.set_xlim(0, 1.05 * most or 1.0)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("points of AP50")
         axes.set_title(title)

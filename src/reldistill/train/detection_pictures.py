@@ -20,7 +20,7 @@ from reldistill.types import Batch
 _IMAGES = 6
 _LARGEST_SIDE = 384
 _LEAST_SCORE = 0.3
-_MOST_BOXES = 20
+_MOST_BOXES = 8
 
 
 def write_detection_pictures(
