@@ -349,7 +349,7 @@ def test_networks_of_other_classes_where_no_class_scores_are_compared() -> None:
         ),
         (
             {"student": Extractor(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, CLASSES)), name="flat")},
-            r"^flat has no place that holds a map or patch tokens at 24x24: only methods on logits fit it",
+            r"^flat has no place that holds a map or patch tokens at 24x24: only methods on what comes out fit it",
         ),
         (
             {"levels": [("stage3", "stage4")]},

@@ -88,7 +88,7 @@ def _check_choices(
     weights: Mapping[str, float],
 ) -> None:
     """UserError for anything the user set that the terms don't have, or that would leave nothing to minimise."""
-    parts = dict.fromkeys([TASK, *(f"{t.name}.{part}" if part else t.name for t in terms for part in t.weights)])
+    parts = dict.fromkeys([TASK, *(name for t in terms for name in t.named_weights)])
     for name, weight in weights.items():
         if name not in parts:
             raise UserError(f"'{name}' is not a part of method '{method}': it has {', '.join(parts)}")

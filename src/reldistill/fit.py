@@ -262,8 +262,7 @@ def _network_record(network: OpenedNetwork, score: float | None) -> NetworkRecor
 
 
 def _term_record(term: Term) -> TermRecord:
-    weights = {f"{term.name}.{part}" if part else term.name: weight for part, weight in term.weights.items()}
-    return TermRecord(term.name, weights, ", ".join(term.student_places), ", ".join(term.teacher_places))
+    return TermRecord(term.name, term.named_weights, ", ".join(term.student_places), ", ".join(term.teacher_places))
 
 
 def _environment(precision: str) -> dict[str, Any]:

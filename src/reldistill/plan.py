@@ -126,7 +126,7 @@ class Plan(PairPlan[Extractor]):
             if not found:
                 raise UserError(
                     f"{network.name} has no place that holds a map or patch tokens at {self.image_size}x"
-                    f"{self.image_size}: only methods on logits fit it (kd, rkd)"
+                    f"{self.image_size}: only methods on what comes out fit it (kd, rkd, …)"
                 )
             stages.append([level for level in found if min(level.height, level.width) >= smallest])
             if not stages[-1]:

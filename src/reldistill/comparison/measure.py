@@ -114,7 +114,7 @@ def _method(
         return None
     terms = [term for term in distiller.terms if isinstance(term, Term)]
     known = MethodParts(
-        parts=[f"{term.name}.{part}" if part else term.name for term in terms for part in term.weights],
+        parts=[name for term in terms for name in term.named_weights],
         losses=list(dict.fromkeys(term.name for term in terms)),
         looks_inside=any(term.looks_inside for term in terms),
     )

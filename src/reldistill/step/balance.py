@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -49,7 +49,7 @@ class Balance(nn.Module):
         self.factors = {name: factor for name, factor in zip(self.names, factors, strict=True) if factor}
 
     def forward(
-        self, task: Tensor, parts: Mapping[str, Tensor], *, scales: Mapping[str, float], parameters: Sequence[Tensor]
+        self, task: Tensor, parts: Mapping[str, Tensor], *, scales: Mapping[str, float], parameters: Iterable[Tensor]
     ) -> dict[str, Tensor]:
         """The parts times their factors; a training step is counted, and measured on where it is time.
 

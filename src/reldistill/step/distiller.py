@@ -117,7 +117,7 @@ class Distiller(nn.Module):
                     found[name] = found[name] + value if name in found else value
                 scales |= term.scales(progress)
             if self.balance is not None:
-                found = self.balance(parts[TASK], found, scales=scales, parameters=list(self.student.parameters()))
+                found = self.balance(parts[TASK], found, scales=scales, parameters=self.student.parameters())
             parts |= found
         if not parts:
             raise ValueError("nothing to minimise: the task's weight is 0 and no term is active")

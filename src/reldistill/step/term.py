@@ -92,6 +92,11 @@ class Term(nn.Module):
         now = self.teacher_now
         return said[now] if isinstance(now, str) else tuple(said[place] for place in now)
 
+    @property
+    def named_weights(self) -> dict[str, float]:
+        """Full part name → its weight."""
+        return {f"{self.name}.{part}" if part else self.name: weight for part, weight in self.weights.items()}
+
     def factor(self, progress: float) -> float:
         """The curriculum's factor at that progress; 1 without a curriculum."""
         return 1.0 if self.curriculum is None else self.curriculum(progress)
@@ -99,7 +104,7 @@ class Term(nn.Module):
     def scales(self, progress: float) -> dict[str, float]:
         """Full part name → what its value is multiplied by at that progress: weight times curriculum."""
         factor = self.factor(progress)
-        return {f"{self.name}.{part}" if part else self.name: factor * w for part, w in self.weights.items()}
+        return {name: factor * weight for name, weight in self.named_weights.items()}
 
     def is_active(self, progress: float) -> bool:
         """Whether anything of this term counts at that progress."""
