@@ -106,8 +106,8 @@ class ImageData:
 
         >>> images, labels = torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.arange(8) % 2
         >>> data = ImageData.from_tensors(images, labels, images, labels, ["a", "b"], batch_size=4)
-        >>> [tuple(batch.images.shape) for batch in data.train]
-        [(4, 3, 4, 4), (4, 3, 4, 4)]
+        >>> tuple(tuple(batch.images.shape) for batch in data.train)
+        ((4, 3, 4, 4), (4, 3, 4, 4))
         """
         digest = hashlib.sha256(repr(tuple(classes)).encode())
         side = train_images.shape[-1]

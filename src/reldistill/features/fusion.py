@@ -26,8 +26,8 @@ class AttentionFusion(nn.Module):
     >>> import torch
     >>> fusion = AttentionFusion([8, 16, 16], [32, 64, 64], teacher_sizes=[(8, 8), (4, 4), None])
     >>> fused = fusion(torch.rand(2, 8, 6, 6), torch.rand(2, 16, 3, 3), torch.rand(2, 16))
-    >>> [tuple(one.shape) for one in fused]
-    [(2, 32, 8, 8), (2, 64, 4, 4), (2, 64)]
+    >>> tuple(tuple(one.shape) for one in fused)
+    ((2, 32, 8, 8), (2, 64, 4, 4), (2, 64))
     """
 
     def __init__(
