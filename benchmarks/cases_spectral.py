@@ -76,7 +76,9 @@ def _consecutive(network: str, images: str, *, batch_size: int, size: int, steps
         goal=10.0,
         agreement=error,
         tolerance=1e-3,
-        note="agreement: ‖P − P̂‖ (Frobenius) against eigh in float64, beyond that of eigh in float32",
+        note="agreement: ‖P − P̂‖ (Frobenius) against eigh in float64, beyond that of eigh in float32; networks at the "
+        "start of training, whose low eigenvectors turn so far from step to step that a warm start saves little, and "
+        "the products with the graph that are left take most of the time",
         prepare=graphs,
     )
 
@@ -182,6 +184,7 @@ def _by_image(batch_size: int) -> Case:
         ours=lambda: _forward_and_backward(ours, *graphs()),
         textbook=lambda: _forward_and_backward(textbook, *graphs()),
         goal=2.0,
+        note="eigh of many small matrices, which LAPACK does one by one, is most of the time of both forms",
         prepare=graphs,
     )
 
