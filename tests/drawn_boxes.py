@@ -55,6 +55,23 @@ def draw(count: int, *, seed: int = 0, first: int = 0) -> list[Drawn]:
     return [*images[:-1], replace(images[-1], objects=())]
 
 
+def draw_large(count: int, *, seed: int = 0, first: int = 0) -> list[Drawn]:
+    """Images, landscape and portrait by turns, each with two objects so large that a detector learns them at once."""
+    random = np.random.default_rng(seed)
+    images = []
+    for number in range(count):
+        width, height = [(96, 80), (80, 96)][number % 2]
+        objects = []
+        for place, name in enumerate(random.permutation(CLASSES)[:2]):
+            wide, high = random.integers(30, 39, size=2).tolist()
+            left, top = 48 * place * (width > height), 48 * place * (height > width)
+            left += int(random.integers(0, min(48, width) - wide + 1)) if width > height else int(random.integers(40))
+            top += int(random.integers(0, min(48, height) - high + 1)) if height > width else int(random.integers(40))
+            objects.append((str(name), left, top, left + wide, top + high))
+        images.append(Drawn(f"{first + number:06d}.png", width, height, tuple(objects)))
+    return images
+
+
 def coco_json(images: list[Drawn]) -> dict:
     """COCO's annotations of some images; ids that are no positions."""
     annotations = []

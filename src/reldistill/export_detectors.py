@@ -27,6 +27,9 @@ from reldistill.saved_detectors import open_detector
 
 OUTPUTS = ("boxes", "labels", "scores")
 
+GRAPH = {"dynamo": False, "opset_version": 17}
+"""How a detector is exported: torch's newer exporter cannot follow how many boxes pass the score's threshold."""
+
 # The largest differences that float32 kernels of two runtimes may have: of corners, as a share of the longer side, and
 # of scores.
 BOX_PARITY, SCORE_PARITY = 1e-4, 1e-4
@@ -99,7 +102,7 @@ class DetectorGraph(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).eval()
-        self.network.transform = _ExactResizing(network.transform)
+        self.network.transform = ExactResizing(network.transform)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """What the network finds, best first as it says it."""
@@ -107,7 +110,7 @@ class DetectorGraph(nn.Module):
         return tuple(found[name] for name in OUTPUTS)
 
 
-class _ExactResizing(GeneralizedRCNNTransform):
+class ExactResizing(GeneralizedRCNNTransform):
     """torchvision's resizing, which rounds an image's new size otherwise while it is traced than when it runs."""
 
     def __init__(self, own: GeneralizedRCNNTransform) -> None:
@@ -121,12 +124,15 @@ class _ExactResizing(GeneralizedRCNNTransform):
         )
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        """As torchvision does it: the shorter side to `min_size`, but no side above `max_size`, in double precision."""
         if self.fixed_size is not None:
             return super().resize(image, target)
         sides = torch._shape_as_tensor(image)[-2:].double()
-        shorter, longer = sides.new_tensor(self.min_size[-1]), sides.new_tensor(self.max_size)
-        # a number divided by a tensor would be exported in single precision
-        scale = torch.minimum(shorter / sides.min(), longer / sides.max())
+        # of one element each, as a scalar would be exported in single precision
+        shorter, longer = sides.amin(dim=0, keepdim=True), sides.amax(dim=0, keepdim=True)
+        scale = torch.minimum(
+            sides.new_tensor([self.min_size[-1]]) / shorter, sides.new_tensor([self.max_size]) / longer
+        )
         height, width = (sides * scale).floor().long().unbind()
         sized = functional.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)[0]  # type: ignore[arg-type]
         return sized, target
@@ -136,8 +142,7 @@ def _write_graph(run: Path, target: Path, source: Path, names: dict[int, str]) -
     network = open_detector(str(run), role="model", classes=None, weights=str(source)).extractor.network.eval()
     images = _pictures(run)
     free = {"images": {2: "height", 3: "width"}, **{output: {0: "objects"} for output in OUTPUTS}}
-    # torch's newer exporter cannot follow how many boxes pass the score's threshold
-    how: dict[str, Any] = {"dynamo": False, "opset_version": 17, "dynamic_axes": free}
+    how: dict[str, Any] = {**GRAPH, "dynamic_axes": free}
     properties = {"classes": json.dumps(names, ensure_ascii=False)}
     with onnx_file(target, DetectorGraph(network), images[0], outputs=OUTPUTS, properties=properties, **how) as graph:
         differences = []
