@@ -47,8 +47,8 @@ class AveragePrecision:
     @torch.no_grad()
     def update(self, network: FindsObjects, batch: Batch) -> None:
         """Measure one batch of images at their own size."""
-        assert batch.boxes is not None
-        assert batch.indices is not None
+        if batch.boxes is None or batch.indices is None:
+            raise ValueError("a detector is measured on batches with boxes and indices: give both to Batch")
         # half precision would move the corners of large boxes by pixels
         with torch.autocast(batch.images.device.type, enabled=False):
             self.metrics.update(network.detect(batch), batch.boxes, batch.indices)
