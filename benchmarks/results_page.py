@@ -32,8 +32,9 @@ Made by `python -m benchmarks.results_page` from the records in `benchmarks/resu
 
 The images are CIFAR-10 stored as JPEG (50,000 to train on, 10,000 to test on), so that figures lie below those on the
 lossless set. One seed each where nothing else is said. The **last** epoch is what is compared; the best one was picked
-on the test images and is flattered by that. *Gain* is over the student alone at the last epoch, with its 95 % interval over the choice of test
-images, paired image by image. It does not cover the seed, which alone moves an accuracy by some tenths of a point.
+on the test images and is flattered by that. *Gain* is over the student alone at the last epoch, with its 95 % interval
+over the choice of test images, paired image by image. It does not cover the seed, which alone moves an accuracy by some
+tenths of a point.
 """
 
 PAIRS = {
@@ -83,8 +84,8 @@ def _comparison(comparison: Comparison) -> str:
     rows = summaries(comparison)
     lines = [
         "## Methods side by side\n",
-        f"{comparison_text.setting(comparison)} A budget of minutes a run, on a fifth of the training images: how fast a method helps, "
-        "not how far it gets. The test images were looked at once, at the end of each run.\n",
+        f"{comparison_text.setting(comparison)} A budget of minutes a run, on a fifth of the training images: how fast "
+        "a method helps, not how far it gets. The test images were looked at once, at the end of each run.\n",
         f"```bash\npython -m benchmarks.subset cifar10-jpeg.zip {comparison.head.settings['data']} --images 1000 --val "
         f"test\n{shlex.join(comparison.head.command)}\n```\n",
         "| method | last epoch, % | over the student alone | over kd | agrees with the teacher, % | seeds |",

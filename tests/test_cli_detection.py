@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import several_lives
 from drawn_boxes import CLASSES, draw_large, write_coco
 from reldistill.checks import UserError
 from reldistill.cli import main
+from reldistill.detection_setup import DetectionSetup
 from reldistill.export import export_run
 from reldistill.export_detectors import GRAPH, ExactResizing
 from reldistill.onnx_files import onnx_file
@@ -107,6 +109,15 @@ def test_evaluate_measures_what_the_run_measured(world: Path, capfd: pytest.Capt
     best = ["--weights", "teacher/student-best.safetensors", "--json"]
     found = json.loads(said(capfd, "evaluate", "teacher", "--data", "coco:drawn", *best))
     assert found["AP"] == pytest.approx(record("teacher")["result"]["score_best"])
+
+
+def test_a_run_keeps_its_size_unless_it_is_trained_on(world: Path) -> None:
+    images = SimpleNamespace(classes=CLASSES, image_size=96, longest_size=160)
+    sizes = {
+        role: DetectionSetup().open("teacher", role=role, images=images).card.input_size  # type: ignore[arg-type]
+        for role in ("student", "teacher")
+    }
+    assert sizes == {"student": 96, "teacher": 64}
 
 
 def test_class_scores_of_a_two_stage_pair(world: Path) -> None:
