@@ -73,13 +73,15 @@ class ClassificationSetup:
         """What an evaluation says: the evaluator's values, and how sure they are."""
         return {"accuracy": found["accuracy"], "accuracy_interval": _interval(found, images), "loss": found["loss"]}
 
+    def in_brief(self, found: Mapping[str, float], images: int) -> str:
+        """The score in a few words."""
+        return f"{found['accuracy']:.2f} % of the {images:,} validation images right"
+
     def in_words(self, found: Mapping[str, float], images: int) -> str:
-        """The same in one line."""
+        """What `measures` says, in one line."""
         low, high = _interval(found, images)
-        return (
-            f"{found['accuracy']:.2f} % of {images:,} validation images right (95 % interval {low:.2f} to {high:.2f}), "
-            f"cross entropy {found['loss']:.4f}"
-        )
+        sure = f"(95 % interval {low:.2f} to {high:.2f}), cross entropy {found['loss']:.4f}"
+        return f"{self.in_brief(found, images)} {sure}"
 
     def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: ImageData) -> None:
         """UserError where it is no better than guessing."""

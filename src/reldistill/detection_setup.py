@@ -81,12 +81,13 @@ class DetectionSetup:
         """Average precision and recall in percent."""
         return dict(found)
 
+    def in_brief(self, found: Mapping[str, float], images: int) -> str:
+        """The two most asked for of them."""
+        return f"AP {found['AP']:.1f} %, AP50 {found['AP50']:.1f} % on the {images:,} validation images"
+
     def in_words(self, found: Mapping[str, float], images: int) -> str:
-        """The most asked for of them."""
-        return (
-            f"AP {found['AP']:.1f} %, AP50 {found['AP50']:.1f} %, AP75 {found['AP75']:.1f} % on {images:,} validation "
-            f"images"
-        )
+        """And a third."""
+        return f"{self.in_brief(found, images)}, AP75 {found['AP75']:.1f} %"
 
     def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: DetectionData) -> None:
         """UserError where it finds next to nothing."""

@@ -262,7 +262,7 @@ def trusted_teacher(teacher: OpenedNetwork, images: Any, training: TrainSettings
     precision = resolve_precision(training.precision, training.accelerator)
     task = setup.task(training, images)
     measured = measure(teacher, images, task, precision=precision, accelerator=training.accelerator)
-    say(f"teacher {teacher.card.name}: {setup.in_words(measured.found, images.val.images)}")
+    say(f"teacher {teacher.card.name}: {setup.in_brief(measured.found, images.val.images)}")
     setup.check_teacher(teacher, measured.found, images)
     return measured
 

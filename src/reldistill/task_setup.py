@@ -48,8 +48,12 @@ class TaskSetup(Protocol):
         """What an evaluation says: the evaluator's values on that many images, and how sure they are."""
         ...
 
+    def in_brief(self, found: Mapping[str, float], images: int) -> str:
+        """The score in a few words."""
+        ...
+
     def in_words(self, found: Mapping[str, float], images: int) -> str:
-        """The same in one line."""
+        """What `measures` says, in one line."""
         ...
 
     def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: Any) -> None:

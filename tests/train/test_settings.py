@@ -56,5 +56,20 @@ def test_pairs_and_data() -> None:
         PairSettings(teacher="a", student="b", warm_up=1.5)
     with pytest.raises(UserError, match=r"weight of serkd\.angle -1: give at least 0"):
         PairSettings(teacher="a", student="b", weights={"serkd.angle": -1})
-    with pytest.raises(UserError, match="augment 'flip' is not known: there are auto, none, crop"):
-        DataSettings(data="digits", augment="flip")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="augment 'flop' is not known: there are auto, none, crop"):
+        DataSettings(data="digits", augment="flop")  # type: ignore[arg-type]
+
+
+def test_the_task_follows_from_the_data() -> None:
+    assert DataSettings(data="digits").task == "classification"
+    assert DataSettings(data="coco:street").task == "detection"
+    with pytest.raises(UserError, match="--task detection --data digits: labelled boxes are given as coco:DIR"):
+        DataSettings(data="digits", task="detection")
+    with pytest.raises(UserError, match="--task classification --data voc:street"):
+        DataSettings(data="voc:street", task="classification")
+
+
+def test_the_batch_follows_from_the_task() -> None:
+    assert TrainSettings().for_task("classification").step_images == 128
+    assert TrainSettings().for_task("detection").step_images == 8
+    assert TrainSettings(batch_size=3).for_task("detection").step_images == 3
