@@ -464,7 +464,7 @@ def test_evaluate_measures_what_the_run_measured(world: Path, capfd: pytest.Capt
     few = json.loads(Said(capfd, ["evaluate", "teacher", "--data", "pics", "--val-fraction", "0.1", "--json"]).out)
     assert few["images"] == 6
     text = Said(capfd, ["evaluate", "teacher", "--data", "pics"]).out
-    assert re.match(r"teacher: [\d.]+ % of 18 validation images right \(95 % interval", text)
+    assert re.match(r"teacher: [\d.]+ % of the 18 validation images right \(95 % interval", text)
 
 
 def test_report_compares_runs(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
