@@ -26,7 +26,7 @@ class DetectionSetup:
         """The images of `coco:DIR`, `voc:DIR` or `yolo:DIR`."""
         if data.download:
             raise UserError(f"--download: {data.data} names a folder, so nothing can be fetched")
-        return load_detection(
+        images = load_detection(
             data.data,
             image_size=data.image_size,
             square=any(sees_squares(model) for model in models),
@@ -38,6 +38,10 @@ class DetectionSetup:
             skip_bad_images=data.skip_bad_images,
             workers=workers,
         )
+        for part in set(images.splits) - {"train"}:
+            if images.splits[part].boxes == images.splits[part].ignored:
+                raise UserError(f"{data.data}: no objects to be found in the {part} images, so nothing can be measured")
+        return images
 
     def open(
         self,
