@@ -332,6 +332,25 @@ def test_report_compares_detectors(world: Path, capfd: pytest.CaptureFixture[str
     assert len(table.read_text().splitlines()) == 2
 
 
+def test_compare_looks_at_the_test_images_once(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = [word for word in with_options(DISTILL, out="compared") if word != "sekd"]
+    arguments.remove("--method")
+    assert main(["compare", *arguments[1:], "--methods", "none", "pkd", "--seeds", "1", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert [cell["status"] for cell in found["cells"]] == ["finished"] * 2
+    assert found["data"]["test_images"] == 6
+    assert found["teacher"]["test"] > 1
+    for cell in found["cells"]:
+        assert 0 <= cell["test_last"] <= 100
+        assert cell["agreement"] is None
+    between = found["summary"]["pkd"]["vs_none"]
+    assert between["low"] <= between["points"] <= between["high"]
+    assert found["summary"]["pkd"]["training_flops"] > found["summary"]["none"]["training_flops"] > 0
+    page = Path("compared/compare.html").read_text()
+    assert "test AP, last epoch, %" in page
+    assert "t-SNE" not in page
+
+
 @pytest.fixture(scope="module")
 def traps(world: Path) -> Path:
     """Images without boxes, other classes, and a detector that has learned nothing."""
