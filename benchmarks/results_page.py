@@ -99,7 +99,8 @@ def _comparison(comparison: Comparison) -> str:
                 f"| {row.variant} | {row.mean:.2f}{spread} | {' | '.join(against)} | {_number(row.agreement)} "
                 f"| {len(row.seeds)} |"
             )
-    return "\n".join([*lines, "", *(f"- {line}" for line in comparison_text.verdict(comparison, rows)), "", METHOD, ""])
+    said = [*comparison_text.verdict(comparison, rows), *comparison_text.caveats(comparison, rows)]
+    return "\n".join([*lines, "", *(f"- {line}" for line in said), "", METHOD, ""])
 
 
 def _difference(between: SeedDifference | None) -> str:
