@@ -30,10 +30,11 @@ from .detection_loader import DetectionPixels
 from .detection_voc import read_voc
 from .detection_yolo import read_yolo
 from .files import Archive, FileReader, Folder, Store
+from .layouts import LAYOUTS, is_detection
 from .loader import Loader
 from .samples import by_hash, check_counts, check_settings, held_out, over_all, processes
 
-LAYOUTS: dict[str, Callable[[Store, str], Annotated]] = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
+READERS: dict[str, Callable[[Store, str], Annotated]] = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
 DEFAULT_SIZE = 800
 DEFAULT_SQUARE_SIZE = 320
 SMALLEST_SIDE, LARGEST_SIDE = 32, 4096
@@ -127,7 +128,7 @@ def load_detection(
     side = image_size or (DEFAULT_SQUARE_SIZE if square else DEFAULT_SIZE)
     how = BoxAugment.named(augment, side=side, longest=longest_size, square=square)
     layout, store = _open(data)
-    annotated = LAYOUTS[layout](store, data)
+    annotated = READERS[layout](store, data)
     parts = {
         name: _limited(images, limit)
         for name, images in _parts(annotated.parts, val_fraction, hold_out_test, data).items()
@@ -158,14 +159,9 @@ def load_detection(
     return made
 
 
-def is_detection(data: str) -> bool:
-    """Whether a name is that of labelled boxes: `coco:`, `voc:` or `yolo:` and a folder."""
-    return data.partition(":")[0] in LAYOUTS and ":" in data
-
-
 def _open(data: str) -> tuple[str, Store]:
-    layout, colon, rest = data.partition(":")
-    if layout not in LAYOUTS or not colon or not rest:
+    layout, _, rest = data.partition(":")
+    if not is_detection(data) or not rest:
         raise UserError(f"data {data!r}: give {', '.join(f'{name}:DIR' for name in LAYOUTS)} for labelled boxes")
     path = Path(rest).expanduser()
     if path.is_dir():

@@ -17,7 +17,7 @@ from reldistill.report.compare import ALONE
 from reldistill.report.comparison import BASE, Comparison, Summary
 from reldistill.report.record import encode
 from reldistill.report.seeds import METHOD, SeedDifference
-from reldistill.report.words import NONE, count, decimals, duration, known, large, percent, signed, size, times
+from reldistill.report.words import NONE, count, decimals, duration, large, percent, signed, size, times
 
 _LEAST_COLUMNS = 4
 
@@ -270,8 +270,3 @@ def setting(comparison: Comparison) -> str:
         f"{len(data['classes'])} classes, {data['train_images']:,} training, {data['val_images']:,} validation and "
         f"{data['test_images']:,} test images."
     )
-
-
-def has_figures(rows: Sequence[Summary]) -> bool:
-    """Whether anything is finished."""
-    return any(known(row.mean) for row in rows)

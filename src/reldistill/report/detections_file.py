@@ -12,10 +12,9 @@ import numpy as np
 
 from reldistill.checks import UserError
 from reldistill.files import write_arrays
+from reldistill.metrics.detection_errors import KINDS, SIZES
 
 PICTURES_FILE = "detections.npz"
-KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
-SIZES = ("all", "small", "medium", "large")
 
 
 @dataclass(frozen=True)

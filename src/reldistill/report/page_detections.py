@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from reldistill.metrics.detection_errors import KINDS, SIZES
 from reldistill.report import captions
 from reldistill.report.captions import caption
-from reldistill.report.detections_file import KINDS, SIZES, Detections, Shown
+from reldistill.report.detections_file import Detections, Shown
 from reldistill.report.plots import INK, errors_plot, line_key, style_of
 from reldistill.report.superpixel_map import open_frame, stored_image
 

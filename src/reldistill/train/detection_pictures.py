@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reldistill.metrics.detection_errors import KINDS, SIZES
 from reldistill.metrics.detection_results import ImageResult
 from reldistill.relations.attention import map_attention
-from reldistill.report.detections_file import KINDS, SIZES, Detections, Shown, write_detections
+from reldistill.report.detections_file import Detections, Shown, write_detections
 from reldistill.tasks.average_precision import AveragePrecision
 from reldistill.types import Batch
 

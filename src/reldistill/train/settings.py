@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reldistill.checks import UserError
+from reldistill.data.layouts import LAYOUTS, is_detection
 
 _BATCH_SIZES = {"classification": 128, "detection": 8}
-
-LAYOUTS = ("coco", "voc", "yolo")
-"""How labelled boxes may lie in a folder: what stands before the colon of `data`."""
 
 
 @dataclass(kw_only=True)
@@ -49,7 +47,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         """Check the words; numbers are checked against the images themselves."""
         _check_words(self)
-        boxed = self.data.partition(":")[0] in LAYOUTS and ":" in self.data
+        boxed = is_detection(self.data)
         if self.task == "auto":
             self.task = "detection" if boxed else "classification"
         if boxed != (self.task == "detection"):
