@@ -27,7 +27,7 @@ def extractor(name="retinanet_resnet18_fpn", *, num_outputs=4, outputs=None, **m
     settings = {} if name == SSD else {"min_size": 96, "max_size": 160, "fpn_channels": 32, "norm": "group"}
     if name.startswith("fasterrcnn"):
         settings |= {"box_batch_size_per_image": 16, "rpn_post_nms_top_n_train": 50, "rpn_pre_nms_top_n_train": 60}
-    network = make_detector(name, num_outputs=num_outputs, **settings, **more)
+    network = make_detector(name, num_outputs=num_outputs, **(settings | more))
     return DetectorExtractor(network, outputs=outputs, name=name)
 
 
@@ -247,10 +247,13 @@ def test_a_detector_learns_drawn_objects():
 
 
 def real_batch(folder: Path, *, side: int = 128) -> tuple[Batch, tuple[str, ...]]:
-    """Two photographs of COCO and their two largest objects each, in a frame of `side`."""
+    """Two photographs of COCO, as wide as `side`, and their two largest objects each.
+
+    The frame is the one that a detector pads either of them to: group norm sees the padding.
+    """
     found = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
     names = {one["id"]: one["name"] for one in found["categories"]}
-    images, corners, labels, of_image, sizes = torch.zeros(2, 3, side, side), [], [], [], []
+    images, corners, labels, of_image, sizes = torch.zeros(2, 3, side * 3 // 4, side), [], [], [], []
     classes: list[str] = []
     for place, image in enumerate(found["images"][:2]):
         pixels = read_image(str(folder / "images" / "train2017" / image["file_name"]), ImageReadMode.RGB).float() / 255
@@ -274,7 +277,9 @@ def real_batch(folder: Path, *, side: int = 128) -> tuple[Batch, tuple[str, ...]
 @pytest.mark.skipif(DATA is None, reason="RELDISTILL_DATA is unset: no real photographs")
 def test_a_detector_learns_real_objects():
     batch, classes = real_batch(Path(str(DATA)) / "coco256")
-    one = extractor("fcos_resnet18_fpn", num_outputs=len(classes) + 1)
+    side = batch.images.shape[-1]
+    # the size at which it detects is the one at which it learned
+    one = extractor("fcos_resnet18_fpn", num_outputs=len(classes) + 1, max_size=side)
     optimiser = torch.optim.AdamW(one.parameters(), lr=1e-3)
     for step in range(40):
         torch.manual_seed(step)
@@ -287,4 +292,4 @@ def test_a_detector_learns_real_objects():
         assert (found["boxes"] <= torch.tensor([width, height] * 2)).all()
         mine = batch.boxes.images == image
         label, wanted = batch.boxes.labels[mine][0], batch.boxes.corners[mine][:1]
-        assert overlaps(found["boxes"][found["labels"] == label], wanted).item() > 0.5
+        assert overlaps(found["boxes"][found["labels"] == label], wanted).item() > 0.7
