@@ -108,6 +108,7 @@ def fit(
         loader=images.train,
         seed=training.seed,
         epochs=training.epochs,
+        validate_every=training.validate_every,
         patience=training.patience,
         checkpoint_every=training.checkpoint_every,
         resume=state,

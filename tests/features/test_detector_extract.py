@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,20 @@ def test_detect_maps_outputs_to_classes_and_cuts_the_padding():
         assert result["boxes"].tolist() == [[12, 13, 14, 15], [8, 9, 10, 11], [0, 1, 2, 3]]
     assert len(one.detect(Batch(batch.images, None))) == 2
     assert one.network.asked == [(3, 128, 128)] * 2
+
+
+def test_detect_finds_in_every_image_what_it_would_find_alone():
+    """Group norm and the frame's right and lower edges would see another image's padding."""
+    one = extractor(score_thresh=0.0).eval()
+    batch = drawn_batch(5, side=128)
+    sizes = torch.tensor([[128, 90], [90, 128], [128, 93], [128, 90], [60, 128]])
+    boxes = replace(batch.boxes, sizes=sizes)
+    found = one.detect(replace(batch, boxes=boxes))
+    for image, (height, width) in enumerate(sizes.tolist()):
+        alone = one.detect(Batch(batch.images[image : image + 1, :, :height, :width], None))[0]
+        assert len(alone["boxes"]) > 10
+        for name in alone:
+            torch.testing.assert_close(found[image][name], alone[name], rtol=1e-4, atol=1e-3)
 
 
 def test_fixed_size_networks_see_the_whole_frame_squeezed():

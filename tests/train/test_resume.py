@@ -128,6 +128,31 @@ def test_killed_after_the_last_epoch_but_before_the_weights_are_written(world: P
     assert what_is_left(world / "unwritten", pictures=False) == expected
 
 
+def test_validation_now_and_then(world: Path) -> None:
+    """It changes nothing but what is known, and is where it would be when a killed run goes on."""
+    command = with_options(TRAIN, epochs=5)
+    seldom = with_options(command, validate_every=2)
+    resume = with_options(seldom, out="seldom-killed", resume=True)
+    lives = [(resume, moment) for moment in ("batch:4", "replace:4", "batch:3")]
+    plain = [(with_options(command, out="always"), ""), (with_options(seldom, out="seldom"), "")]
+    assert live(world, [*plain, *lives, (resume, "")]) == [0, 0, *[KILLED] * 3, 0]
+    always, found = (what_is_left(world / name, pictures=False) for name in ("always", "seldom"))
+    assert [epoch["epoch"] for epoch in found["history"] if epoch["val"]] == [2, 4, 5]
+    assert [epoch for epoch in found["history"] if epoch["val"]] == [always["history"][i] for i in (1, 3, 4)]
+    assert found["student.safetensors"] == always["student.safetensors"]
+    assert found["result"]["best_epoch"] in (2, 4, 5)
+    assert found["result"]["score_last"] == always["result"]["score_last"]
+    assert what_is_left(world / "seldom-killed", pictures=False) == found
+
+
+def test_patience_ends_a_run_where_it_was_validated(world: Path) -> None:
+    command = with_options(TRAIN, epochs=40, patience=3, validate_every=4, lr=1e-9, out="patient")
+    assert live(world, [(command, "")]) == [0]
+    history = json.loads((world / "patient" / "record.json").read_text())["history"]
+    assert len(history) == 8
+    assert [epoch["epoch"] for epoch in history if epoch["val"]] == [4, 8]
+
+
 def test_the_command_itself_killed_from_outside(world: Path) -> None:
     command = with_options(DISTILL, **{**LONG, **STUDENTS["bf16-mixed"], "epochs": 30, "checkpoint_every": 2})
     assert live(world, [(with_options(command, out="long"), "")]) == [0]

@@ -23,6 +23,7 @@ from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
         ("weight_decay", -0.1, "weight decay -0.1: give at least 0"),
         ("clip", math.nan, "clip nan: give at least 0"),
         ("patience", -1, "patience -1: give at least 0"),
+        ("validate_every", 0, "validate every 0: give at least 1"),
         ("checkpoint_every", -1, "checkpoint every -1: give at least 0"),
         ("ema", 1.0, "ema 1.0: give at least 0 and less than 1"),
         ("label_smoothing", 1.5, "label smoothing 1.5: give at least 0 and less than 1"),

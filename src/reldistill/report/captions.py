@@ -19,7 +19,7 @@ images and flatters every run a little.
 """
 
 SCORES = """
-On the validation images after every epoch; the number is that of the last. The student alone is the grey dashed line, a
+On the validation images; the number is that of the last. The student alone is the grey dashed line, a
 teacher a level line. A method that helps lies above the student alone to the end, not only early on. The first third of
 a run may lie below the scale.
 """

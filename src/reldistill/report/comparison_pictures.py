@@ -72,10 +72,15 @@ def curves_section(comparison: Comparison) -> str:
     """The score by epoch."""
     curves, score = {}, comparison.score.name
     for variant, cells in comparison.variants.items():
-        histories = [[epoch.val[score] for epoch in cell.record.history] for cell in cells if cell.record is not None]
-        shortest = min(map(len, histories), default=0)  # seeds may end early, each at its own epoch
-        if shortest:
-            curves[variant] = np.asarray([history[:shortest] for history in histories])
+        histories = [
+            {epoch.epoch: epoch.val[score] for epoch in cell.record.history if score in epoch.val}
+            for cell in cells
+            if cell.record is not None
+        ]
+        # seeds may end early, each at its own epoch
+        common = sorted(set.intersection(*map(set, histories))) if histories else []
+        if common:
+            curves[variant] = common, np.asarray([[history[epoch] for epoch in common] for history in histories])
     if not curves:
         return ""
     styles = series_styles(list(comparison.variants), alone=ALONE)

@@ -83,15 +83,22 @@ def _name_points(axes: Any, points: Sequence[Point]) -> None:
         )
 
 
-def mean_curves(curves: Mapping[str, np.ndarray], styles: Mapping[str, tuple[str, Any]], *, score: str) -> str:
-    """A validation score by epoch: (seeds, epochs) for each variant as the mean, and a band from least to most."""
+def mean_curves(
+    curves: Mapping[str, tuple[Sequence[int], np.ndarray]], styles: Mapping[str, tuple[str, Any]], *, score: str
+) -> str:
+    """A validation score by epoch, the mean of the seeds and a band from least to most.
+
+    Args:
+        curves: for each variant the epochs, and the scores of its (seeds, epochs).
+        styles: colour and dash of each variant.
+        score: its name.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.6, 3.5))
         axes = figure.add_axes((0.085, 0.135, 0.70, 0.83))
         ends, means = [], []
-        for name, values in curves.items():
+        for name, (epochs, values) in curves.items():
             colour, dash = styles[name]
-            epochs = np.arange(1, values.shape[1] + 1)
             mean = values.mean(axis=0)
             marker = "o" if len(epochs) <= 12 else ""
             axes.plot(epochs, mean, color=colour, linestyle=dash, marker=marker, markersize=3)
@@ -101,7 +108,7 @@ def mean_curves(curves: Mapping[str, np.ndarray], styles: Mapping[str, tuple[str
             means.append(mean.tolist())
         zoom(axes, means, ())
         name_ends(axes, ends)
-        epoch_axis(axes, [1, max(values.shape[1] for values in curves.values())])
+        epoch_axis(axes, [1, max(epochs[-1] for epochs, _ in curves.values())])
         axes.set_ylabel(f"validation {score}, %")
         return to_page(figure, "curves", f"Validation {score} by epoch, mean over the seeds")
 

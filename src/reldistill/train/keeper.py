@@ -62,6 +62,7 @@ class RunKeeper(L.Callback):
         loader: the training batches.
         seed: the run's seed.
         epochs: passes over the training images.
+        validate_every: epochs from one look at the validation images to the next; the last epoch always has one.
         patience: epochs without a better validation accuracy after which the run ends; 0 for never.
         checkpoint_every: steps between checkpoints within an epoch; 0 for none.
         resume: content of a checkpoint to go on from.
@@ -75,6 +76,7 @@ class RunKeeper(L.Callback):
         loader: BatchLoader,
         seed: int,
         epochs: int,
+        validate_every: int = 1,
         patience: int = 0,
         checkpoint_every: int = 0,
         resume: dict[str, Any] | None = None,
@@ -84,6 +86,7 @@ class RunKeeper(L.Callback):
         self.loader = loader
         self.seed = seed
         self.epochs = epochs
+        self.validate_every = validate_every
         self.patience = patience
         self.checkpoint_every = checkpoint_every
         self.resume = resume
@@ -108,7 +111,15 @@ class RunKeeper(L.Callback):
     def epochs_left(self) -> int:
         """Epochs still to run, the current one included."""
         best = self.record.result.best_epoch or 0
-        return 0 if self.patience and self.epoch - best >= self.patience else self.epochs - self.epoch
+        impatient = self.patience and self.epoch - best >= self.patience
+        # never after an epoch that was not validated: the last epoch's score is on record
+        return 0 if impatient and self.record.history[-1].val else self.epochs - self.epoch
+
+    @property
+    def validates(self) -> bool:
+        """Whether the current epoch ends with a look at the validation images."""
+        done = self.epoch + 1
+        return done % self.validate_every == 0 or done == self.epochs
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go back to where a checkpoint left the run."""
@@ -117,6 +128,10 @@ class RunKeeper(L.Callback):
             restore(self.resume, pl_module, trainer)
             self.resume = None
         self._clock = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the Trainer validate this epoch, or not."""
+        trainer.limit_val_batches = 1.0 if self.validates else 0.0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -160,7 +175,7 @@ class RunKeeper(L.Callback):
             seconds=round(self._seconds, 3),
             learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
             train=pl_module.part_means(),
-            val=dict(pl_module.evaluator.found),
+            val=dict(pl_module.evaluator.found) if self.validates else {},
         )
         self.record.history.append(epoch)
         self._update_record(pl_module, trainer)
@@ -174,7 +189,9 @@ class RunKeeper(L.Callback):
         durations = self._durations[1:] or self._durations
         seconds = statistics.median(durations) if durations else None
         batch_size = self.record.settings["batch_size"]
-        by_image = module.evaluator.write(self.folder) if trainer.is_global_zero else None
+        by_image = self.record.result.by_image
+        if self.validates:
+            by_image = module.evaluator.write(self.folder) if trainer.is_global_zero else None
         self.record.result = result_of(
             self.record.history,
             score=self.record.score,

@@ -102,9 +102,10 @@ class Progress(L.Callback):
         assert isinstance(pl_module, DistillationModule)
         record = self.keeper.record
         epoch, score = record.history[-1], record.score
-        reached = f"{'' if score.counted else f'{score.name} '}{epoch.val[score.name]:5.2f} %"
-        best = "best" if record.result.best_epoch == epoch.epoch else "    "
-        start = f"{self._place(epoch.epoch)}  {reached} {best}"
+        start = self._place(epoch.epoch)
+        if score.name in epoch.val:
+            reached = f"{'' if score.counted else f'{score.name} '}{epoch.val[score.name]:5.2f} %"
+            start += f"  {reached} {'best' if record.result.best_epoch == epoch.epoch else '    '}"
         end = clock(epoch.seconds)
         if self.keeper.epochs_left:
             end += f", {clock(self._time_left(pl_module))} left"

@@ -143,6 +143,7 @@ class TrainSettings:
         clip: largest norm of the gradient; 0 for none.
         accumulate: batches whose gradients are added before a step.
         ema: decay of the moving average of the student's weights that is evaluated and saved; 0 for none.
+        validate_every: epochs from one look at the validation images to the next; the last epoch always has one.
         patience: stop after so many epochs without a better validation accuracy; 0 for never.
         precision: auto is bf16-mixed where the device has it, else 32-true.
         accelerator: where to run.
@@ -166,6 +167,7 @@ class TrainSettings:
     clip: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
+    validate_every: int = 1
     patience: int = 0
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -189,7 +191,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         """Check every number, so that a typing slip is known before images are read."""
         _check_words(self)
-        for name in ("epochs", "batch_size", "accumulate", "nodes"):
+        for name in ("epochs", "batch_size", "accumulate", "nodes", "validate_every"):
             _check_range(name, getattr(self, name), 1)
         for name in ("clip", "patience", "checkpoint_every", "weight_decay"):
             _check_range(name, getattr(self, name), 0)
