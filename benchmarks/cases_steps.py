@@ -9,21 +9,26 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, device
-from benchmarks.steps import Pair, autocast, training_step
+from benchmarks.steps import DetectorPair, Pair, autocast, training_step
 
 DEIT = Pair("deit_small_patch16_224", "deit_tiny_patch16_224", 32, 224, 1000)
 CIFAR = Pair("resnet56", "resnet20", 128, 32, 10)
 DEIT_GPU = Pair("deit_small_patch16_224", "deit_tiny_patch16_224", 256, 224, 1000)
 CIFAR_GPU = Pair("resnet56", "resnet20", 256, 32, 10)
 QUICK = Pair("resnet14", "resnet8", 4, 32, 10)
+COCO = DetectorPair("retinanet_resnet50_fpn", "retinanet_resnet18_fpn", 4, 256, 80)
+COCO_GPU = DetectorPair("retinanet_resnet50_fpn", "retinanet_resnet18_fpn", 8, 800, 80)
+QUICK_BOXES = DetectorPair("retinanet_resnet18_fpn", "retinanet_mobilenet_v3_small_fpn", 2, 64, 3)
 
 
 def cases(quick: bool) -> list[Case]:
-    """Of serkd and sekd over kd; on a GPU also over the teacher's forward pass and the student's step alone."""
+    """Of serkd and sekd over kd; on a GPU, and of detectors, over the teacher's forward pass and the student's step."""
     found = [
         _over("kd", "serkd", QUICK if quick else DEIT, goal=1.03),
         _over("kd", "sekd", QUICK if quick else CIFAR, goal=1.05),
     ]
+    boxes = QUICK_BOXES if quick else COCO_GPU if device().type == "cuda" else COCO
+    found.append(_over("", "sekd", boxes, goal=1.10))
     if device().type == "cuda" and not quick:
         found += [_over("", "serkd", DEIT_GPU, goal=1.03), _over("", "sekd", CIFAR_GPU, goal=1.03)]
     return found
@@ -51,7 +56,7 @@ def _over(base: str, method: str, pair: Pair, *, goal: float) -> Case:
 
     return Case(
         f"whole step, {method} over {base or 'the networks alone'}",
-        f"{pair.student} from {pair.teacher}, B={pair.batch_size} of {pair.image_size}×{pair.image_size}",
+        f"{pair.student} from {pair.teacher}, B={pair.batch_size} of {'×'.join(map(str, pair.frame))}",
         ours=lambda: steps()[0](),
         textbook=lambda: steps()[1](),
         goal=goal,

@@ -26,10 +26,12 @@ from torch import Tensor
 from benchmarks.cases import device as best_device
 from reldistill import build_distiller
 from reldistill.saved import open_network
+from reldistill.saved_detectors import open_detector
 from reldistill.step.distiller import Distiller
 from reldistill.tasks.classification import Classification
+from reldistill.tasks.detection import Detection
 from reldistill.train.trainer import resolve_precision
-from reldistill.types import Batch
+from reldistill.types import Batch, Boxes
 
 RESULTS = Path(__file__).parent / "results" / "steps.json"
 METHODS = ("none", "kd", "rkd", "kd+rkd", "serkd", "sekd", "serkd+sekd")
@@ -55,6 +57,11 @@ class Pair:
     num_classes: int
     teacher_weights: str | None = None
 
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.image_size, self.image_size
+
     def distiller(self, method: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Distiller:
         """By that method, on the benchmarks' device."""
         torch.manual_seed(0)
@@ -79,6 +86,51 @@ class Pair:
         images = torch.rand(self.batch_size, 3, self.image_size, self.image_size, device=device)
         labels = torch.randint(self.num_classes, (self.batch_size,), device=device)
         return Batch(images.to(memory_format=torch.channels_last), labels)
+
+
+@dataclass(frozen=True)
+class DetectorPair(Pair):
+    """Two detectors, and images of 4:3 with seven boxes each, as many as COCO has in the mean.
+
+    `image_size` is the shorter side.
+    """
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.image_size, self.image_size * 4 // 3
+
+    def distiller(self, method: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Distiller:
+        """By that method, on the benchmarks' device."""
+        torch.manual_seed(0)
+        classes = [f"class {number}" for number in range(self.num_classes)]
+
+        def opened(name: str) -> Any:
+            return open_detector(name, role="model", classes=classes, min_size=self.image_size).extractor
+
+        distiller = build_distiller(
+            method,
+            student=opened(self.student),
+            teacher=None if method == "none" else opened(self.teacher),
+            image_size=self.image_size,
+            task=Detection(classes),
+            settings=settings,
+        )
+        return distiller.to(best_device(), memory_format=torch.channels_last)
+
+    def batch(self) -> Batch:
+        """Random images and boxes."""
+        count, (height, width) = 7 * self.batch_size, self.frame
+        starts, ends = torch.rand(count, 2) * 0.6, torch.rand(count, 2) * 0.3
+        corners = torch.cat([starts, starts + 0.1 + ends], dim=1) * torch.tensor([width, height, width, height])
+        boxes = Boxes(
+            corners,
+            torch.randint(self.num_classes, (count,)),
+            torch.arange(self.batch_size).repeat_interleave(7),
+            torch.tensor([[height, width]] * self.batch_size),
+        )
+        images = torch.rand(self.batch_size, 3, height, width).to(memory_format=torch.channels_last)
+        return Batch(images, None, torch.arange(self.batch_size), boxes=boxes).to(best_device())
 
 
 def autocast() -> torch.autocast:
