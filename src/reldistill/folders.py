@@ -12,6 +12,7 @@ from typing import Any
 
 from reldistill.checks import UserError
 from reldistill.report.record import RECORD_FILE, RunRecord, read_record
+from reldistill.train.settings import DEFAULTS
 
 MAY_CHANGE_ON_RESUME = {"devices", "nodes", "accelerator", "workers", "wandb", "checkpoint_every", "download"}
 
@@ -37,10 +38,12 @@ def claim_folder(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRec
 def refuse_changes(before: Mapping[str, Any], settings: Mapping[str, Any], *, what: str) -> None:
     """UserError for a setting that would change what comes out of work that has begun."""
     for name, value in settings.items():
-        if name not in MAY_CHANGE_ON_RESUME and before.get(name) != value:
+        # an earlier version, which had no such setting, did what its default says
+        was = before.get(name, DEFAULTS.get(name))
+        if name not in MAY_CHANGE_ON_RESUME and was != value:
             raise UserError(
-                f"{what} was started with {name} = {before.get(name)}, not {value}: resume it as it was started, or "
-                f"give another --out"
+                f"{what} was started with {name} = {was}, not {value}: resume it as it was started, or give another "
+                f"--out"
             )
 
 

@@ -145,6 +145,19 @@ def test_validation_now_and_then(world: Path) -> None:
     assert what_is_left(world / "seldom-killed", pictures=False) == found
 
 
+def test_a_run_of_a_version_that_had_fewer_settings_goes_on(world: Path) -> None:
+    command = with_options(TRAIN, epochs=2, out="earlier")
+    assert live(world, [(command, "batch:4")]) == [KILLED]
+    record = world / "earlier" / "record.json"
+    told = json.loads(record.read_text())
+    assert told["settings"].pop("validate_every") == 1
+    record.write_text(json.dumps(told))
+    refused = reldistill(*with_options(command, validate_every=2, resume=True), cwd=world)
+    assert refused.returncode == 2
+    assert "was started with validate_every = 1, not 2" in refused.stderr
+    assert live(world, [(with_options(command, resume=True), "")]) == [0]
+
+
 def test_patience_ends_a_run_where_it_was_validated(world: Path) -> None:
     command = with_options(TRAIN, epochs=40, patience=3, validate_every=4, lr=1e-9, out="patient")
     assert live(world, [(command, "")]) == [0]

@@ -207,6 +207,19 @@ class TrainSettings:
             _check_range("devices", int(self.devices), 1)
 
 
+def _default(one: dataclasses.Field[Any]) -> Any:
+    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+
+
+DEFAULTS: dict[str, Any] = {
+    one.name: _default(one)
+    for kind in (DataSettings, ModelSettings, PairSettings, TrainSettings)
+    for one in dataclasses.fields(kind)
+    if _default(one) is not dataclasses.MISSING
+}
+"""Setting → what it is where nobody has said anything."""
+
+
 def _check_words(settings: Any) -> None:
     for name, kind in get_type_hints(type(settings)).items():
         if get_origin(kind) is Literal and getattr(settings, name) not in get_args(kind):
