@@ -14,13 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import speed_page
+from benchmarks import comparisons_page, speed_page
 from benchmarks.weights import GRID
-from reldistill.report import comparison_text
-from reldistill.report.comparison import Comparison, read_comparison, summaries
 from reldistill.report.record import RunRecord, find_runs, read_record
 from reldistill.report.render import Row, comparison_table, verdict
-from reldistill.report.seeds import METHOD, SeedDifference
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -58,7 +55,7 @@ def page() -> str:
         if (RESULTS / folder).is_dir():
             records = [read_record(run) for run in find_runs([RESULTS / folder])]
             sections += [title, text, _table(records), "\n**In words**\n", _bullets(verdict(records))]
-    sections += [_comparison(read_comparison(folder)) for folder in sorted(RESULTS.glob("compare-*"))]
+    sections += comparisons_page.sections(RESULTS)
     if (RESULTS / "weights.json").is_file():
         sections += [_weights(json.loads((RESULTS / "weights.json").read_text()))]
     if (RESULTS / "steps.json").is_file():
@@ -77,34 +74,6 @@ def _table(records: Sequence[RunRecord]) -> str:
             f"| {_best(row)} | {_gain(row)} | {f'`{row.command}`' if row.command else ''} |"
         )
     return "\n".join(lines)
-
-
-def _comparison(comparison: Comparison) -> str:
-    """Without times and memory: the machine was shared while the cells ran."""
-    rows = summaries(comparison)
-    lines = [
-        "## Methods side by side\n",
-        f"{comparison_text.setting(comparison)} A budget of minutes a run, on a fifth of the training images: how fast "
-        "a method helps, not how far it gets. The test images were looked at once, at the end of each run.\n",
-        f"```bash\npython -m benchmarks.subset cifar10-jpeg.zip {comparison.head.settings['data']} --images 1000 --val "
-        f"test\n{shlex.join(comparison.head.command)}\n```\n",
-        "| method | last epoch, % | over the student alone | over kd | agrees with the teacher, % | seeds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        if row.mean is not None:
-            spread = "" if row.std is None else f" ± {row.std:.2f}"
-            against = [_difference(between) for between in (row.vs_none, row.vs_kd)]
-            lines.append(
-                f"| {row.variant} | {row.mean:.2f}{spread} | {' | '.join(against)} | {_number(row.agreement)} "
-                f"| {len(row.seeds)} |"
-            )
-    said = [*comparison_text.verdict(comparison, rows), *comparison_text.caveats(comparison, rows)]
-    return "\n".join([*lines, "", *(f"- {line}" for line in said), "", METHOD, ""])
-
-
-def _difference(between: SeedDifference | None) -> str:
-    return "" if between is None else f"{between.points:+.2f} ({between.low:+.2f} to {between.high:+.2f})"
 
 
 def _number(value: float | None) -> str:

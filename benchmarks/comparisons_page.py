@@ -1,0 +1,132 @@
+"""The sections of docs/results.md that `reldistill compare` filled, from their folders in benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reldistill.report import comparison_text
+from reldistill.report.comparison import Comparison, Summary, read_comparison, summaries
+from reldistill.report.comparison_text import difference_text, spread
+from reldistill.report.record import read_record
+from reldistill.report.seeds import METHOD
+from reldistill.report.words import percent
+
+UNSEEN = "val2017.json"
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the records don't say of a comparison.
+
+    Args:
+        title: of the section.
+        text: of the budget, the networks, the images.
+        before: the commands whose outcome the comparison starts from.
+        after: those that follow it.
+    """
+
+    title: str
+    text: str
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
+
+
+_MINUTES = (
+    "A budget of minutes a run, on a fifth of the training images: how fast a method helps, not how far it gets. The "
+    "test images were looked at once, at the end of each run."
+)
+_CIFAR = "python -m benchmarks.subset cifar10-jpeg.zip cifar10-10k.zip --images 1000 --val test"
+
+SECTIONS = {
+    "compare-resnet56-resnet20": Section("Methods side by side: ResNet-56 into ResNet-20", _MINUTES, [_CIFAR]),
+    "compare-resnet56-vgg8": Section("Methods side by side: ResNet-56 into VGG-8", _MINUTES, [_CIFAR]),
+    "compare-coco128": Section(
+        "Detectors that learn 128 images of COCO by heart",
+        "Both detectors start from random weights, see 128 images of COCO again and again, and are asked for the "
+        "objects in these same images: a check that targets, transforms and losses are right, and of how fast a method "
+        "helps, not of detection. What they find in 128 images that neither has seen stands beside it, for what it is.",
+        ["python -m benchmarks.same_images coco256 coco128"],
+        [
+            "for run in teacher detectors/*/seed-*; do",
+            f"    reldistill evaluate $run --data coco:coco256 --json > $run/{UNSEEN}",
+            "done",
+        ],
+    ),
+}
+
+
+def sections(results: Path) -> list[str]:
+    """One for each comparison among the records."""
+    return [
+        _section(read_comparison(results / folder), words)
+        for folder, words in SECTIONS.items()
+        if (results / folder).is_dir()
+    ]
+
+
+def _section(comparison: Comparison, words: Section) -> str:
+    """Without times and memory: the machine was shared while the cells ran."""
+    rows = summaries(comparison)
+    detectors = comparison.head.settings.get("task") == "detection"
+    table = _boxes if detectors else _classes
+    teacher = comparison.folder / "teacher"
+    trained = [shlex.join(read_record(teacher).command)] if teacher.is_dir() else []
+    commands = "\n".join([*words.before, *trained, shlex.join(comparison.head.command), *words.after])
+    said = [*comparison_text.verdict(comparison, rows), *comparison_text.caveats(comparison, rows)]
+    return "\n".join(
+        [
+            f"## {words.title}\n",
+            f"{comparison_text.setting(comparison)} {words.text}\n",
+            f"```bash\n{commands}\n```\n",
+            *table(comparison, rows),
+            "",
+            *(f"- {line}" for line in said),
+            "",
+            METHOD,
+            "",
+        ]
+    )
+
+
+def _classes(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
+    lines = [
+        "| method | last epoch, % | over the student alone | over kd | agrees with the teacher, % | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        if row.mean is not None:
+            lines.append(
+                f"| {row.variant} | {spread(row.mean, row.std, 2)} | {difference_text(row.vs_none, 2)} "
+                f"| {difference_text(row.vs_kd, 2)} | {percent(row.agreement, 2)} | {len(row.seeds)} |"
+            )
+    return lines
+
+
+def _boxes(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
+    lines = [
+        "| method | AP | over the student alone | AP50 | AP of unseen images | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    teacher = comparison.folder / "teacher"
+    measured = read_record(teacher).history[-1].val
+    unseen = json.loads((teacher / UNSEEN).read_text())
+    lines.append(f"| teacher | {measured['AP']:.1f} | | {measured['AP50']:.1f} | {unseen['AP']:.1f} | 1 |")
+    for row in rows:
+        cells = [cell for cell in comparison.variants[row.variant] if cell.record is not None and cell.test is not None]
+        ap50 = [cell.record.history[-1].val["AP50"] for cell in cells if cell.record is not None]
+        unseen_aps = [json.loads((cell.folder / UNSEEN).read_text())["AP"] for cell in cells]
+        lines.append(
+            f"| {row.variant} | {spread(row.mean, row.std, 1)} | {difference_text(row.vs_none, 1)} "
+            f"| {of_several(ap50)} | {of_several(unseen_aps)} | {len(cells)} |"
+        )
+    return lines
+
+
+def of_several(values: Sequence[float]) -> str:
+    """Mean ± standard deviation over the seeds."""
+    return spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, 1)
