@@ -178,7 +178,7 @@ def _table(tables: Mapping[str, np.ndarray]) -> str:
         )
         rows.append(f'<tr><th scope="row">{html.escape(who)}</th>{cells}</tr>')
     return (
-        '<div class="scroll"><table class="plain num"><thead><tr><th scope="col">how often '
+        '<div class="scroll"><table class="counts"><thead><tr><th scope="col">how often<br>'
         f"<span class='range'>(small / medium / large)</span></th>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
