@@ -97,6 +97,9 @@ def make_detector(
     body = getattr(network.backbone, "body", network.backbone)
     if name not in FIXED_SIZE:
         _exchange_norms(body, norm)
+    if isinstance(network, detection.FCOS):
+        # Distances behind a ReLU: started around 0, all of them may end below it, where no gradient leads back.
+        nn.init.ones_(network.head.regression_head.bbox_reg.bias)
     for module in body.modules():
         if epsilon is not None and isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             module.eps = epsilon
