@@ -112,6 +112,15 @@ def test_frozen_norms_say_what_the_trained_ones_do():
             torch.testing.assert_close(value, expected[key])
 
 
+@pytest.mark.parametrize("scale", [0.1, 30])
+def test_a_new_fcos_learns_from_every_box(scale):
+    """A box regressed to nothing, behind torchvision's ReLU, would have no gradient."""
+    head = make_detector("fcos_resnet18_fpn", num_outputs=3, fpn_channels=32).head.regression_head
+    regression, _ = head([scale * torch.randn(2, 32, 9, 9)])
+    assert regression.min() > 0.2
+    assert regression.max() < 3
+
+
 def test_trainable_layers():
     network = make_detector("retinanet_resnet18_fpn", num_outputs=2, trainable_backbone_layers=3, **SMALL)
     body = network.backbone.body
