@@ -74,15 +74,15 @@ def _section(comparison: Comparison, words: Section) -> str:
     rows = summaries(comparison)
     detectors = comparison.head.settings.get("task") == "detection"
     table = _boxes if detectors else _classes
-    teacher = comparison.folder / "teacher"
-    trained = [shlex.join(read_record(teacher).command)] if teacher.is_dir() else []
-    commands = "\n".join([*words.before, *trained, shlex.join(comparison.head.command), *words.after])
+    commands = [*words.before, *_training(comparison), shlex.join(comparison.head.command), *words.after]
     said = [*comparison_text.verdict(comparison, rows), *comparison_text.caveats(comparison, rows)]
     return "\n".join(
         [
             f"## {words.title}\n",
             f"{comparison_text.setting(comparison)} {words.text}\n",
-            f"```bash\n{commands}\n```\n",
+            "```bash",
+            *commands,
+            "```\n",
             *table(comparison, rows),
             "",
             *(f"- {line}" for line in said),
@@ -91,6 +91,16 @@ def _section(comparison: Comparison, words: Section) -> str:
             "",
         ]
     )
+
+
+def _training(comparison: Comparison) -> list[str]:
+    """The commands that made the teacher, where its record stands beside the cells."""
+    folder, name = comparison.folder / "teacher", comparison.head.settings["teacher"]
+    if not folder.is_dir():
+        return []
+    command = read_record(folder).command
+    out = command[command.index("--out") + 1]
+    return [shlex.join(command), *([f"mv {out} {name}"] if out != name else [])]
 
 
 def _classes(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
@@ -115,18 +125,18 @@ def _boxes(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
     teacher = comparison.folder / "teacher"
     measured = read_record(teacher).history[-1].val
     unseen = json.loads((teacher / UNSEEN).read_text())
-    lines.append(f"| teacher | {measured['AP']:.1f} | | {measured['AP50']:.1f} | {unseen['AP']:.1f} | 1 |")
+    lines.append(f"| teacher | {measured['AP']:.1f} | | {measured['AP50']:.1f} | {unseen['AP']:.2f} | 1 |")
     for row in rows:
         cells = [cell for cell in comparison.variants[row.variant] if cell.record is not None and cell.test is not None]
         ap50 = [cell.record.history[-1].val["AP50"] for cell in cells if cell.record is not None]
         unseen_aps = [json.loads((cell.folder / UNSEEN).read_text())["AP"] for cell in cells]
         lines.append(
             f"| {row.variant} | {spread(row.mean, row.std, 1)} | {difference_text(row.vs_none, 1)} "
-            f"| {of_several(ap50)} | {of_several(unseen_aps)} | {len(cells)} |"
+            f"| {of_several(ap50, 1)} | {of_several(unseen_aps, 2)} | {len(cells)} |"
         )
     return lines
 
 
-def of_several(values: Sequence[float]) -> str:
+def of_several(values: Sequence[float], digits: int) -> str:
     """Mean ± standard deviation over the seeds."""
-    return spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, 1)
+    return spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, digits)
