@@ -49,7 +49,8 @@ SECTIONS = {
         "Detectors that learn 128 images of COCO by heart",
         "Both detectors start from random weights, see 128 images of COCO again and again, and are asked for the "
         "objects in these same images: a check that targets, transforms and losses are right, and of how fast a method "
-        "helps, not of detection. What they find in 128 images that neither has seen stands beside it, for what it is.",
+        "helps, not of detection. What they find in 128 images that neither has seen stands beside it, for what it is. "
+        "(The teacher was trained before an FCOS started with boxes of a cell's size, see the decisions.)",
         ["python -m benchmarks.same_images coco256 coco128"],
         [
             "for run in teacher detectors/*/seed-*; do",
