@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from reldistill.checks import UserError
 from reldistill.report.cells import CellPlan, dump_json
 from reldistill.report.comparison import Comparison, Head, gather, kind_in, read_comparison, summaries
 from reldistill.report.comparison_files import write_comparison
+from reldistill.report.comparison_page import comparison_page
 from reldistill.report.comparison_plots import embedding
 from reldistill.report.comparison_text import comparison_csv, comparison_markdown, print_comparison, verdict
 from reldistill.report.record import RunRecord, write_record
@@ -209,6 +211,22 @@ def test_markdown_and_csv(tmp_path: Path, make_record: Make) -> None:
     assert len({line.count("|") for line in lines[:6]}) == 1
     assert comparison_csv(rows).splitlines()[0].startswith("variant,method,student,mean,std,")
     assert len(comparison_csv(rows).splitlines()) == 5
+
+
+def test_columns_that_say_nothing_are_left_out(tmp_path: Path, make_record: Make) -> None:
+    without_kd = {name: values for name, values in CLEAR.items() if name != "kd"}
+    comparison = compared(tmp_path / "all", make_record, CLEAR)
+    page, text = write_comparison(comparison).read_text(), comparison_markdown(comparison, summaries(comparison))
+    assert all(">over kd<" in page and "agrees" in one and "Agreement is" in page for one in (page, text))
+    comparison = compared(tmp_path / "some", make_record, without_kd)
+    rows = [replace(row, agreement=None, calibration_error=None) for row in summaries(comparison)]
+    page, text = comparison_page(comparison, rows), comparison_markdown(comparison, rows)
+    assert "over<br>alone" in page
+    assert not any(
+        word in one for one in (page, text) for word in ("over kd", "agrees", "ECE", "Agreement is", "calib.")
+    )
+    head, *body = (line.count("|") for line in text.splitlines()[:5])
+    assert set(body) == {head}
 
 
 def test_a_sweep_is_chosen_by_validation_and_not_by_test(tmp_path: Path, make_record: Make) -> None:

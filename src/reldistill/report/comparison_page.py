@@ -28,10 +28,12 @@ from reldistill.report.words import count, decimals, duration, known, large, per
 TABLE = """
 The score on the test images, which nothing was chosen by and which every run saw once, at its end: mean and standard
 deviation over the seeds, after the last epoch and with the weights of the epoch that was best on the validation images.
-Differences are of the last epoch, with 95 % intervals drawn beside them; green leaves out 0. Agreement is the share of
-test images on which student and teacher say the same class; ECE is the expected calibration error over 15 bins.
-FLOPs are of a training step for one image, teacher included, as far as torch counts them; a multiplication and an
-addition are two.
+Differences are of the last epoch, with 95 % intervals drawn beside them; green leaves out 0. FLOPs are of a training
+step for one image, teacher included, as far as torch counts them; a multiplication and an addition are two.
+"""
+AGREEMENT = """
+Agreement is the share of test images on which student and teacher say the same class; ECE is the expected calibration
+error over 15 bins.
 """
 
 
@@ -126,15 +128,15 @@ def _verdict(comparison: Comparison, rows: Sequence[Summary]) -> str:
 def _table(comparison: Comparison, rows: Sequence[Summary]) -> str:
     digits, relative = decimals(comparison.test_images), relative_times(rows)
     ends = [_ends([row.vs_none for row in rows]), _ends([row.vs_kd for row in rows])]
+    against_kd, agreeing = (any(getattr(row, name) is not None for row in rows) for name in ("vs_kd", "agreement"))
     heads = [
         ("text", "method"),
         ("", "last epoch<br>%"),
         ("extra", "best epoch<br>%"),
         ("", "over<br>alone"),
         ("extra", ""),
-        ("", "over kd"),
-        ("more", ""),
-        ("more", "agrees %<br>ECE %"),
+        *([("", "over kd"), ("more", "")] if against_kd else []),
+        *([("more", "agrees %<br>ECE %")] if agreeing else []),
         ("extra", "step<br>× alone"),
         ("extra", "memory<br>FLOPs"),
     ]
@@ -147,9 +149,12 @@ def _table(comparison: Comparison, rows: Sequence[Summary]) -> str:
             ("extra", spread(row.mean_best, row.std_best, digits)),
             (_green(row.vs_none), _points(row.vs_none, digits)),
             ("extra", _bar(row.vs_none, ends[0])),
-            (_green(row.vs_kd), _points(row.vs_kd, digits)),
-            ("more", _bar(row.vs_kd, ends[1])),
-            ("more", _two(percent(row.agreement), percent(row.calibration_error))),
+            *(
+                [(_green(row.vs_kd), _points(row.vs_kd, digits)), ("more", _bar(row.vs_kd, ends[1]))]
+                if against_kd
+                else []
+            ),
+            *([("more", _two(percent(row.agreement), percent(row.calibration_error)))] if agreeing else []),
             ("extra", _two(duration(row.seconds_per_step), times(relative[row.variant]))),
             ("extra", _two(size(row.peak_memory), large(row.training_flops))),
         ]
@@ -157,7 +162,8 @@ def _table(comparison: Comparison, rows: Sequence[Summary]) -> str:
         body.append(_line("td", cells, role=role))
     return (
         '<section>\n<h2 id="comparison">Comparison</h2>\n<div class="scroll"><table class="comparison">'
-        f"<thead>{_line('th', heads)}</thead><tbody>{''.join(body)}</tbody></table></div>\n{caption(TABLE)}\n</section>"
+        f"<thead>{_line('th', heads)}</thead><tbody>{''.join(body)}</tbody></table></div>\n"
+        f"{caption(TABLE + AGREEMENT * agreeing)}\n</section>"
     )
 
 

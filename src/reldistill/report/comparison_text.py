@@ -158,7 +158,7 @@ def relative_times(rows: Sequence[Summary]) -> dict[str, float | None]:
 
 
 def columns(comparison: Comparison, rows: Sequence[Summary]) -> list[tuple[str, list[str]]]:
-    """Heading (in lines) and a cell for each row: one table for terminal and Markdown."""
+    """Heading (in lines) and a cell for each row: one table for terminal and Markdown, without what no row has."""
     digits, is_sweep = decimals(comparison.test_images), comparison.head.kind == "sweep"
     relative = relative_times(rows)
     found = [
@@ -173,8 +173,7 @@ def columns(comparison: Comparison, rows: Sequence[Summary]) -> list[tuple[str, 
             ("chosen", ["yes" if row.chosen else "" for row in rows]),
             ("time\nper step", [duration(row.seconds_per_step) for row in rows]),
         ]
-    return [
-        *found,
+    found += [
         ("over\nalone", [difference_text(row.vs_none, digits) for row in rows]),
         ("over kd", [difference_text(row.vs_kd, digits) for row in rows]),
         ("agrees\n%", [percent(row.agreement) for row in rows]),
@@ -184,6 +183,7 @@ def columns(comparison: Comparison, rows: Sequence[Summary]) -> list[tuple[str, 
         ("memory", [size(row.peak_memory) for row in rows]),
         ("training\nFLOPs", [large(row.training_flops) for row in rows]),
     ]
+    return [(heading, cells) for heading, cells in found if set(cells) != {NONE} or heading.startswith("last")]
 
 
 def print_comparison(comparison: Comparison, rows: Sequence[Summary], console: Console) -> None:
@@ -219,7 +219,7 @@ def comparison_markdown(comparison: Comparison, rows: Sequence[Summary]) -> str:
         *(f"- {line}" for line in verdict(comparison, rows)),
         "",
         *(f"{line}\n" for line in caveats(comparison, rows)),
-        "Accuracies are of the test images, in percent, mean ± standard deviation over the seeds. "
+        "Scores are of the test images, in percent, mean ± standard deviation over the seeds. "
         + (METHOD if comparison.head.kind == "compare" else ""),
         "",
         f"`{shlex.join(comparison.head.command)}`",
