@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 import reldistill.run
-from drawn_boxes import draw, write_coco, write_voc
+from drawn_boxes import draw_large, write_coco, write_voc
 from reldistill.checks import UserError
 from reldistill.cli import main
 from reldistill.features.plain_detectors import make_detector
@@ -20,7 +20,8 @@ from reldistill.recipes.detection import Family, Pair
 
 NAMES = ("coco-detector", "voc-detector")
 DATA = {"coco-detector": "coco:coco", "voc-detector": "voc:voc"}
-SMALL = ["--epochs", "1", "--batch-size", "2", "--image-size", "64", "--no-pretrained-backbone", "--workers", "0"]
+# smaller images have a map one cell wide under p7, which PyTorch 2.15 can get wrong in bfloat16 (docs/guides/troubleshooting)
+SMALL = ["--epochs", "1", "--batch-size", "2", "--image-size", "96", "--no-pretrained-backbone", "--workers", "0"]
 TEACHER = '{"norm": "group", "fpn_channels": 64}'
 
 
@@ -28,11 +29,11 @@ TEACHER = '{"norm": "group", "fpn_channels": 64}'
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folders of both layouts, and a teacher that has learned their three classes."""
     folder = tmp_path_factory.mktemp("recipes")
-    tested = draw(2, seed=1, first=90)
-    write_coco(folder / "many", train=draw(33), val=tested)
-    write_coco(folder / "coco", train=draw(5), val=tested)
-    write_voc(folder / "voc/VOC2007", trainval=draw(3), test=tested)
-    write_voc(folder / "voc/VOC2012", trainval=draw(2, first=10))
+    tested = draw_large(2, seed=1, first=90)
+    write_coco(folder / "many", train=draw_large(33), val=tested)
+    write_coco(folder / "coco", train=draw_large(5), val=tested)
+    write_voc(folder / "voc/VOC2007", trainval=draw_large(3), test=tested)
+    write_voc(folder / "voc/VOC2012", trainval=draw_large(2, first=10))
     before = Path.cwd()
     os.chdir(folder)
     train = ["train", "--data", "coco:many", "--image-size", "96", "--augment", "none", "--workers", "0"]
