@@ -20,7 +20,7 @@ from reldistill.recipes.detection import Family, Pair
 
 NAMES = ("coco-detector", "voc-detector")
 DATA = {"coco-detector": "coco:coco", "voc-detector": "voc:voc"}
-# smaller images have a map one cell wide under p7, which PyTorch 2.15 can get wrong in bfloat16 (docs/guides/troubleshooting)
+# p7 of smaller images is made from a map one cell wide: PyTorch 2.15 may get that wrong in bfloat16
 SMALL = ["--epochs", "1", "--batch-size", "2", "--image-size", "96", "--no-pretrained-backbone", "--workers", "0"]
 TEACHER = '{"norm": "group", "fpn_channels": 64}'
 
