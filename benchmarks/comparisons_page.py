@@ -44,7 +44,6 @@ _CIFAR = "python -m benchmarks.subset cifar10-jpeg.zip cifar10-10k.zip --images 
 
 SECTIONS = {
     "compare-resnet56-resnet20": Section("Methods side by side: ResNet-56 into ResNet-20", _MINUTES, [_CIFAR]),
-    "compare-resnet56-vgg8": Section("Methods side by side: ResNet-56 into VGG-8", _MINUTES, [_CIFAR]),
     "compare-coco128": Section(
         "Detectors that learn 128 images of COCO by heart",
         "Both detectors start from random weights, see 128 images of COCO again and again, and are asked for the "

@@ -31,7 +31,7 @@ from reldistill.step.distiller import Distiller
 from reldistill.tasks.classification import Classification
 from reldistill.tasks.detection import Detection
 from reldistill.train.trainer import resolve_precision
-from reldistill.types import Batch, Boxes
+from reldistill.types import Batch, Boxes, Task
 
 RESULTS = Path(__file__).parent / "results" / "steps.json"
 METHODS = ("none", "kd", "rkd", "kd+rkd", "serkd", "sekd", "serkd+sekd")
@@ -65,20 +65,24 @@ class Pair:
     def distiller(self, method: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Distiller:
         """By that method, on the benchmarks' device."""
         torch.manual_seed(0)
-
-        def opened(name: str, weights: str | None = None) -> Any:
-            sizes = {"num_classes": self.num_classes, "image_size": self.image_size}
-            return open_network(name, role="model", weights=weights, **sizes).extractor
-
         distiller = build_distiller(
             method,
-            student=opened(self.student),
-            teacher=None if method == "none" else opened(self.teacher, self.teacher_weights),
+            student=self.opened(self.student),
+            teacher=None if method == "none" else self.opened(self.teacher, self.teacher_weights),
             image_size=self.image_size,
-            task=Classification(),
+            task=self.task(),
             settings=settings,
         )
         return distiller.to(best_device(), memory_format=torch.channels_last)
+
+    def opened(self, name: str, weights: str | None = None) -> Any:
+        """The extractor of one of the networks."""
+        sizes = {"num_classes": self.num_classes, "image_size": self.image_size}
+        return open_network(name, role="model", weights=weights, **sizes).extractor
+
+    def task(self) -> Task:
+        """What the student learns beside."""
+        return Classification()
 
     def batch(self) -> Batch:
         """Random images."""
@@ -100,23 +104,20 @@ class DetectorPair(Pair):
         """Height and width of the images."""
         return self.image_size, self.image_size * 4 // 3
 
-    def distiller(self, method: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Distiller:
-        """By that method, on the benchmarks' device."""
-        torch.manual_seed(0)
-        classes = [f"class {number}" for number in range(self.num_classes)]
+    @property
+    def classes(self) -> list[str]:
+        """Names for the classes."""
+        return [f"class {number}" for number in range(self.num_classes)]
 
-        def opened(name: str) -> Any:
-            return open_detector(name, role="model", classes=classes, min_size=self.image_size).extractor
+    def opened(self, name: str, weights: str | None = None) -> Any:
+        """The extractor of one of the detectors."""
+        return open_detector(
+            name, role="model", classes=self.classes, min_size=self.image_size, weights=weights
+        ).extractor
 
-        distiller = build_distiller(
-            method,
-            student=opened(self.student),
-            teacher=None if method == "none" else opened(self.teacher),
-            image_size=self.image_size,
-            task=Detection(classes),
-            settings=settings,
-        )
-        return distiller.to(best_device(), memory_format=torch.channels_last)
+    def task(self) -> Task:
+        """The detector's own losses."""
+        return Detection(self.classes)
 
     def batch(self) -> Batch:
         """Random images and boxes."""
