@@ -97,7 +97,7 @@ COMBINED = {
 }
 
 
-CHOOSY = ["deit_hard", "deit_soft", "leap"]  # about the networks: tested below
+CHOOSY = ["deit_hard", "deit_soft", "cskd", "leap"]  # about the networks: tested below
 
 
 def test_every_method_is_tested() -> None:
@@ -425,6 +425,33 @@ def test_a_distillation_token_learns_from_the_teacher(method: str, task: float, 
 def test_a_student_without_a_distillation_token_is_told(method: str) -> None:
     with pytest.raises(UserError, match=rf"^{method} needs a student with a distillation token .* small vit has none$"):
         build(method, "vit")
+
+
+@pytest.mark.parametrize("student", ["cnn", "vit", "distilled vit"])
+def test_cskd_asks_both_classifiers_about_each_place(student: str) -> None:
+    network = distilled_vit() if student == "distilled vit" else student
+    module = build("cskd", network, settings={"cskd": {"targets": "soft"}})
+    assert module.task_weight == 0.5
+    step = module(batch(), progress=0.0)
+    assert list(step.parts) == ["task", "deit_hard", "cskd"]
+    step.total.backward()
+    for name, parameter in module.student.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+    late = module(batch(), progress=1.0)
+    assert late.parts["cskd"] != step.parts["cskd"]
+    torch.testing.assert_close(late.parts["task"], step.parts["task"])
+
+
+def test_cskds_pairs() -> None:
+    with pytest.raises(
+        UserError, match=r"^cskd asks the teacher's classifier about each place .* but large vit does not"
+    ):
+        build("cskd", "vit", "vit")
+    hidden = nn.Sequential(nn.Conv2d(3, 8, 3, stride=8), nn.Flatten(), nn.LazyLinear(CLASSES))
+    hidden(torch.zeros(1, 3, SIDE, SIDE))
+    with pytest.raises(UserError, match=r"^cskd asks the student's classifier .* but odd does not"):
+        build("cskd", Extractor(hidden, name="odd"))
 
 
 @pytest.mark.parametrize(("student", "level"), [("cnn", "stage3"), ("vit", "blocks.2")])

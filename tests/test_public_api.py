@@ -105,6 +105,6 @@ def test_a_losss_class_and_function_have_the_same_settings() -> None:
         short = name.removesuffix("_loss").replace("_", "")
         kind = next(n for n in reldistill.losses.__all__ if n.lower() == short)
         own = inspect.signature(getattr(reldistill.losses, kind)).parameters
-        of_the_batch = [p for p in settings if p.name in ("labels", "indices")]
+        of_the_batch = [p for p in settings if p.name in ("labels", "indices", "progress")]
         assert all(p.default is p.empty for p in of_the_batch), "they are of the call, not a setting"
         assert {p.name: p.default for p in settings if p not in of_the_batch} == {n: p.default for n, p in own.items()}

@@ -11,8 +11,9 @@ from reldistill.checks import UserError
 from reldistill.features.adapters import EachLevel, NormedProjection, PixelwiseRegressor
 from reldistill.features.extract import Extractor
 from reldistill.features.fusion import AttentionFusion
-from reldistill.features.reused_head import ReusedHead, feeding_level
+from reldistill.features.reused_head import ReusedHead, averaged_level
 from reldistill.losses.crd import CRD
+from reldistill.losses.cskd import CSKD
 from reldistill.losses.deit_hard import DeiTHard
 from reldistill.losses.deit_soft import DeiTSoft
 from reldistill.losses.leap import LEAP
@@ -95,7 +96,7 @@ def simkd(plan: Plan) -> list[Term]:
         raise UserError("simkd needs a student with the teacher's classifier: build_distiller makes it one")
     if plan.levels:
         raise UserError("simkd compares what the classifier is fed: leave the levels out")
-    level, _ = feeding_level(plan.teacher, plan.image_size)
+    level = averaged_level(plan.teacher, plan.image_size)
     places = ("pooled", "pooled") if network.level is None or level is None else ("projector", level.name)
     return [plan.term("simkd", plan.loss("simkd", SimKD), *places, 1.0)]
 
@@ -115,6 +116,26 @@ def deit_hard(plan: Plan) -> list[Term]:
 def deit_soft(plan: Plan) -> list[Term]:
     """One term between the distillation token's logits and the teacher's."""
     return _distillation_token(plan, "deit_soft", DeiTSoft, 0.1)
+
+
+def cskd(plan: Plan) -> list[Term]:
+    """One term between the class scores of all places, one between those of the whole image, both by the teacher's."""
+    theirs, ours = plan.teacher.feed(plan.image_size), plan.student.feed(plan.image_size)
+    if theirs is None or not (theirs.linear and theirs.by_mean):
+        raise UserError(
+            f"cskd asks the teacher's classifier about each place of a map, but {plan.teacher.name} does not classify "
+            f"the mean of a map by one linear layer: choose a CNN that does"
+        )
+    if ours is None or not ours.linear:
+        raise UserError(
+            f"cskd asks the student's classifier about each place, but {plan.student.name} does not classify the mean "
+            f"of a map, nor a token, by one linear layer: choose another student"
+        )
+    token = "distilled" if plan.student.has_distillation_token else "logits"
+    return [
+        plan.term("deit_hard", plan.loss("deit_hard", DeiTHard), token, "logits", 0.5),
+        plan.term("cskd", plan.loss("cskd", CSKD), "dense", "dense", 1.0),
+    ]
 
 
 def _distillation_token(plan: Plan, name: str, kind: type[nn.Module], weight: float) -> list[Term]:

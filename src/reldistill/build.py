@@ -73,7 +73,7 @@ def build_terms(method: str, plan: Plan | DetectorPlan, *, curriculum: Curriculu
     chosen = list(terms.values())
     _check_choices(method, chosen, levels=plan.levels, settings=plan.settings, weights=plan.weights)
     for term in chosen:
-        on_logits = term.student_places in (("logits",), ("distilled",), ("scores",))
+        on_logits = term.student_places in (("logits",), ("distilled",), ("dense",), ("scores",))
         if curriculum is not None and (term.curriculum is not None or not on_logits):
             term.curriculum = curriculum
     return chosen

@@ -245,6 +245,13 @@ METHODS: dict[str, Method] = {
         task_weight=0.9,
         change_student=baselines.train_distillation_token,
     ),
+    "cskd": Method(
+        "the classes that a CNN sees at each place, and at last in the whole image",
+        "Zhao et al. 2023, arXiv 2307.08500",
+        baselines.cskd,
+        task_weight=0.5,
+        change_student=baselines.train_distillation_token,
+    ),
     "leap": Method(
         "the maps of a transformer's blocks, one after the other", "Zhang et al. 2026, arXiv 2606.19483", baselines.leap
     ),

@@ -125,7 +125,7 @@ class LevelInfo:
     depth: float
 
 
-OUTPUTS = ("logits", "pooled", "distilled", "scores")
+OUTPUTS = ("logits", "pooled", "distilled", "dense", "scores")
 """The places of a network that are no levels: what comes out of it."""
 
 
@@ -137,6 +137,7 @@ class Features:
         logits: (B, K), or None.
         pooled: (B, D) input of the classifier, or None.
         distilled: (B, K) of a transformer's distillation token, or None.
+        dense: (B, K, H, W), what the classifier says of each place of the map or of each patch token, or None.
         levels: level name → (B, C, H, W); patch tokens are laid out on their grid, class and register tokens removed.
         scores: a detector's class scores before sigmoid or softmax, (B, anchors, K) of all anchors, or
             (proposals, 1 + K) of a two-stage detector's, the background's first; None for other networks.
@@ -147,6 +148,7 @@ class Features:
     logits: Tensor | None = None
     pooled: Tensor | None = None
     distilled: Tensor | None = None
+    dense: Tensor | None = None
     levels: Mapping[str, Tensor] = field(default_factory=dict)
     scores: Tensor | None = None
     proposals: tuple[Tensor, ...] = ()

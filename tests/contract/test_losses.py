@@ -21,6 +21,7 @@ from ddp_helpers import run_on_ranks
 from reldistill.losses.at import AT
 from reldistill.losses.cc import CC
 from reldistill.losses.crd import CRD
+from reldistill.losses.cskd import CSKD
 from reldistill.losses.cwd import CWD
 from reldistill.losses.deit_hard import DeiTHard
 from reldistill.losses.deit_soft import DeiTSoft
@@ -266,6 +267,8 @@ ROWS = [
     Row("simkd-vectors", SimKD, normal(4, 5)),
     Row("deit_hard", DeiTHard, normal(4, 5), zero_at_equal=False),
     Row("deit_soft", DeiTSoft, normal(4, 5)),
+    Row("cskd", CSKD, normal(4, 5, 4, 4, teacher=(4, 5, 2, 2)), zero_at_equal=False),
+    Row("cskd-soft", partial(CSKD, targets="soft"), normal(4, 5, 3, 2)),
     Row("leap", partial(LEAP, layers=3), normal(4, 3, 2, 2), fullgraph=False),
 ]
 every_loss = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)

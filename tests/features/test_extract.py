@@ -697,3 +697,41 @@ def test_pick_levels_spreads_over_blocks_and_ends_with_the_last(depth: int) -> N
         assert picked[-1] == depth - 1
         gaps = [b - a for a, b in zip([-1, *picked], picked, strict=False)]
         assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(
+    ("network", "by_mean"),
+    [
+        (torchvision.models.resnet18(num_classes=CLASSES), True),
+        (timm.create_model("resnet8", num_classes=CLASSES), True),
+        (swin(64), True),
+        (vit(), False),
+        (vit(global_pool="avg", class_token=False, fc_norm=False), True),
+        (timm.create_model("mobilenetv4_conv_small", num_classes=CLASSES), None),
+    ],
+    ids=["resnet18", "cifar resnet", "swin", "vit", "vit without token", "mobilenet v4"],
+)
+def test_what_the_classifier_says_of_each_place(network: nn.Module, by_mean: bool | None) -> None:
+    extractor = Extractor(network.eval())
+    side = 16 if isinstance(network, VisionTransformer) else 64
+    images = torch.rand(2, 3, side, side)
+    feed = extractor.feed(side)
+    if by_mean is None:  # a convolution and its activation stand between the mean and the classifier
+        assert feed is None
+        assert extractor(images, dense=True).dense is None
+        return
+    assert feed is not None
+    assert feed.linear
+    assert feed.by_mean == by_mean
+    said = extractor(images, dense=True, levels=(feed.level.name,))
+    assert said.dense is not None
+    assert said.dense.shape == (2, CLASSES, feed.level.height, feed.level.width)
+    layer = network.get_submodule(extractor.classifier_path or "")
+    expected = layer(said.levels[feed.level.name][1, :, -1, 0][None].reshape(1, -1, *[1] * (layer.weight.ndim - 2)))
+    torch.testing.assert_close(said.dense[1, :, -1, 0], expected.flatten())
+    if by_mean:
+        torch.testing.assert_close(said.dense.mean(dim=(2, 3)), said.logits, rtol=1e-4, atol=1e-5)
+    alone = extractor(images, dense=True, logits=False)
+    assert alone.logits is None
+    assert not alone.levels
+    torch.testing.assert_close(alone.dense, said.dense)

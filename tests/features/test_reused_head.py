@@ -8,7 +8,7 @@ from torch import nn
 import reldistill.features.cifar  # noqa: F401 - registers the networks
 from reldistill.checks import UserError
 from reldistill.features.extract import Extractor
-from reldistill.features.reused_head import ReusedHead, feeding_level, reuse_head
+from reldistill.features.reused_head import ReusedHead, averaged_level, reuse_head
 
 SIDE = 32
 
@@ -28,16 +28,18 @@ def images(count: int = 3) -> torch.Tensor:
 
 
 def test_the_level_whose_mean_the_classifier_sees() -> None:
-    level, rectified = feeding_level(network("resnet8"), SIDE)
+    resnet, transformed = network("resnet8"), transformer(global_pool="avg", class_token=False, fc_norm=False)
+    level = averaged_level(resnet, SIDE)
     assert level is not None
-    assert (level.name.split(".")[0], level.channels, level.height, rectified) == ("layer3", 64, 8, True)
-    level, _ = feeding_level(network("wrn_16_1"), SIDE)
+    assert (level.name.split(".")[0], level.channels, level.height) == ("layer3", 64, 8)
+    level = averaged_level(network("wrn_16_1"), SIDE)
     assert level is not None
     assert level.name == "relu"
-    assert feeding_level(transformer(), SIDE)[0] is None
-    averaged, rectified = feeding_level(transformer(global_pool="avg", class_token=False, fc_norm=False), SIDE)
-    assert averaged is not None
-    assert (averaged.kind, averaged.height, rectified) == ("tokens", 4, False)
+    assert averaged_level(transformer(), SIDE) is None
+    level = averaged_level(transformed, SIDE)
+    assert level is not None
+    assert (level.kind, level.height) == ("tokens", 4)
+    assert (resnet.pooled_is_rectified, transformed.pooled_is_rectified) == (True, False)
 
 
 @pytest.mark.parametrize("student", ["resnet8", "wrn_16_1", "mobilenetv2_half", "vit"])

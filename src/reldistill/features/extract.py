@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,20 @@ DISTILLATION_HEAD = "head_dist"  # timm's name for it
 
 class _DeepEnough(Exception):
     """Not an error: it ends a forward pass whose remainder nobody asked for."""
+
+
+class Feed(NamedTuple):
+    """The level that a classifier's input comes from.
+
+    Args:
+        level: with as many channels as the classifier takes.
+        by_mean: whether the input is the mean over the level's places; otherwise it is a token beside them.
+        linear: whether the classifier is one linear layer, so that it can judge the places one by one.
+    """
+
+    level: LevelInfo
+    by_mean: bool
+    linear: bool
 
 
 class Extractor(nn.Module):
@@ -68,6 +82,8 @@ class Extractor(nn.Module):
         self._untrained: set[str] | None = None
         self._classifier: str | None = None
         self._exact = False
+        self._feed: Feed | None = None
+        self.pooled_is_rectified = False
         self.num_classes = 0
         self.pooled_size = 0
 
@@ -104,6 +120,7 @@ class Extractor(nn.Module):
         logits: bool = True,
         pooled: bool = False,
         distilled: bool = False,
+        dense: bool = False,
     ) -> Features:
         """Features of images.
 
@@ -113,12 +130,14 @@ class Extractor(nn.Module):
             logits: whether the logits are wanted.
             pooled: whether the classifier's input is wanted; it is the logits where no one layer makes them.
             distilled: whether the logits of the distillation token's own head are wanted.
+            dense: whether the classifier's logits of each place are wanted; it takes a linear classifier with a `feed`.
         """
-        if (levels or pooled) and self._surveyed_size is None:
+        if (levels or pooled or dense) and self._surveyed_size is None:
             self.survey(max(images.shape[-2:]))
         images = self.prepare(images)
         aspect = images.shape[-2] / images.shape[-1]
-        taps = {name: self._tap(name) for name in levels}
+        source = self._feed.level.name if dense and self._feed else None
+        taps = {name: self._tap(name) for name in ((*levels, source) if source else levels)}
         found: dict[str, Tensor] = {}
         classifier_input: list[Tensor] = []
         stop_early = bool(taps) and not logits and not pooled and not distilled
@@ -144,14 +163,26 @@ class Extractor(nn.Module):
             with hooked([(self.network.get_submodule(name), hook) for name, hook in hooks]):
                 output = _first_tensor(self.network(images))
         except _DeepEnough:
-            return Features(levels=found)
+            output = None
         vector = _as_vector(classifier_input[-1]) if classifier_input else output
         return Features(
             logits=output if logits else None,
             pooled=vector if pooled else None,
             distilled=token_logits[-1] if distilled else None,
-            levels=found,
+            dense=self._of_each_place(found[source]) if source else None,
+            levels={name: found[name] for name in levels},
         )
+
+    def feed(self, image_size: int) -> Feed | None:
+        """Where the classifier's input comes from; None where it is neither a level's mean nor one of its tokens."""
+        self._survey_at(image_size)
+        return self._feed
+
+    def _of_each_place(self, feature_map: Tensor) -> Tensor:
+        """(B, C, H, W) → the classifier's (B, K, H, W)."""
+        assert self._classifier is not None
+        layer = self.network.get_submodule(self._classifier)
+        return layer(feature_map.movedim(1, -1)).movedim(-1, 1) if isinstance(layer, nn.Linear) else layer(feature_map)
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
@@ -194,6 +225,9 @@ class Extractor(nn.Module):
         vector = _as_vector(inputs_of[self._classifier]) if self._classifier else logits
         self.pooled_size = vector.shape[1]
         self._taps = taps_of(self.network, seen, size)
+        self.pooled_is_rectified = bool(vector.min() >= 0)
+        linear = self._classifier is not None and is_linear(self.network.get_submodule(self._classifier))
+        self._feed = _feed_of(vector, seen, self._taps, linear=linear)
         self._surveyed_size, self._untrained = size, None
         return [tap.info for tap in self._taps.values()]
 
@@ -330,6 +364,26 @@ def _find_classifier(seen: list[Seen], logits: Tensor, inputs_of: Mapping[str, T
     exact = [s.name for s in heads if torch.equal(s.output.flatten(1), logits)]
     inner = [s.name for s in heads if next(s.module.children(), None) is None]
     return (exact[0] if exact else inner[-1] if inner else None), bool(exact)
+
+
+def is_linear(layer: nn.Module | None) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Whether it is one linear layer, perhaps written as a convolution of 1 × 1."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() == 1)
+
+
+def _feed_of(vector: Tensor, seen: Sequence[Seen], taps: Mapping[str, Tap], *, linear: bool) -> Feed | None:
+    for one in reversed(seen):
+        tap = taps.get(one.name)
+        if tap is None or tap.overwritten or tap.info.channels != vector.shape[1]:
+            continue
+        by_mean = _agree(tap.read(one.output, aspect=1.0).mean(dim=(2, 3)), vector)
+        if by_mean or any(_agree(one.output[:, i], vector) for i in range(tap.prefix_tokens)):
+            return Feed(tap.info, by_mean, linear)
+    return None
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def _as_vector(classifier_input: Tensor) -> Tensor:

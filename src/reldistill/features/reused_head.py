@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reldistill.checks import UserError
-from reldistill.features.extract import Extractor
+from reldistill.features.extract import Extractor, is_linear
 from reldistill.types import LevelInfo
 
 
@@ -108,13 +108,12 @@ def reuse_head(student: Extractor, teacher: Extractor, image_size: int) -> Extra
     if isinstance(student.network, ReusedHead):
         raise UserError(f"simkd: {student.name} has another network's classifier already: start from a plain student")
     layer = teacher.classifier(image_size)
-    if not isinstance(layer, nn.Linear) and not (isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() == 1):
+    if not is_linear(layer):
         raise UserError(
             f"simkd reuses the teacher's classifier, but no one linear layer makes the logits of {teacher.name}: "
             f"choose another teacher"
         )
-    theirs, rectified = feeding_level(teacher, image_size)
-    own, _ = feeding_level(student, image_size)
+    theirs, own = (averaged_level(network, image_size) for network in (teacher, student))
     stages = student.stages(image_size)
     level = own.name if own is not None else stages[-1].name if stages else None
     made = ReusedHead(
@@ -125,7 +124,7 @@ def reuse_head(student: Extractor, teacher: Extractor, image_size: int) -> Extra
         size=None if theirs is None else (theirs.height, theirs.width),
         num_classes=layer.weight.shape[0],
         bias=layer.bias is not None,
-        rectified=rectified,
+        rectified=teacher.pooled_is_rectified,
     )
     with torch.no_grad():
         made.head.weight.copy_(layer.weight.flatten(1))
@@ -135,27 +134,13 @@ def reuse_head(student: Extractor, teacher: Extractor, image_size: int) -> Extra
     return Extractor(made, mean=mean, std=std, input_size=student.input_size, name=student.name)
 
 
-@torch.no_grad()
-def feeding_level(network: Extractor, image_size: int) -> tuple[LevelInfo | None, bool]:
-    """The level whose mean over positions is the classifier's input, and whether that input is never negative.
+def averaged_level(network: Extractor, image_size: int) -> LevelInfo | None:
+    """The level whose mean over positions is the classifier's input.
 
-    The level is None where there is none, as in a transformer that classifies by its class token.
+    None where there is none, as in a transformer that classifies by its class token.
     """
-    device = network.mean.device
-    images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device)
-    levels = {info.name: info for info in network.survey(image_size)}
-    modes = {m: m.training for m in network.modules()}
-    network.eval()
-    said = network(images, levels=tuple(levels), logits=False, pooled=True)
-    for module, training in modes.items():
-        module.training = training
-    assert said.pooled is not None
-    rectified = bool(said.pooled.min() >= 0)
-    for name in reversed(levels):
-        mean = said.levels[name].mean(dim=(2, 3))
-        if mean.shape == said.pooled.shape and torch.allclose(mean, said.pooled, rtol=1e-4, atol=1e-5):
-            return levels[name], rectified
-    return None, rectified
+    feed = network.feed(image_size)
+    return feed.level if feed is not None and feed.by_mean else None
 
 
 def _take_out_classifier(network: Extractor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from reldistill.losses.at import AT, at_loss
 from reldistill.losses.cc import CC, cc_loss
 from reldistill.losses.crd import CRD
+from reldistill.losses.cskd import CSKD, cskd_loss
 from reldistill.losses.cwd import CWD, cwd_loss
 from reldistill.losses.deit_hard import DeiTHard, deit_hard_loss
 from reldistill.losses.deit_soft import DeiTSoft, deit_soft_loss
@@ -34,6 +35,7 @@ __all__ = [
     "AT",
     "CC",
     "CRD",
+    "CSKD",
     "CWD",
     "DIST",
     "DKD",
@@ -60,6 +62,7 @@ __all__ = [
     "SimKD",
     "at_loss",
     "cc_loss",
+    "cskd_loss",
     "cwd_loss",
     "deit_hard_loss",
     "deit_soft_loss",

@@ -191,7 +191,7 @@ def _ask(
     wanted = dict.fromkeys(places)
     levels = tuple(p for p in wanted if p not in OUTPUTS)
     # What few networks have is asked for only where it is wanted.
-    more = {name: True for name in ("distilled", "scores") if name in wanted}
+    more = {name: True for name in ("distilled", "dense", "scores") if name in wanted}
     objects: dict[str, Any] = {} if boxes is None else {"boxes": boxes}
     if proposals and "scores" in wanted:
         objects["proposals"] = proposals

@@ -28,8 +28,8 @@ class Term(nn.Module):
             part name → unweighted scalar, for the names asked for. What it takes by the keywords `labels` and `indices`
             comes from the Batch, and so do `boxes`, (B, n, 4) as `Boxes.in_frame` has them; `progress` is the fraction
             of training done.
-        student: `logits`, `pooled`, `distilled`, `scores`, or the name of a level of the student; several of them, as a
-            tuple, for a loss that takes a tuple of tensors.
+        student: `logits`, `pooled`, `distilled`, `dense`, `scores`, or the name of a level of the student; several of
+            them, as a tuple, for a loss that takes a tuple of tensors.
         teacher: the same for the teacher. A loss with a method `chosen()`, the number of a place, looks at that one of
             them only, so that the teacher's forward pass can stop there.
         weights: the weight; for a loss with several parts, part name → weight. A part without one is left out.
