@@ -34,6 +34,8 @@ class Case:
         note: a sentence to the row: why the textbook form did not run, what is consecutive, …
         compares_values: whether both forms are to say the same; whole steps of two methods are not.
         prepare: makes the inputs, so that they count neither as time nor as extra memory.
+        pieces: what our form spends its time on, or cannot do without, in words → seconds a call; looked at where the
+            goal is missed.
     """
 
     part: str
@@ -47,6 +49,7 @@ class Case:
     note: str = ""
     compares_values: bool = True
     prepare: Callable[[], object] | None = None
+    pieces: Callable[[], dict[str, float]] | None = None
 
 
 def device() -> torch.device:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.cases import Case, device
+from benchmarks.pieces import seconds_by_operator
 from benchmarks.reference import sekd, spectral
 from reldistill.losses.sekd import SEKD
 from reldistill.relations.channel_graph import channel_adjacency
@@ -77,10 +78,23 @@ def _consecutive(network: str, images: str, *, batch_size: int, size: int, steps
         agreement=error,
         tolerance=1e-3,
         note="agreement: ‖P − P̂‖ (Frobenius) against eigh in float64, beyond that of eigh in float32; networks at the "
-        "start of training, whose low eigenvectors turn so far from step to step that a warm start saves little, and "
-        "the products with the graph that are left take most of the time",
+        "start of training, whose low eigenvectors turn so far from step to step that a warm start saves little",
         prepare=graphs,
+        pieces=functools.partial(seconds_by_operator, _on_the_next(graphs, ours), _kind_of_operator(channels)),
     )
+
+
+def _kind_of_operator(channels: int) -> Callable[[str, Sequence[Sequence[int]]], str]:
+    """What an operator is called in the pieces of a call on graphs of so many channels."""
+
+    def name(operator: str, shapes: Sequence[Sequence[int]]) -> str:
+        if operator in ("aten::bmm", "aten::mm", "aten::baddbmm", "aten::addmm"):
+            graph = any(list(shape[-2:]) == [channels, channels] for shape in shapes)
+            return "products of a graph with vectors" if graph else ""
+        solvers = {"aten::linalg_qr": "orthonormal bases", "aten::_linalg_eigh": "eigenproblems"}
+        return solvers.get(operator, "")
+
+    return name
 
 
 def _on_the_next(
@@ -186,6 +200,9 @@ def _by_image(batch_size: int) -> Case:
         goal=2.0,
         note="eigh of many small matrices, which LAPACK does one by one, is most of the time of both forms",
         prepare=graphs,
+        pieces=functools.partial(
+            seconds_by_operator, lambda: _forward_and_backward(ours, *graphs()), _kind_of_operator(0)
+        ),
     )
 
 

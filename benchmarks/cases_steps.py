@@ -6,9 +6,10 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.cases import Case, device
+from benchmarks.pieces import seconds_alone
 from benchmarks.steps import DetectorPair, Pair, autocast, training_step
 
 DEIT = Pair("deit_small_patch16_224", "deit_tiny_patch16_224", 32, 224, 1000)
@@ -63,4 +64,33 @@ def _over(base: str, method: str, pair: Pair, *, goal: float) -> Case:
         measure="costs",
         compares_values=False,
         prepare=steps,
+        pieces=functools.partial(_pieces_of_sekd, pair) if method == "sekd" and type(pair) is Pair else None,
     )
+
+
+def _pieces_of_sekd(pair: Pair) -> dict[str, float]:
+    """Its loss on the maps of a step, forward and backward; and what no form of it does without."""
+    distiller, batch = pair.distiller("sekd"), pair.batch()
+    found = {"the losses of all levels alone": 0.0, "no more than their products of channels, in float32": 0.0}
+    assert distiller.teacher is not None
+    for term in distiller.terms:
+        if term.name != "sekd":
+            continue
+        with torch.no_grad(), autocast():
+            said = distiller.student(batch.images, levels=term.student_places).levels[term.student]
+            teacher = distiller.teacher(batch.images, levels=term.teacher_places).levels[term.teacher]
+        forms = (_loss_of, term.loss, said.requires_grad_(), teacher), (_products_of, said.detach(), teacher)
+        for name, (function, *given) in zip(found, forms, strict=True):
+            found[name] += seconds_alone(functools.partial(function, *given))
+    return found
+
+
+def _loss_of(loss: nn.Module, student: Tensor, teacher: Tensor) -> None:
+    loss(student, teacher).backward()
+    student.grad = None
+
+
+def _products_of(student: Tensor, teacher: Tensor) -> Tensor:
+    ours, theirs = (maps.float().flatten(2) for maps in (student, teacher))
+    graph = torch.bmm(ours, ours.mT) - torch.bmm(theirs, theirs.mT)
+    return torch.bmm(graph, ours)

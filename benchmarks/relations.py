@@ -56,6 +56,8 @@ def measured(case: Case, *, quick: bool, clock: str) -> dict[str, Any]:
         row |= _times(case, quick=quick, clock=clock)
     reached = row["ratio"] <= case.goal if case.measure in AT_MOST else row["ratio"] >= case.goal
     agrees = row.get("agreement") is None or row["agreement"] <= case.tolerance
+    if case.pieces is not None and not reached:
+        row["pieces"] = case.pieces()
     return row | {"met": reached and agrees, "quick": quick, "command": _command(), "machine": machine()}
 
 

@@ -64,6 +64,10 @@ def _relations(rows: Sequence[dict[str, Any]]) -> str:
         ]
         notes = {row["note"]: row["part"] for row in chosen if row["note"]}
         lines += [f"- {part}: {note}." for note, part in notes.items()] + [""]
+        missed = [row for row in chosen if row.get("pieces") and not row["met"]]
+        if missed:
+            lines += ["Where the goal is missed, and what ours takes its time for:", ""]
+            lines += [*map(_missed, missed), ""]
     return "\n".join(lines)
 
 
@@ -96,6 +100,20 @@ def _row(row: dict[str, Any]) -> str:
     )
 
 
+def _missed(row: dict[str, Any]) -> str:
+    compared, costs = row["seconds"]["compared"], row["measure"] == "costs"
+    goal = f"leaves {_ms(compared * (row['goal'] - 1))} to add" if costs else f"is {_ms(compared / row['goal'])}"
+    taken = row["seconds"]["ours"] - compared if costs else row["seconds"]["ours"]
+    pieces = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in row["pieces"].items())
+    return (
+        f"- {row['part']}, {row['sizes']}: the goal {goal}, ours {'adds' if costs else 'takes'} {_ms(taken)}; {pieces}."
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms" if seconds < 0.1 else f"{1e3 * seconds:.0f} ms"
+
+
 def _words(form: str, ratio: float) -> str:
     return form.format(ratio=ratio, percent=100 * (ratio - 1))
 
@@ -115,7 +133,24 @@ def _cache(result: dict[str, Any]) -> str:
         f"| {row['bytes_per_view'] / 1000:.1f} kB | {'met' if row['met'] else '**missed**'} |"
         for row in result["rows"]
     ]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *_of_losses(result), ""])
+
+
+def _of_losses(result: dict[str, Any]) -> list[str]:
+    """Why a method misses: its losses alone, by the profile of steps with the teacher."""
+    file = RESULTS / "profile.json"
+    profiled = json.loads(file.read_text(encoding="utf-8"))["methods"] if file.is_file() else {}
+    lines = []
+    for row in result["rows"]:
+        share = profiled.get(row["method"], {}).get("share", {})
+        losses = sum(share.get(part, 0.0) for part in (f"loss {row['method']}", "loss feature", "losses, backward"))
+        alone = 1 - losses - share.get("teacher forward", 0.0)
+        if share and not row["met"]:
+            lines.append(
+                f"- {row['method']}: its losses alone are {100 * losses / alone:.0f} % of what a step without them and "
+                "without the teacher takes (see the profile below), reading the cache is the rest."
+            )
+    return ["", *lines] if lines else []
 
 
 def _profile(result: dict[str, Any]) -> str:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks.cases import Case
+from benchmarks.pieces import seconds_by_operator
 
 from benchmarks import relations, speed_page
 
@@ -56,6 +58,38 @@ def test_a_cost_is_ours_over_the_other_and_bounded_above() -> None:
     assert row["ratio"] > 2
     assert row["met"] is False
     assert measured(measure="costs")["met"] is True
+
+
+def test_pieces_are_looked_at_where_the_goal_is_missed() -> None:
+    pieces = {"products (3)": 0.0123, "all else": 0.456}
+    row = measured(goal=1e9, pieces=lambda: pieces)
+    assert row["pieces"] == pieces
+    assert "pieces" not in measured(pieces=lambda: pieces)
+    row |= {"seconds": {"ours": 0.5, "compared": 1.0}, "goal": 10.0}
+    assert speed_page._missed(row) == (
+        "- p, s: the goal is 100 ms, ours takes 500 ms; products (3) 12.3 ms, all else 456 ms."
+    )
+    row |= {"measure": "costs", "seconds": {"ours": 1.25, "compared": 1.0}, "goal": 1.05}
+    assert "the goal leaves 50.0 ms to add, ours adds 250 ms" in speed_page._missed(row)
+
+
+def test_seconds_of_a_call_by_operator() -> None:
+    block = torch.ones(64, 64)
+
+    def name_of(operator: str, shapes: Sequence[Sequence[int]]) -> str:
+        return "products" if operator == "aten::mm" and [64, 64] in shapes else ""
+
+    found = seconds_by_operator(lambda: (block @ block @ block).sum(), name_of)
+    assert list(found) == ["products (2)", "all else"]
+    assert all(seconds > 0 for seconds in found.values())
+
+
+@pytest.mark.parametrize("one", [one for one in relations.all_cases(True) if one.pieces], ids=lambda one: one.part)
+def test_every_cases_pieces(one: Case) -> None:
+    assert one.pieces is not None
+    found = one.pieces()
+    assert len(found) > 1
+    assert all(seconds > 0 for seconds in found.values())
 
 
 def test_peak_memory_counts_what_was_freed_again() -> None:
