@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reldistill.report import comparison_text
 from reldistill.report.comparison import Comparison, Summary, read_comparison, summaries
+from reldistill.report.comparison_pairs import PAIRS, pairs_markdown
 from reldistill.report.comparison_text import difference_text, spread
 from reldistill.report.record import read_record
 from reldistill.report.seeds import METHOD
@@ -114,7 +115,8 @@ def _classes(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
                 f"| {row.variant} | {spread(row.mean, row.std, 2)} | {difference_text(row.vs_none, 2)} "
                 f"| {difference_text(row.vs_kd, 2)} | {percent(row.agreement, 2)} | {len(row.seeds)} |"
             )
-    return lines
+    pairs = pairs_markdown(comparison, rows)
+    return [*lines, "", f"Each method against each. {' '.join(PAIRS.split())}", "", *pairs] if pairs else lines
 
 
 def _boxes(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,9 +15,10 @@ from rich.console import Console
 
 from reldistill.checks import UserError
 from reldistill.report.cells import CellPlan, dump_json
-from reldistill.report.comparison import Comparison, Head, gather, kind_in, read_comparison, summaries
+from reldistill.report.comparison import Comparison, Head, every_pair, gather, kind_in, read_comparison, summaries
 from reldistill.report.comparison_files import write_comparison
 from reldistill.report.comparison_page import comparison_page
+from reldistill.report.comparison_pairs import pairs_markdown
 from reldistill.report.comparison_plots import embedding
 from reldistill.report.comparison_text import comparison_csv, comparison_markdown, print_comparison, verdict
 from reldistill.report.record import RunRecord, write_record
@@ -211,6 +213,31 @@ def test_markdown_and_csv(tmp_path: Path, make_record: Make) -> None:
     assert len({line.count("|") for line in lines[:6]}) == 1
     assert comparison_csv(rows).splitlines()[0].startswith("variant,method,student,mean,std,")
     assert len(comparison_csv(rows).splitlines()) == 5
+
+
+def test_every_method_against_every_other(tmp_path: Path, make_record: Make) -> None:
+    comparison = compared(tmp_path, make_record, {**CLEAR, "sekd": [None, None, None]})
+    rows = summaries(comparison)
+    pairs = every_pair(comparison, ["none", "kd", "rkd", "sekd"])
+    assert set(pairs) == set(itertools.permutations(["none", "kd", "rkd"], 2)), "a method without a run has no pair"
+    of_kd = {row.variant: row.vs_kd for row in rows}
+    assert pairs["rkd", "kd"] == of_kd["rkd"]
+    mirrored, between = pairs["kd", "rkd"], pairs["rkd", "kd"]
+    assert (mirrored.points, mirrored.low, mirrored.high) == (-between.points, -between.high, -between.low)
+    assert mirrored.by_seed == pytest.approx([-2.6, -2.5, -2.7])
+    assert mirrored.reversed() == between
+    lines = pairs_markdown(comparison, rows)
+    assert lines[0] == "| ahead of | rkd | serkd | kd | none |", "the best mean first"
+    assert lines[2] == "| rkd |  | **+2.5** | **+2.6** | **+4.6** |"
+    assert lines[3] == "| serkd | **−2.5** |  | +0.1 | **+2.1** |"
+    page = comparison_page(comparison, rows)
+    assert '<td class="behind">−2.5</td><td class=""></td><td class="">+0.1</td><td class="beyond">+2.1</td>' in page
+
+
+def test_two_methods_need_no_table_of_pairs(tmp_path: Path, make_record: Make) -> None:
+    comparison = compared(tmp_path, make_record, {name: CLEAR[name] for name in ("none", "kd")})
+    assert pairs_markdown(comparison, summaries(comparison)) == []
+    assert "Every pair" not in comparison_page(comparison, summaries(comparison))
 
 
 def test_columns_that_say_nothing_are_left_out(tmp_path: Path, make_record: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -238,12 +239,32 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _against(
     comparison: Comparison, cells: Sequence[CellResult], base: str, arrays: Mapping[str, Mapping[str, np.ndarray]]
 ) -> SeedDifference | None:
-    """The difference to the base over the seeds that both have finished."""
     if cells[0].plan.method == base or comparison.head.kind != "compare":
         return None
+    return _difference(comparison, cells, comparison.variants.get(base, ()), arrays)
+
+
+def every_pair(comparison: Comparison, variants: Sequence[str]) -> dict[tuple[str, str], SeedDifference]:
+    """(one, other) → the difference of the two, for all of the variants that have finished a seed in common."""
+    arrays = {cell.plan.cell: cell.arrays() for cell in comparison.cells if cell.status == "finished"}
+    found: dict[tuple[str, str], SeedDifference] = {}
+    for one, other in itertools.combinations(variants, 2):
+        between = _difference(comparison, comparison.variants[one], comparison.variants[other], arrays)
+        if between is not None:
+            found |= {(one, other): between, (other, one): between.reversed()}
+    return found
+
+
+def _difference(
+    comparison: Comparison,
+    cells: Sequence[CellResult],
+    other_cells: Sequence[CellResult],
+    arrays: Mapping[str, Mapping[str, np.ndarray]],
+) -> SeedDifference | None:
+    """Over the seeds that both have finished."""
     own, others = (
         {cell.plan.seed: cell for cell in some if cell.plan.cell in arrays and cell.test}
-        for some in (cells, comparison.variants.get(base, ()))
+        for some in (cells, other_cells)
     )
     both = sorted(set(own) & set(others))
     if not both:

@@ -11,6 +11,7 @@ from typing import Any
 from reldistill.report.captions import caption
 from reldistill.report.compare import ALONE
 from reldistill.report.comparison import Comparison, Summary
+from reldistill.report.comparison_pairs import pairs_section
 from reldistill.report.comparison_pictures import (
     cost_section,
     curves_section,
@@ -45,6 +46,7 @@ def comparison_page(comparison: Comparison, rows: Sequence[Summary]) -> str:
         []
         if is_sweep
         else [
+            pairs_section(comparison, rows),
             cost_section(comparison, rows),
             curves_section(comparison),
             features_section(comparison),

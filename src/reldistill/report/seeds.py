@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
@@ -53,6 +53,22 @@ class SeedDifference:
     def beyond_noise(self) -> bool:
         """Whether the interval leaves out 0."""
         return self.low > 0 or self.high < 0
+
+    def reversed(self) -> SeedDifference:
+        """The other method minus the one."""
+        return replace(
+            self,
+            points=-self.points,
+            low=-self.high,
+            high=-self.low,
+            by_seed=[-points for points in self.by_seed],
+            over_seeds=self.over_seeds and _mirrored(self.over_seeds),
+            over_images=_mirrored(self.over_images),
+        )
+
+
+def _mirrored(span: tuple[float, float]) -> tuple[float, float]:
+    return -span[1], -span[0]
 
 
 def difference_over_seeds(hits: np.ndarray, others: np.ndarray) -> SeedDifference:
@@ -131,8 +147,11 @@ def bootstrap_interval(change: np.ndarray, *, draws: int = DRAWS, seed: int = 0)
     """95 % interval, in points, of the mean of (seeds, images) differences in -1, 0, 1: both axes resampled.
 
     Images that differ alike under all seeds are interchangeable, so it is enough to draw how often each pattern of
-    differences comes up.
+    differences comes up. The draws are those of the better method's lead, so that the interval of the opposite
+    difference is the mirrored one.
     """
+    if change.sum() < 0:
+        return _mirrored(bootstrap_interval(-change, draws=draws, seed=seed))
     random = np.random.default_rng(seed)
     seeds, images = change.shape
     patterns, counts = np.unique(change, axis=1, return_counts=True)
