@@ -62,12 +62,13 @@ SECTIONS = {
 
 
 def sections(results: Path) -> list[str]:
-    """One for each comparison among the records."""
-    return [
+    """One for each comparison among the records, and how their intervals are made."""
+    found = [
         _section(read_comparison(results / folder), words)
         for folder, words in SECTIONS.items()
         if (results / folder).is_dir()
     ]
+    return [*found, f"## How the intervals of the comparisons are made\n\n{METHOD}\n"] if found else []
 
 
 def _section(comparison: Comparison, words: Section) -> str:
@@ -87,8 +88,6 @@ def _section(comparison: Comparison, words: Section) -> str:
             *table(comparison, rows),
             "",
             *(f"- {line}" for line in said),
-            "",
-            METHOD,
             "",
         ]
     )
