@@ -141,7 +141,7 @@ def test_a_step_of_every_method_on_every_pair(method: str, pair: str) -> None:
 
 
 def test_levels_found_by_the_dry_run() -> None:
-    def pairs(method: str, student: str, teacher: str) -> list[str]:
+    def pairs(method: str, student: str | Extractor, teacher: str) -> list[str]:
         terms = build(method, student, teacher).terms
         return [f"{t.student}<-{t.teacher}" for t in terms if t.student not in ("logits", "pooled")]
 
@@ -149,9 +149,13 @@ def test_levels_found_by_the_dry_run() -> None:
     assert pairs("sekd", "cnn", "cnn") == ["stage1<-stage2", "stage2<-stage3", "stage3<-stage4"]
     assert pairs("sekd", "vit", "vit") == ["blocks.0<-blocks.1", "blocks.1<-blocks.2"]
     assert pairs("sekd", "vit", "cnn") == ["blocks.0<-stage3", "blocks.1<-stage4"]
-    assert pairs("serkd", "cnn", "vit") == ["stage3<-blocks.2"] * 2
-    # One cell of superpixels would have no relations.
-    assert pairs("serkd", "cnn", "cnn") == ["stage3<-stage3"] * 2
+    # One superpixel would have no relations, and four have few: not the 3x3 and 2x2 cells at the end.
+    assert pairs("serkd", "cnn", "vit") == ["stage2<-blocks.2"] * 2
+    assert pairs("serkd", "cnn", "cnn") == ["stage2<-stage2"] * 2
+    of_one_level = cnn(6)
+    of_one_level.stage1[0] = nn.Conv2d(3, 6, 8, stride=8)
+    shallow = Extractor(of_one_level, name="of one level")
+    assert pairs("serkd", shallow, "cnn") == ["stage1<-stage2"] * 2, "where there is no other, four will do"
     assert pairs("fitnets", "cnn", "cnn") == ["stage3<-stage4"]
     assert pairs("at", "cnn", "cnn") == pairs("sekd", "cnn", "cnn")
     assert pairs("at", "vit", "vit") == ["blocks.0<-blocks.1", "blocks.1<-blocks.2"]
@@ -386,7 +390,7 @@ def test_terms_alone() -> None:
     plan = Plan(student, teacher, SIDE)
     terms = build_terms("serkd", plan)
     assert [t.name for t in terms] == ["kd", "serkd", "feature"]
-    assert list(plan.adapters) == ["stage3->blocks.2"]
+    assert list(plan.adapters) == ["stage2->blocks.2"]
 
 
 # Methods that change the student, choose among the teacher's places, or need more than two networks ------------------

@@ -111,12 +111,13 @@ class PairPlan(Generic[Network]):
 class Plan(PairPlan[Extractor]):
     """What a method for classification builds its terms from."""
 
-    def pairs(self, count: int, *, smallest: int = 1) -> list[tuple[LevelInfo, LevelInfo]]:
+    def pairs(self, count: int, *, smallest: int = 1, preferred: int = 1) -> list[tuple[LevelInfo, LevelInfo]]:
         """The user's pairs of levels, else up to `count` that a dry run matched, from shallow to deep.
 
         Args:
             count: how many.
             smallest: the fewest cells along a side that a matched level may have.
+            preferred: the fewest that it has where the network has such a level.
         """
         if self.levels:
             return self.chosen_pairs()
@@ -128,8 +129,9 @@ class Plan(PairPlan[Extractor]):
                     f"{network.name} has no place that holds a map or patch tokens at {self.image_size}x"
                     f"{self.image_size}: only methods on what comes out fit it (kd, rkd, …)"
                 )
-            stages.append([level for level in found if min(level.height, level.width) >= smallest])
-            if not stages[-1]:
+            large = [level for level in found if min(level.height, level.width) >= smallest]
+            stages.append([level for level in large if min(level.height, level.width) >= preferred] or large)
+            if not large:
                 raise UserError(
                     f"{network.name} has no level of {smallest}x{smallest} cells or more at {self.image_size}x"
                     f"{self.image_size}: give larger images"
