@@ -1,4 +1,4 @@
-"""docs/results.md and docs/speed.md from the records in benchmarks/results.
+"""docs/results.md, docs/speed.md and the README's table from the records in benchmarks/results.
 
 python -m benchmarks.results_page          write the pages
 python -m benchmarks.results_page --check  fail if a page differs from what the records say
@@ -21,6 +21,8 @@ from reldistill.report.render import Row, comparison_table, verdict
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- results: made from the records -->", "<!-- end of results -->"
 
 INTRODUCTION = """\
 # Results on real data
@@ -61,6 +63,14 @@ def page() -> str:
     if (RESULTS / "steps.json").is_file():
         sections += [_steps(json.loads((RESULTS / "steps.json").read_text()))]
     return "\n".join(sections)
+
+
+def readme() -> str:
+    """The README with its table made anew."""
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{comparisons_page.headline(RESULTS)}\n{END}{after}"
 
 
 def _table(records: Sequence[RunRecord]) -> str:
@@ -160,13 +170,11 @@ def _steps(result: dict[str, Any]) -> str:
 def main() -> int:
     """Write the pages, or compare them with the records."""
     failed = 0
-    for path, made in ((PAGE, page()), (speed_page.PAGE, speed_page.page())):
+    for path, made in ((PAGE, page()), (speed_page.PAGE, speed_page.page()), (README, readme())):
         if "--check" not in sys.argv:
             path.write_text(made, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != made:
-            print(
-                f"docs/{path.name} is not what the records say: run python -m benchmarks.results_page", file=sys.stderr
-            )
+            print(f"{path.name} is not what the records say: run python -m benchmarks.results_page", file=sys.stderr)
             failed = 1
     return failed
 

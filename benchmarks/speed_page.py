@@ -66,7 +66,11 @@ def _relations(rows: Sequence[dict[str, Any]]) -> str:
         lines += [f"- {part}: {note}." for note, part in notes.items()] + [""]
         missed = [row for row in chosen if row.get("pieces") and not row["met"]]
         if missed:
-            lines += ["Where the goal is missed, and what ours takes its time for:", ""]
+            lines += [
+                "Where the goal is missed, and what ours takes its time for (by PyTorch's profiler, which adds to what is "
+                "left over):",
+                "",
+            ]
             lines += [*map(_missed, missed), ""]
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from benchmarks.results_page import PAGE, page
+from benchmarks.results_page import BEGIN, END, PAGE, README, page, readme
 
 from reldistill import cli
 from reldistill.methods import METHODS
@@ -81,3 +81,9 @@ def test_every_page_is_in_the_navigation() -> None:
 
 def test_results_page_says_what_the_records_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m benchmarks.results_page"
+
+
+def test_the_readmes_table_says_what_the_records_say() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert text == readme(), "run: python -m benchmarks.results_page"

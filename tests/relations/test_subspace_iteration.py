@@ -185,11 +185,12 @@ def test_what_does_not_converge_is_left_to_eigh_and_counted(monkeypatch):
     assert (projector(found) - spectral_projector(second, rank=RANK)).norm() < 1e-9
 
 
-def test_a_broken_graph_shows_and_is_forgotten():
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_broken_graph_shows_and_is_forgotten(broken):
     first, second, third = graphs(steps=3)
     tracked = TrackedSubspaces(rank=RANK, weights="positive")
     tracked(first, first)
-    second[0, 1, 2] = torch.nan
+    second[0, 1, 2] = broken
     assert tracked(second, first)[0].isnan().all()
     found, _ = tracked(third, third)
     assert (projector(found) - spectral_projector(third, rank=RANK)).norm() < 1e-9

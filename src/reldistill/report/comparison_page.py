@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import json
 import shlex
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from reldistill.report.captions import caption
 from reldistill.report.compare import ALONE
@@ -127,75 +127,89 @@ def _verdict(comparison: Comparison, rows: Sequence[Summary]) -> str:
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
+class _Column(NamedTuple):
+    """Of a table: its heading, a row's cell, and how both look (`extra` and `more` are left out on narrow screens)."""
+
+    heading: str
+    cell: Callable[[Summary], str]
+    look: str = ""
+    mark: Callable[[Summary], str] | None = None
+
+
 def _table(comparison: Comparison, rows: Sequence[Summary]) -> str:
     digits, relative = decimals(comparison.test_images), relative_times(rows)
-    ends = [_ends([row.vs_none for row in rows]), _ends([row.vs_kd for row in rows])]
-    against_kd, agreeing = (any(getattr(row, name) is not None for row in rows) for name in ("vs_kd", "agreement"))
-    heads = [
-        ("text", "method"),
-        ("", "last epoch<br>%"),
-        ("extra", "best epoch<br>%"),
-        ("", "over<br>alone"),
-        ("extra", ""),
-        *([("", "over kd"), ("more", "")] if against_kd else []),
-        *([("more", "agrees %<br>ECE %")] if agreeing else []),
-        ("extra", "step<br>× alone"),
-        ("extra", "memory<br>FLOPs"),
-    ]
     best = max((row.mean for row in rows if row.mean is not None), default=None)
-    body = []
-    for row in rows:
-        cells = [
-            ("text", "student alone" if row.variant == ALONE else html.escape(row.variant)),
-            ("best" if row.mean is not None and row.mean == best else "", spread(row.mean, row.std, digits)),
-            ("extra", spread(row.mean_best, row.std_best, digits)),
-            (_green(row.vs_none), _points(row.vs_none, digits)),
-            ("extra", _bar(row.vs_none, ends[0])),
-            *(
-                [(_green(row.vs_kd), _points(row.vs_kd, digits)), ("more", _bar(row.vs_kd, ends[1]))]
-                if against_kd
-                else []
-            ),
-            *([("more", _two(percent(row.agreement), percent(row.calibration_error)))] if agreeing else []),
-            ("extra", _two(duration(row.seconds_per_step), times(relative[row.variant]))),
-            ("extra", _two(size(row.peak_memory), large(row.training_flops))),
-        ]
-        role = "teacher" if row.method == ALONE else "method"
-        body.append(_line("td", cells, role=role))
-    return (
-        '<section>\n<h2 id="comparison">Comparison</h2>\n<div class="scroll"><table class="comparison">'
-        f"<thead>{_line('th', heads)}</thead><tbody>{''.join(body)}</tbody></table></div>\n"
-        f"{caption(TABLE + AGREEMENT * agreeing)}\n</section>"
-    )
+    agreeing = any(row.agreement is not None for row in rows)
+    columns = [
+        _Column("method", lambda row: "student alone" if row.variant == ALONE else html.escape(row.variant), "text"),
+        _Column(
+            "last epoch<br>%",
+            lambda row: spread(row.mean, row.std, digits),
+            mark=lambda row: "best" if row.mean is not None and row.mean == best else "",
+        ),
+        _Column("best epoch<br>%", lambda row: spread(row.mean_best, row.std_best, digits), "extra"),
+        *_of_differences("over<br>alone", lambda row: row.vs_none, rows, digits=digits, look_of_bar="extra"),
+    ]
+    if any(row.vs_kd is not None for row in rows):
+        columns += _of_differences("over kd", lambda row: row.vs_kd, rows, digits=digits, look_of_bar="more")
+    if agreeing:
+        columns.append(
+            _Column(
+                "agrees %<br>ECE %", lambda row: _two(percent(row.agreement), percent(row.calibration_error)), "more"
+            )
+        )
+    columns += [
+        _Column(
+            "step<br>× alone",
+            lambda row: _two(duration(row.seconds_per_step), times(relative[row.variant])),
+            "extra",
+        ),
+        _Column("memory<br>FLOPs", lambda row: _two(size(row.peak_memory), large(row.training_flops)), "extra"),
+    ]
+    table = _columns_as_table(columns, rows, role=lambda row: "teacher" if row.method == ALONE else "method")
+    return section("comparison", "Comparison", f"{table}\n{caption(TABLE + AGREEMENT * agreeing)}")
+
+
+def _of_differences(
+    heading: str,
+    of: Callable[[Summary], SeedDifference | None],
+    rows: Sequence[Summary],
+    *,
+    digits: int,
+    look_of_bar: str,
+) -> list[_Column]:
+    """The points, and beside them their intervals drawn on one scale."""
+    ends = _ends([of(row) for row in rows])
+    return [
+        _Column(heading, lambda row: _points(of(row), digits), mark=lambda row: _green(of(row))),
+        _Column("", lambda row: _bar(of(row), ends), look_of_bar),
+    ]
 
 
 def _grid_table(comparison: Comparison, rows: Sequence[Summary]) -> str:
     digits = decimals(comparison.test_images)
-    heads = [
-        ("text", "point"),
-        ("", "validation<br>%"),
-        ("", "test, best<br>epoch %"),
-        ("", "test, last<br>epoch %"),
-        ("more", "agrees<br>%"),
-        ("more", "calibration<br>error %"),
-        ("extra", "time per<br>step"),
+    columns = [
+        _Column("point", lambda row: html.escape(row.variant) + (" (chosen)" if row.chosen else ""), "text"),
+        _Column(
+            "validation<br>%",
+            lambda row: spread(row.mean_val, row.std_val, digits),
+            mark=lambda row: "best" if row.chosen else "",
+        ),
+        _Column("test, best<br>epoch %", lambda row: spread(row.mean_best, row.std_best, digits)),
+        _Column("test, last<br>epoch %", lambda row: spread(row.mean, row.std, digits)),
+        _Column("agrees<br>%", lambda row: percent(row.agreement), "more"),
+        _Column("calibration<br>error %", lambda row: percent(row.calibration_error), "more"),
+        _Column("time per<br>step", lambda row: duration(row.seconds_per_step), "extra"),
     ]
-    body = []
-    for row in rows:
-        cells = [
-            ("text", html.escape(row.variant) + (" (chosen)" if row.chosen else "")),
-            ("best" if row.chosen else "", spread(row.mean_val, row.std_val, digits)),
-            ("", spread(row.mean_best, row.std_best, digits)),
-            ("", spread(row.mean, row.std, digits)),
-            ("more", percent(row.agreement)),
-            ("more", percent(row.calibration_error)),
-            ("extra", duration(row.seconds_per_step)),
-        ]
-        body.append(_line("td", cells))
-    return (
-        '<section>\n<h2 id="points">Points</h2>\n<div class="scroll"><table class="comparison">'
-        f"<thead>{_line('th', heads)}</thead><tbody>{''.join(body)}</tbody></table></div>\n</section>"
+    return section("points", "Points", _columns_as_table(columns, rows, role=lambda row: ""))
+
+
+def _columns_as_table(columns: Sequence[_Column], rows: Sequence[Summary], *, role: Callable[[Summary], str]) -> str:
+    heads = _line("th", [(column.look, column.heading) for column in columns])
+    body = "".join(
+        _line("td", [(c.mark(row) if c.mark else c.look, c.cell(row)) for c in columns], role=role(row)) for row in rows
     )
+    return f'<div class="scroll"><table class="comparison"><thead>{heads}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _line(kind: str, cells: Sequence[tuple[str, str]], *, role: str = "") -> str:

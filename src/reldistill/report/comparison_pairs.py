@@ -1,4 +1,4 @@
-"""Every method of a comparison against every other, on the page and in Markdown."""
+"""Every variant of a comparison against every other, on the page and in Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reldistill.report.words import decimals, known, signed
 
 FEWEST = 3
 PAIRS = """
-Points by which the method on the left is ahead of the one above, over the seeds that both have finished, at the last
+Points by which the one on the left is ahead of the one above, over the seeds that both have finished, at the last
 epoch, the best mean first. Bold where the 95 % interval leaves out 0; each interval stands alone, and
 among so many some leave it out by chance.
 """
@@ -48,7 +48,7 @@ def _table(comparison: Comparison, rows: Sequence[Summary]) -> tuple[list[str], 
     """The variants, best mean first, and for each its (points, 1 or −1 where that is beyond noise) against each."""
     ranked = sorted((row for row in rows if known(row.mean)), key=lambda row: -(row.mean or 0.0))
     names, digits = [row.variant for row in ranked], decimals(comparison.test_images)
-    if comparison.head.kind != "compare" or len(names) < FEWEST:
+    if len(names) < FEWEST:
         return [], []
     found = every_pair(comparison, names)
     cells = []
