@@ -67,8 +67,8 @@ def _relations(rows: Sequence[dict[str, Any]]) -> str:
         missed = [row for row in chosen if row.get("pieces") and not row["met"]]
         if missed:
             lines += [
-                "Where the goal is missed, and what ours takes its time for (by PyTorch's profiler, which adds to what is "
-                "left over):",
+                "Where the goal is missed, and what ours takes its time for (by PyTorch's profiler, which adds to what "
+                "is left over):",
                 "",
             ]
             lines += [*map(_missed, missed), ""]
