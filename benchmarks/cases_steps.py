@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,14 @@ def _over(base: str, method: str, pair: Pair, *, goal: float) -> Case:
 def _pieces_of_sekd(pair: Pair) -> dict[str, float]:
     """Its loss on the maps of a step, forward and backward; and what no form of it does without."""
     distiller, batch = pair.distiller("sekd"), pair.batch()
-    found = {"the losses of all levels alone": 0.0, "no more than their products of channels, in float32": 0.0}
+    found = dict.fromkeys(
+        (
+            "the losses of all levels alone",
+            "no more than the products of their channels, in float32",
+            "no more than one look at each map and one gradient written",
+        ),
+        0.0,
+    )
     assert distiller.teacher is not None
     for term in distiller.terms:
         if term.name != "sekd":
@@ -79,7 +87,8 @@ def _pieces_of_sekd(pair: Pair) -> dict[str, float]:
         with torch.no_grad(), autocast():
             said = distiller.student(batch.images, levels=term.student_places).levels[term.student]
             teacher = distiller.teacher(batch.images, levels=term.teacher_places).levels[term.teacher]
-        forms = (_loss_of, term.loss, said.requires_grad_(), teacher), (_products_of, said.detach(), teacher)
+        forms: list[tuple[Any, ...]] = [(_loss_of, term.loss, said.requires_grad_(), teacher)]
+        forms += [(form, said.detach(), teacher) for form in (_products_of, _one_look_at)]
         for name, (function, *given) in zip(found, forms, strict=True):
             found[name] += seconds_alone(functools.partial(function, *given))
     return found
@@ -94,3 +103,9 @@ def _products_of(student: Tensor, teacher: Tensor) -> Tensor:
     ours, theirs = (maps.float().flatten(2) for maps in (student, teacher))
     graph = torch.bmm(ours, ours.mT) - torch.bmm(theirs, theirs.mT)
     return torch.bmm(graph, ours)
+
+
+def _one_look_at(student: Tensor, teacher: Tensor) -> Tensor:
+    difference = student.float() - teacher.float()
+    difference.square().sum()
+    return difference.to(student.dtype)

@@ -91,7 +91,7 @@ class PairSettings:
         settings: loss name to its settings, e.g. '{"serkd": {"iterations": 2}}'.
         warm_up: fraction of training over which the weights of all but the logit terms rise from 0; 0 leaves it to the
             method.
-        balance: find the weights while training: every part's gradient gets this share of the task's (try 0.5); 0 for
+        balance: find the weights while training: every part's gradient gets this share of the task's (try 1); 0 for
             fixed weights. With it, weights are multiples of that share.
         cache_teacher: folder where what the teacher says of the images is kept, so that it runs once for each view of
             them; may serve other runs with the same teacher and data too.
