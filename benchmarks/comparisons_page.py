@@ -58,11 +58,6 @@ SECTIONS = {
         "The same for ResNet-20 into ResNet-8, on one of the pairs that the default weights were chosen on too.",
         ["reldistill train --data digits --model resnet20 --epochs 20 --batch-size 64 --out digits-teacher"],
     ),
-    "sweep-dkd-resnet20": Section(
-        "DKD's weight of the other classes: ResNet-56 into ResNet-20",
-        "The paper takes 2 for this pair and up to 8 for others; 8 is the default here.",
-        [_CIFAR],
-    ),
     "compare-coco128": Section(
         "Detectors that learn 128 images of COCO by heart",
         "Both detectors start from random weights, see 128 images of COCO again and again, and are asked for the "
