@@ -33,11 +33,9 @@ def seconds_by_operator(
         piece = name_of(event.key, event.input_shapes)
         seconds[piece] += event.self_cpu_time_total * 1e-6 / _CALLS
         counts[piece] += event.count
-    found = {
-        f"{piece} ({counts[piece] / _CALLS:.0f})" if piece else REST: took
-        for piece, took in sorted(seconds.items(), key=lambda item: -item[1])
-    }
-    return {piece: found[piece] for piece in [*(p for p in found if p != REST), REST]}
+    rest = seconds.pop("")
+    most_first = sorted(seconds.items(), key=lambda item: -item[1])
+    return {f"{piece} ({counts[piece] / _CALLS:.0f})": took for piece, took in most_first} | {REST: rest}
 
 
 def seconds_alone(function: Callable[[], object]) -> float:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reldistill.checks import check_axes, check_same_batch, check_temperature
+from reldistill.losses.deit_hard import deit_hard_loss
+from reldistill.losses.kd import kd_loss
 from reldistill.relations.precision import full_precision
 
 Targets = Literal["hard", "soft"]
@@ -62,12 +64,9 @@ def cskd_loss(
     teacher = teacher.detach()
     teacher = teacher + progress * (teacher.mean(dim=(2, 3), keepdim=True) - teacher)
     grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    student, teacher = (F.adaptive_avg_pool2d(scores, grid) for scores in (student, teacher))
-    if targets == "hard":
-        return F.cross_entropy(student, teacher.argmax(dim=1))
-    ours, theirs = ((scores / temperature).log_softmax(dim=1) for scores in (student, teacher))
-    places = len(student) * grid[0] * grid[1]
-    return F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2 / places
+    # each place is a sample of its own
+    ours, theirs = (F.adaptive_avg_pool2d(s, grid).movedim(1, -1).flatten(0, 2) for s in (student, teacher))
+    return deit_hard_loss(ours, theirs) if targets == "hard" else kd_loss(ours, theirs, temperature=temperature)
 
 
 class CSKD(nn.Module):

@@ -175,12 +175,17 @@ def gather(head: Head, folder: Path, plans: Sequence[CellPlan]) -> Comparison:
 
 def summaries(comparison: Comparison) -> list[Summary]:
     """One for each variant, in the order of the cells."""
-    arrays = {cell.plan.cell: cell.arrays() for cell in comparison.cells if cell.status == "finished"}
+    arrays = _arrays(comparison)
     found = [_summary(comparison, variant, arrays) for variant in comparison.variants]
     if comparison.head.kind == "compare":
         return found
     best = {student: _preferred(found, student) for student in {summary.student for summary in found}}
     return [replace(summary, chosen=best[summary.student] is summary) for summary in found]
+
+
+def _arrays(comparison: Comparison) -> dict[str, Mapping[str, np.ndarray]]:
+    """Of the finished cells, by name."""
+    return {cell.plan.cell: cell.arrays() for cell in comparison.cells if cell.status == "finished"}
 
 
 def _preferred(found: Sequence[Summary], student: str) -> Summary | None:
@@ -246,7 +251,7 @@ def _against(
 
 def every_pair(comparison: Comparison, variants: Sequence[str]) -> dict[tuple[str, str], SeedDifference]:
     """(one, other) → the difference of the two, for all of the variants that have finished a seed in common."""
-    arrays = {cell.plan.cell: cell.arrays() for cell in comparison.cells if cell.status == "finished"}
+    arrays = _arrays(comparison)
     found: dict[tuple[str, str], SeedDifference] = {}
     for one, other in itertools.combinations(variants, 2):
         between = _difference(comparison, comparison.variants[one], comparison.variants[other], arrays)

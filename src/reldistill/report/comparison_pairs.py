@@ -13,8 +13,8 @@ from reldistill.report.words import decimals, known, signed
 FEWEST = 3
 PAIRS = """
 Points by which the one on the left is ahead of the one above, over the seeds that both have finished, at the last
-epoch, the best mean first. Bold where the 95 % interval leaves out 0; each interval stands alone, and
-among so many some leave it out by chance.
+epoch, the best mean first. Bold where the 95 % interval leaves out 0; each interval stands alone, and among so many
+some leave it out by chance.
 """
 
 
