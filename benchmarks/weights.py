@@ -44,6 +44,8 @@ GRID: dict[str, tuple[str, dict[str, float], list[str]]] = {
         ["blocks.3:blocks.3"],
     ),
     "serkd 25, 50; feature 1": ("serkd", {"serkd.distance": 25.0, "serkd.angle": 50.0, "feature": 1.0}, []),
+    "serkd 25, 50; feature 3": ("serkd", {"serkd.distance": 25.0, "serkd.angle": 50.0, "feature": 3.0}, []),
+    "serkd 50, 100; feature 5": ("serkd", {"serkd.distance": 50.0, "serkd.angle": 100.0, "feature": 5.0}, []),
     "serkd 0, 0; feature 1": ("serkd", {"serkd.distance": 0.0, "serkd.angle": 0.0, "feature": 1.0}, []),
     "serkd 25, 50; feature 0": ("serkd", {"serkd.distance": 25.0, "serkd.angle": 50.0, "feature": 0.0}, []),
     "sekd 1, 1, 1": ("sekd", {"sekd.vertex": 1.0, "sekd.edge": 1.0, "sekd.spectral": 1.0}, []),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -26,6 +27,12 @@ def maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torc
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def similarities(batch: int, channels: int, *, seed: int = 0) -> torch.Tensor:
+    """(batch, channels, channels) symmetric, in [−1, 1], 1 on the diagonal."""
+    unit = torch.nn.functional.normalize(maps(batch, channels, 4, seed=seed), dim=2)
+    return unit @ unit.mT
+
+
 def softmax_times_count(values: list[float]) -> list[float]:
     exponentials = [math.exp(v) for v in values]
     return [len(values) * e / sum(exponentials) for e in exponentials]
@@ -47,13 +54,14 @@ def test_map_attention_is_the_softmax_of_mean_magnitudes(scale):
         assert_close(channel[b].tolist(), softmax_times_count(by_channel))
 
 
-def test_relational_attention_is_the_row_softmax_of_similarities():
-    adjacency = maps(2, 3, 3).tanh()
-    attention = relational_attention(adjacency, temperature=0.3)
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 0.001])
+def test_relational_attention_is_the_row_softmax_of_similarities_both_ways(temperature):
+    adjacency = similarities(2, 3)
+    attention = relational_attention(adjacency, temperature=temperature, out=torch.empty_like(adjacency))
     for b in range(2):
-        for i in range(3):
-            row = [a / 0.3 for a in adjacency[b, i].tolist()]
-            assert_close(attention[b, i].tolist(), softmax_times_count(row))
+        rows = [softmax_times_count([(a - 1) / temperature for a in row]) for row in adjacency[b].tolist()]
+        for i, j in itertools.product(range(3), repeat=2):
+            assert attention[b, i, j].item() == pytest.approx(rows[i][j] + rows[j][i], rel=1e-12)
 
 
 @pytest.mark.parametrize("attention", MAP_ATTENTION)
@@ -62,8 +70,9 @@ def test_relational_attention_is_the_row_softmax_of_similarities():
 def test_weights_have_mean_one(attention, seed, temperature):
     weights = attention(maps(2, 3, 4, 5, seed=seed), temperature=temperature).flatten(1)
     assert_close(weights.mean(dim=1), torch.ones(2, dtype=torch.float64))
-    rows = relational_attention(maps(2, 5, 5, seed=seed).tanh(), temperature=temperature)
-    assert_close(rows.mean(dim=-1), torch.ones(2, 5, dtype=torch.float64))
+    adjacency = similarities(2, 5, seed=seed)
+    edges = relational_attention(adjacency, temperature=temperature, out=torch.empty_like(adjacency))
+    assert_close(edges.mean(dim=(1, 2)), torch.full((2,), 2.0, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("attention", MAP_ATTENTION)

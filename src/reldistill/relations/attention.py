@@ -18,19 +18,6 @@ from reldistill.relations.precision import full_precision
 Scale = Literal["relative", "raw"]
 
 
-def _weights(magnitude: Tensor, *, temperature: float, scale: Scale) -> Tensor:
-    """(B, n) mean magnitudes → (B, n) weights with mean 1."""
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    if scale not in ("relative", "raw"):
-        raise ValueError(f"scale must be 'relative' or 'raw', got {scale!r}")
-    if scale == "relative":
-        mean = magnitude.mean(dim=-1, keepdim=True)
-        magnitude = magnitude / torch.where(mean == 0, 1.0, mean)
-    magnitude = magnitude if temperature == 1 else magnitude / temperature
-    return magnitude.shape[-1] * torch.softmax(magnitude, dim=-1)
-
-
 @full_precision
 def map_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "relative") -> tuple[Tensor, Tensor]:
     """HW · softmax over the positions of mean_c |F| / τ, and C · softmax over the channels of mean_hw |F| / τ.
@@ -44,23 +31,36 @@ def map_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "
         Weights of the positions (B, HW) and of the channels (B, C), each with mean 1 over its image.
     """
     check_axes(teacher, "B C HW", name="teacher")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if scale not in ("relative", "raw"):
+        raise ValueError(f"scale must be 'relative' or 'raw', got {scale!r}")
     magnitude = teacher.abs()
-    batch, channels, _ = magnitude.shape
+    batch, channels, positions = magnitude.shape
+    by_channel = magnitude.mean(dim=2)
+    if scale == "relative":
+        mean = by_channel.mean(dim=1, keepdim=True)
+        factor = 1.0 / (temperature * torch.where(mean == 0, 1.0, mean))
+    else:
+        factor = by_channel.new_full((1, 1), 1.0 / temperature)
     # As a product: several times faster than a mean over channels that lie next to each other.
-    over_channels = magnitude.new_full((1, 1, channels), 1.0 / channels).expand(batch, 1, channels)
-    spatial, channel = torch.bmm(over_channels, magnitude)[:, 0], magnitude.mean(dim=2)
-    return tuple(_weights(m, temperature=temperature, scale=scale) for m in (spatial, channel))  # type: ignore[return-value]
+    over_channels = (factor / channels).expand(batch, channels).contiguous().unsqueeze(1)
+    spatial = torch.softmax(torch.bmm(over_channels, magnitude)[:, 0], dim=1)
+    return spatial.mul_(positions), torch.softmax(by_channel * factor, dim=1).mul_(channels)
 
 
-@full_precision
-def relational_attention(adjacency: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """C · softmax over each row of A / τ: the edges of a channel weigh more to the channels it resembles.
+def relational_attention(adjacency: Tensor, *, temperature: float, out: Tensor) -> Tensor:
+    """R + Rᵀ with R = C · softmax over each row of A / τ: a channel's edges weigh more to the channels it resembles.
+
+    Both ways at once, since an edge has no direction. A is symmetric, so R and Rᵀ have the same numerators, exp(A / τ),
+    and nothing has to be transposed.
 
     Args:
-        adjacency: (…, C, C) similarities in [−1, 1], hence no `scale`.
-        temperature: τ; large makes all weights 1.
-
-    Returns:
-        (…, C, C), mean 1 over each row; not symmetric.
+        adjacency: (…, C, C) symmetric similarities of at most 1, hence no `scale`.
+        temperature: τ; large makes all weights 2.
+        out: (…, C, C), written to and returned; its mean is 2.
     """
-    return _weights(adjacency, temperature=temperature, scale="raw")
+    # From 1 down, the largest similarity: no temperature makes it overflow.
+    numerator = (adjacency if temperature == 1 else (adjacency - 1.0).div_(temperature)).exp()
+    factor = adjacency.shape[-1] / numerator.sum(dim=-1, keepdim=True)
+    return torch.add(factor, factor.mT, out=out).mul_(numerator)

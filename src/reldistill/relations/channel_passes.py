@@ -97,29 +97,29 @@ def _grouped(flat: Tensor, groups: int) -> Tensor:
     return flat if groups == 1 else flat.unflatten(1, (groups, -1)).flatten(0, 1)
 
 
-def _products(flat: Tensor, groups: int) -> Tensor:
-    """(B, C, n) → (B · G, C/G, C/G)."""
-    rows = _grouped(flat, groups)
-    return torch.bmm(rows, rows.mT)
+def _multiply(flat: Tensor, into: Tensor) -> Tensor:
+    """Products of the rows of (B, C, n), written to `into` (B, G, C/G, C/G) and returned as (B · G, C/G, C/G)."""
+    rows = _grouped(flat, into.shape[1])
+    return torch.bmm(rows, rows.mT, out=into.flatten(0, 1))
 
 
-def _lengths_and_graph(flat: Tensor, *, groups: int, graph: bool) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """(B, C, n) → factor and inverse norm as by `magnitudes`, and (B, G, C/G, C/G) cosines where wanted.
+def _lengths(flat: Tensor, graph: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """(B, C, n) → factor and inverse norm as by `magnitudes`; cosines are written to `graph` (B, G, C/G, C/G).
 
     The diagonal of the cosines is exactly 1, also for a dead channel. That of the products spares `magnitudes` a pass;
     on other devices than a CPU it would not look at it.
     """
-    products = _products(flat, groups) if graph and flat.device.type == "cpu" else None
+    if graph is None:
+        return magnitudes(flat)
+    products = _multiply(flat, graph) if flat.device.type == "cpu" else None
     squared = None if products is None else products.diagonal(dim1=1, dim2=2).reshape(*flat.shape[:2], 1)
     factor, inverse = magnitudes(flat, squared)
-    if not graph:
-        return factor, inverse, None
     if products is None or factor is not None:
-        products = _products(flat if factor is None else flat * factor, groups)
-    scale = _grouped(inverse, groups)
+        products = _multiply(flat if factor is None else flat * factor, graph)
+    scale = _grouped(inverse, graph.shape[1])
     products.mul_(scale).mul_(scale.mT)
     products.diagonal(dim1=1, dim2=2).fill_(1.0)
-    return factor, inverse, products.unflatten(0, (len(flat), groups))
+    return factor, inverse
 
 
 def results(
@@ -135,9 +135,17 @@ def results(
     """The first pass over maps (B, C, H, W); a temperature of 0 stands for no attention."""
     into = room(student, teacher, vertex, edge, graphs, groups)
     wanted = edge or graphs != "none"
+    theirs = torch.empty_like(into.adjacency[:0])
     for images, *maps, work in _blocks(student, teacher, groups):
-        factor, inverse, graph = _lengths_and_graph(maps[0], groups=groups, graph=wanted)
-        their_factor, their_inverse, their_graph = _lengths_and_graph(maps[1], groups=groups, graph=wanted)
+        pair: tuple[Tensor | None, Tensor | None] = (None, None)
+        if graphs == "sample":
+            pair = into.student[images], into.teacher[images]
+        elif wanted:
+            if not len(theirs):  # written anew for every block
+                theirs = torch.empty_like(into.adjacency[images])
+            pair = into.adjacency[images], theirs[: len(work)]
+        factor, inverse = _lengths(maps[0], pair[0])
+        their_factor, their_inverse = _lengths(maps[1], pair[1])
         into.channels[0, images] = 1.0 if factor is None else factor
         into.channels[1, images] = inverse
         if vertex != "none":
@@ -146,8 +154,13 @@ def results(
             length = their_inverse if their_factor is None else their_inverse * their_factor
             attention = map_attention(maps[1], temperature=temperature, scale=scale) if temperature else None
             _add_vertices(into, images, ours, maps[1], None if raw else length, attention, work)
-        if graph is not None and their_graph is not None:
-            _add_graphs(into, images, graph, their_graph, edge=edge, graphs=graphs, temperature=temperature)
+        if pair[0] is None or pair[1] is None:
+            continue
+        if graphs == "batch":
+            into.student.add_(pair[0].sum(dim=0))
+            into.teacher.add_(pair[1].sum(dim=0))
+        if edge:
+            _add_edges(into, images, pair[0], pair[1], temperature)
     if graphs == "batch":
         into.student.div_(len(student))
         into.teacher.div_(len(student))
@@ -188,25 +201,15 @@ def _add_vertices(
     into.vertex.add_(torch.dot(sums.flatten(), weight.flatten()))
 
 
-def _add_graphs(
-    into: Results, images: slice, student: Tensor, teacher: Tensor, *, edge: bool, graphs: str, temperature: float
-) -> None:
-    """Add the adjacencies of a few images."""
-    if into.adjacency.numel():
-        into.adjacency[images] = student
-    for graph, mine in ((into.student, student), (into.teacher, teacher)):
-        if graphs == "batch":
-            graph.add_(mine.sum(dim=0))
-        elif graphs == "sample":
-            graph[images] = mine
-    if edge:
-        difference = student - teacher
-        if temperature:
-            weight = relational_attention(teacher, temperature=temperature)
-            torch.mul(weight + weight.mT, difference, out=into.edges[images])
-        else:
-            torch.mul(difference, 2.0, out=into.edges[images])
-        into.edge.add_(torch.dot(difference.flatten(), into.edges[images].flatten()) / (2 * into.edges.numel()))
+def _add_edges(into: Results, images: slice, student: Tensor, teacher: Tensor, temperature: float) -> None:
+    """Compare the adjacencies of a few images."""
+    difference = student - teacher
+    weighted = into.edges[images]
+    if temperature:
+        relational_attention(teacher, temperature=temperature, out=weighted).mul_(difference)
+    else:
+        torch.mul(difference, 2.0, out=weighted)
+    into.edge.add_(torch.dot(difference.flatten(), weighted.flatten()), alpha=0.5 / into.edges.numel())
 
 
 def gradient(

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from reldistill.relations.normalised_graph import DEFLATION, gradient_by_edges, inverse_root_degree, trivial_vector
 from reldistill.relations.precision import full_precision
 
 Weights = Literal["positive", "shifted"]
 Alignment = Literal["subspace", "procrustes", "heat"]
-
-DEFLATION = 3.0
-"""Where the trivial eigenvalue 0 is moved to: above 2, the largest that a normalised Laplacian can have."""
 
 
 def broadening(dtype: torch.dtype) -> float:
@@ -41,16 +39,15 @@ def graph_weights(adjacency: Tensor, *, weights: Weights = "positive") -> Tensor
     raise ValueError(f"weights must be 'positive' or 'shifted', got {weights!r}")
 
 
-def _laplacian_and_trivial(adjacency: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """𝓛 = I − D^{−1/2} W D^{−1/2}, and its eigenvector of eigenvalue 0, q = D^{1/2} 1 / ‖·‖."""
+def _normalised(adjacency: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    """N = D^{−1/2} W D^{−1/2} (…, C, C) and d^{−1/2} (…, C, 1)."""
     edge = graph_weights(adjacency, weights=weights)
-    degree = edge.sum(dim=-1, keepdim=True)
-    linked = degree > 0  # always, with 1 on the diagonal; a caller's own graph may have isolated vertices
-    root = torch.where(linked, degree, 1.0).sqrt()
-    inverse = torch.where(linked, 1.0 / root, 0.0)
-    identity = torch.eye(edge.shape[-1], dtype=edge.dtype, device=edge.device)
-    trivial = torch.where(linked, root, 0.0) / degree.sum(dim=-2, keepdim=True).clamp_min(1e-30).sqrt()
-    return identity - inverse * edge * inverse.mT, trivial
+    inverse = inverse_root_degree(edge)
+    return inverse * edge * inverse.mT, inverse
+
+
+def _identity(matrix: Tensor) -> Tensor:
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
 
 
 @full_precision
@@ -64,7 +61,8 @@ def laplacian(adjacency: Tensor, *, weights: Weights = "positive") -> Tensor:
     Returns:
         (…, C, C), symmetric.
     """
-    return _laplacian_and_trivial(adjacency, weights)[0]
+    normalised, _ = _normalised(adjacency, weights)
+    return _identity(normalised) - normalised
 
 
 @full_precision
@@ -73,10 +71,10 @@ def laplacian_eigenvalues(adjacency: Tensor, *, weights: Weights = "positive") -
     return guarded_eigh(laplacian(adjacency.detach(), weights=weights))[0]
 
 
-def _deflated(adjacency: Tensor, weights: Weights) -> Tensor:
+def _deflated(normalised: Tensor, inverse: Tensor) -> Tensor:
     """𝓛 + 3 q qᵀ: the same eigenvectors, the trivial one last. So the k smallest are always the ones to keep."""
-    matrix, trivial = _laplacian_and_trivial(adjacency, weights)
-    return matrix + DEFLATION * trivial * trivial.mT
+    trivial = trivial_vector(inverse)
+    return _identity(normalised) - normalised + DEFLATION * trivial * trivial.mT
 
 
 def _all_finite(matrix: Tensor) -> Tensor:
@@ -94,31 +92,41 @@ def guarded_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(finite[..., 0], values, torch.nan), torch.where(finite, vectors, torch.nan)
 
 
-class _Projector(torch.autograd.Function):
-    """Projector on the eigenvectors of the `rank` smallest eigenvalues of a symmetric matrix.
+class _Projectors(torch.autograd.Function):
+    """`spectral_projector` of a graph, and without gradient that of another, for which both are decomposed at once.
 
-    Only the gaps between kept i and dropped j enter its differential:
+    Only the gaps between kept i and dropped j enter a projector's differential:
     dP = Σ_ij (u_j u_jᵀ d𝓛 u_i u_iᵀ + transpose) / (λ_i − λ_j). The backward of `eigh` divides by all gaps.
     """
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, rank: int) -> Tensor:
-        values, vectors = guarded_eigh(matrix)
-        ctx.save_for_backward(values, vectors)
-        ctx.rank = rank
+    def forward(ctx: Any, adjacency: Tensor, other: Tensor | None, rank: int, weights: Weights) -> tuple[Tensor, ...]:
+        graphs = adjacency[None] if other is None else torch.stack([adjacency, other])
+        normalised, inverse = _normalised(graphs, weights)
+        values, vectors = guarded_eigh(_deflated(normalised, inverse))
         kept = vectors[..., :rank]
-        return kept @ kept.mT
+        first, *others = (kept @ kept.mT).unbind()
+        ctx.save_for_backward(adjacency, normalised[0], inverse[0], values[0], vectors[0])
+        ctx.mark_non_differentiable(*others)
+        ctx.rank, ctx.weights = rank, weights
+        return first, *others
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        values, vectors = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        adjacency, normalised, inverse, values, vectors = ctx.saved_tensors
         kept, dropped = vectors[..., : ctx.rank], vectors[..., ctx.rank :]
-        gap = values[..., : ctx.rank, None] - values[..., None, ctx.rank :]
+        gap = values[..., None, : ctx.rank] - values[..., ctx.rank :, None]
         inverse_gap = gap / (gap.square() + broadening(gap.dtype) ** 2)
         symmetric = (grads[0] + grads[0].mT) / 2
-        half = kept @ ((kept.mT @ symmetric @ dropped) * inverse_gap) @ dropped.mT
-        return half + half.mT, None
+        # The gradient by 𝓛 + 3 q qᵀ is pull keptᵀ + kept pullᵀ.
+        pull = dropped @ ((dropped.mT @ (symmetric @ kept)) * inverse_gap)
+        moved = normalised @ torch.cat([kept, pull], dim=-1)
+        # By N − 3 q qᵀ it is the negative of that, which is ½ (…) of −2 pull.
+        to_edges = gradient_by_edges(kept, -2 * pull, moved[..., : ctx.rank], -2 * moved[..., ctx.rank :], inverse)
+        if ctx.weights == "shifted":
+            return to_edges / 2, None, None, None
+        return torch.where(adjacency < 0, 0.0, to_edges), None, None, None
 
 
 @full_precision
@@ -135,7 +143,8 @@ def spectral_projector(adjacency: Tensor, *, rank: int, weights: Weights = "posi
     Returns:
         (…, C, C), symmetric, trace k.
     """
-    projector: Tensor = _Projector.apply(_deflated(adjacency, weights), effective_rank(adjacency, rank=rank))
+    projector: Tensor
+    (projector,) = _Projectors.apply(adjacency, None, effective_rank(adjacency, rank=rank), weights)
     return projector
 
 
@@ -153,7 +162,7 @@ def spectral_embedding(adjacency: Tensor, *, rank: int, weights: Weights = "posi
     Returns:
         U (…, C, k) with orthonormal columns, and their eigenvalues (…, k), ascending.
     """
-    values, vectors = guarded_eigh(_deflated(adjacency.detach(), weights))
+    values, vectors = guarded_eigh(_deflated(*_normalised(adjacency.detach(), weights)))
     kept = effective_rank(adjacency, rank=rank)
     return vectors[..., :kept], values[..., :kept]
 
@@ -261,8 +270,8 @@ def spectral_distance(
     """
     if alignment == "heat":
         return heat_distance(*(heat_kernel(laplacian(a, weights=weights), time=time) for a in (student, teacher)))
-    ours = spectral_projector(student, rank=rank, weights=weights)
     if alignment == "procrustes":
+        ours = spectral_projector(student, rank=rank, weights=weights)
         return procrustes_distance(ours, spectral_embedding(teacher, rank=rank, weights=weights)[0])
-    theirs = spectral_projector(teacher, rank=rank, weights=weights)
-    return subspace_distance(ours, theirs, rank=effective_rank(teacher, rank=rank))
+    kept = effective_rank(teacher, rank=rank)
+    return subspace_distance(*_Projectors.apply(student, teacher.detach(), kept, weights), rank=kept)

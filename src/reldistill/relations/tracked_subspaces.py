@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from reldistill.relations.normalised_graph import DEFLATION, gradient_by_edges, inverse_root_degree, trivial_vector
 from reldistill.relations.precision import full_precision
-from reldistill.relations.spectrum import DEFLATION, Weights, broadening, graph_weights
+from reldistill.relations.spectrum import Weights, broadening, graph_weights
 from reldistill.relations.subspace_iteration import Start, block_size, by_eigh, complement_solve, leading
 
 
@@ -27,23 +28,10 @@ def _normalised(adjacency: Tensor, weights: str, *, clipped: bool) -> tuple[Tens
     """S (G, C, C), and d^{−1/2} (G, C, 1), 0 for a vertex without edges."""
     plain = weights == "positive" and not clipped
     edge = adjacency if plain else graph_weights(adjacency, weights=cast(Weights, weights))
-    degree = edge.sum(dim=-1, keepdim=True)
-    linked = ~(degree <= 0)  # NaN shows
-    inverse = torch.where(linked, degree, 1.0).rsqrt() * linked
-    trivial = _trivial(inverse)
+    inverse = inverse_root_degree(edge)
+    trivial = trivial_vector(inverse)
     matrix = (edge * inverse).mul_(inverse.mT)
     return matrix.addcmul_(trivial, trivial.mT, value=-1.0), inverse
-
-
-def _trivial(inverse: Tensor) -> Tensor:
-    """q (G, C, 1)."""
-    root = _root(inverse)
-    return root / torch.linalg.vector_norm(root, dim=1, keepdim=True).clamp_min(1e-15)
-
-
-def _root(inverse: Tensor) -> Tensor:
-    """d^{1/2} (G, C, 1)."""
-    return inverse.reciprocal().masked_fill(inverse == 0, 0.0)
 
 
 @torch.library.custom_op(
@@ -136,7 +124,7 @@ def _pull(
     """The gradient by S has rank 2k and is never formed; that by A is written once."""
     rank = grad_kept.shape[-1]
     with torch.autocast(adjacency.device.type, enabled=False):
-        trivial, epsilon = _trivial(inverse), broadening(values.dtype)
+        trivial, epsilon = trivial_vector(inverse), broadening(values.dtype)
         along = trivial.mT @ grad_kept
         solved = complement_solve(matrix, vectors, images, values, grad_kept - trivial * along, broadening=epsilon)
         # q is a dropped vector too, with the eigenvalue 1 − DEFLATION of I − 𝓛 − DEFLATION q qᵀ; it moves with the
@@ -148,7 +136,7 @@ def _pull(
         moved_kept, moved_pull = (
             image + trivial * (trivial.mT @ x) for image, x in ((images[..., :rank], kept), (matrix @ pull, pull))
         )
-        gradient = _to_edges(kept, pull, moved_kept, moved_pull, inverse)
+        gradient = gradient_by_edges(kept, pull, moved_kept, moved_pull, inverse)
     if _clipped(adjacency, weights):
         return gradient.masked_fill_(adjacency < 0, 0.0)
     return gradient if weights == "positive" else gradient.mul_(0.5)
@@ -157,23 +145,6 @@ def _pull(
 @_pull.register_fake
 def _(adjacency: Tensor, *_: object) -> Tensor:
     return torch.empty_like(adjacency)
-
-
-def _to_edges(kept: Tensor, pull: Tensor, moved_kept: Tensor, moved_pull: Tensor, inverse: Tensor) -> Tensor:
-    """Through N = D^{−½} W D^{−½} and q = D^{½} 1 / ‖·‖ to the weights W; `moved` are N times the vectors."""
-    root = _root(inverse)
-    total = torch.linalg.vector_norm(root, dim=1, keepdim=True).clamp_min(1e-15)
-    trivial = root / total
-    # ∂/∂d_i = −(G ∘ N) 1 / d_i, by N applied to both factors of G.
-    rows = (pull * moved_kept + kept * moved_pull).sum(dim=-1, keepdim=True) / 2
-    # Gradient by q is −2 DEFLATION G q; q_i = √d_i / √Σd.
-    to_trivial = (pull * (kept.mT @ trivial).mT + kept * (pull.mT @ trivial).mT).sum(dim=-1, keepdim=True)
-    to_trivial = -DEFLATION * (to_trivial - trivial * (trivial * to_trivial).sum(dim=-2, keepdim=True))
-    to_degree = to_trivial * inverse / (2 * total) - rows * inverse * inverse
-    # The degrees' part as one more column: every entry of the gradient is written once.
-    left = torch.cat([inverse * kept / 2, inverse * pull / 2, to_degree], dim=-1)
-    right = torch.cat([inverse * pull, inverse * kept, torch.ones_like(to_degree)], dim=-1)
-    return left @ right.mT
 
 
 class TrackedSubspaces(nn.Module):

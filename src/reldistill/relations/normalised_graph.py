@@ -1,0 +1,64 @@
+"""A graph's weights W normalised by its degrees, N = D^{−1/2} W D^{−1/2}, its trivial eigenvector, and the way back.
+
+q = D^{1/2} 1 / ‖·‖ is the eigenvector of N of eigenvalue 1. Both `spectrum`, by full eigendecompositions, and
+`tracked_subspaces` look at S = N − 3 q qᵀ, whose largest eigenvalues belong to the smallest of the Laplacian after the
+trivial one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DEFLATION = 3.0
+"""How far q's eigenvalue is moved: in terms of the Laplacian from 0 to above 2, the largest that it can have."""
+
+
+def inverse_root_degree(edge: Tensor) -> Tensor:
+    """Weights W (…, C, C) → d^{−1/2} (…, C, 1), 0 for a vertex without edges, as a caller's own graph may have."""
+    degree = edge.sum(dim=-1, keepdim=True)
+    linked = ~(degree <= 0)  # NaN shows
+    return torch.where(linked, degree, 1.0).rsqrt() * linked
+
+
+def root_degree(inverse: Tensor) -> Tensor:
+    """d^{−1/2} (…, C, 1) → d^{1/2}."""
+    return inverse.reciprocal().masked_fill(inverse == 0, 0.0)
+
+
+def trivial_vector(inverse: Tensor) -> Tensor:
+    """d^{−1/2} (…, C, 1) → q."""
+    root = root_degree(inverse)
+    return root / _length(root)
+
+
+def _length(root: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(root, dim=-2, keepdim=True).clamp_min(1e-15)
+
+
+def gradient_by_edges(kept: Tensor, pull: Tensor, moved_kept: Tensor, moved_pull: Tensor, inverse: Tensor) -> Tensor:
+    """From G = ½ (pull keptᵀ + kept pullᵀ), the gradient by S, to that by W, written once.
+
+    Args:
+        kept: (…, C, k).
+        pull: (…, C, k).
+        moved_kept: N kept.
+        moved_pull: N pull.
+        inverse: d^{−1/2}.
+
+    Returns:
+        (…, C, C), not symmetric: the degrees are sums of rows.
+    """
+    root = root_degree(inverse)
+    total = _length(root)
+    trivial = root / total
+    # ∂/∂d_i = −(G ∘ N) 1 / d_i, by N applied to both factors of G.
+    rows = (pull * moved_kept + kept * moved_pull).sum(dim=-1, keepdim=True) / 2
+    # Gradient by q is −2 DEFLATION G q; q_i = √d_i / √Σd.
+    to_trivial = (pull * (kept.mT @ trivial).mT + kept * (pull.mT @ trivial).mT).sum(dim=-1, keepdim=True)
+    to_trivial = -DEFLATION * (to_trivial - trivial * (trivial * to_trivial).sum(dim=-2, keepdim=True))
+    to_degree = to_trivial * inverse / (2 * total) - rows * inverse * inverse
+    # The degrees' part as one more column: every entry of the gradient is written once.
+    left = torch.cat([inverse * kept / 2, inverse * pull / 2, to_degree], dim=-1)
+    right = torch.cat([inverse * pull, inverse * kept, torch.ones_like(to_degree)], dim=-1)
+    return left @ right.mT
