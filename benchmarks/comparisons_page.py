@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from reldistill.report import comparison_text
+from reldistill.report.cells import ARRAYS_FILE, TEST_FILE
 from reldistill.report.compare import ALONE
-from reldistill.report.comparison import Comparison, Summary, read_comparison, summaries
+from reldistill.report.comparison import Comparison, Summary, every_pair, read_comparison, summaries
 from reldistill.report.comparison_pairs import PAIRS, pairs_markdown
 from reldistill.report.comparison_text import difference_text, spread
 from reldistill.report.record import read_record
-from reldistill.report.seeds import METHOD
+from reldistill.report.seeds import METHOD, difference_over_seeds
 from reldistill.report.words import percent
 
 UNSEEN = "val2017.json"
@@ -50,7 +53,8 @@ SECTIONS = {
     "sweep-balance-resnet20": Section(
         "Weights found while training: ResNet-56 into ResNet-20",
         "`balance` is the share of the task's gradient that each part of serkd+sekd gets (`--balance`); 0 stands for "
-        "the default weights, which were chosen by hand on this very pair, on other images.",
+        "the default weights, which were chosen by hand on this very pair, on other images (the features still at 1, see "
+        "below).",
         [_CIFAR],
     ),
     "sweep-balance-digits": Section(
@@ -74,6 +78,15 @@ SECTIONS = {
 }
 
 
+BEFORE = "before-serkd"
+"""Folders of cells as in the comparisons above, one for each of PAIRS_OF_CLASSIFIERS, from before a default changed."""
+
+BEFORE_WORDS = (
+    "Between two CNNs the feature loss of serkd had a weight of 1, and has 8 since larger weights were tried on other "
+    "images, see the end of this page. `serkd` of the tables above is by the new weight; these are the same cells by "
+    "the old one, today `--weights '{\"feature\": 1}'`, on test images that no weight was chosen by."
+)
+
 PAIRS_OF_CLASSIFIERS = {
     "compare-resnet56-resnet20": "ResNet-56 → ResNet-20",
     "compare-resnet56-vgg8": "ResNet-56 → VGG-8",
@@ -87,6 +100,8 @@ def sections(results: Path) -> list[str]:
         for folder, words in SECTIONS.items()
         if (results / folder).is_dir()
     ]
+    if (results / BEFORE).is_dir():
+        found.append(_before_and_after(results))
     return [*found, f"## How the intervals of the comparisons are made\n\n{METHOD}\n"] if found else []
 
 
@@ -131,6 +146,31 @@ def _section(comparison: Comparison, words: Section) -> str:
             "",
         ]
     )
+
+
+def _before_and_after(results: Path) -> str:
+    """serkd by the weights it had and by those it has, on test images that neither was chosen by."""
+    lines = [
+        "| pair | before | now | change | now, over kd+rkd | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for folder, pair in PAIRS_OF_CLASSIFIERS.items():
+        now = read_comparison(results / folder)
+        row = next(row for row in summaries(now) if row.variant == "serkd")
+        cells = {cell.plan.seed: cell for cell in now.variants["serkd"]}
+        seeds = sorted(int(cell.name.removeprefix("seed-")) for cell in (results / BEFORE / folder / "serkd").iterdir())
+        before = [results / BEFORE / folder / "serkd" / f"seed-{seed}" for seed in seeds]
+        scores = [json.loads((cell / TEST_FILE).read_text())["test_last"] for cell in before]
+        hits = [
+            np.stack([np.load(cell / ARRAYS_FILE)["correct_last"] for cell in some])
+            for some in ([cells[seed].folder for seed in seeds], before)
+        ]
+        over = every_pair(now, ["serkd", "kd+rkd"])["serkd", "kd+rkd"]
+        lines.append(
+            f"| {pair} | {of_several(scores, 2)} | {spread(row.mean, row.std, 2)} "
+            f"| {difference_text(difference_over_seeds(*hits), 2)} | {difference_text(over, 2)} | {len(seeds)} |"
+        )
+    return "\n".join([f"## What changed serkd's default weights\n\n{BEFORE_WORDS}\n", *lines, ""])
 
 
 def _training(comparison: Comparison) -> list[str]:

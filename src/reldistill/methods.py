@@ -144,12 +144,13 @@ def _serkd(plan: Plan) -> list[Term]:
         assert isinstance(loss, SeRKD)
         tokeniser = _strided_tokeniser(plan, student, largest_grid=loss.largest_grid) if convolution else None
         _check_superpixels(loss, student, teacher, tokeniser=plan.adapters.get(tokeniser or ""))
-        # what both pairs of CNNs gained most by was too much for a ViT: see docs/results.md
-        weights = {"distance": 5.0, "angle": 10.0} if student.kind == "tokens" else {"distance": 25.0, "angle": 50.0}
+        # what all pairs of CNNs gained by was too much for a ViT: see docs/results.md
+        distance, angle, feature_weight = (5.0, 10.0, 1.0) if student.kind == "tokens" else (25.0, 50.0, 8.0)
+        weights = {"distance": distance, "angle": angle}
         terms.append(plan.term("serkd", loss, student.name, teacher.name, weights, adapter=tokeniser))
         feature = plan.loss("feature", FitNets, {"relative": True, **plan.settings.get("feature", {})})
         adapter = plan.adapter(student, teacher)
-        terms.append(plan.term("feature", feature, student.name, teacher.name, 1.0, adapter=adapter))
+        terms.append(plan.term("feature", feature, student.name, teacher.name, feature_weight, adapter=adapter))
     return terms
 
 
