@@ -53,8 +53,8 @@ SECTIONS = {
     "sweep-balance-resnet20": Section(
         "Weights found while training: ResNet-56 into ResNet-20",
         "`balance` is the share of the task's gradient that each part of serkd+sekd gets (`--balance`); 0 stands for "
-        "the default weights, which were chosen by hand on this very pair, on other images (the features still at 1, see "
-        "below).",
+        "the default weights, which were chosen by hand on this very pair, on other images (the features still at 1: "
+        "see below).",
         [_CIFAR],
     ),
     "sweep-balance-digits": Section(

@@ -40,8 +40,8 @@ PAIRS = {
     "resnet56-resnet20": (
         "## ResNet-56 into ResNet-20\n",
         "The teacher is a network in a user's own file; the student is the literature's `resnet20`. Six epochs of a "
-        "one-cycle schedule: far from convergence, as a day's first trials are. (`serkd` by the weight that its features had "
-        "then: today `--weights '{\"feature\": 1}'`.)\n",
+        "one-cycle schedule: far from convergence, as a day's first trials are. (`serkd` by the weight that its "
+        "features had then: today `--weights '{\"feature\": 1}'`.)\n",
     ),
     "vit-vit": (
         "## A ViT into a narrower ViT\n",
