@@ -135,15 +135,12 @@ def results(
     """The first pass over maps (B, C, H, W); a temperature of 0 stands for no attention."""
     into = room(student, teacher, vertex, edge, graphs, groups)
     wanted = edge or graphs != "none"
-    theirs = torch.empty_like(into.adjacency[:0])
     for images, *maps, work in _blocks(student, teacher, groups):
         pair: tuple[Tensor | None, Tensor | None] = (None, None)
         if graphs == "sample":
             pair = into.student[images], into.teacher[images]
         elif wanted:
-            if not len(theirs):  # written anew for every block
-                theirs = torch.empty_like(into.adjacency[images])
-            pair = into.adjacency[images], theirs[: len(work)]
+            pair = into.adjacency[images], torch.empty_like(into.adjacency[images])
         factor, inverse = _lengths(maps[0], pair[0])
         their_factor, their_inverse = _lengths(maps[1], pair[1])
         into.channels[0, images] = 1.0 if factor is None else factor
