@@ -144,7 +144,7 @@ def _serkd(plan: Plan) -> list[Term]:
         assert isinstance(loss, SeRKD)
         tokeniser = _strided_tokeniser(plan, student, largest_grid=loss.largest_grid) if convolution else None
         _check_superpixels(loss, student, teacher, tokeniser=plan.adapters.get(tokeniser or ""))
-        # what all pairs of CNNs gained by was too much for a ViT: see docs/results.md
+        # 25 and 50 were too much for a ViT, and 8 was tried between CNNs only: see docs/results.md
         distance, angle, feature_weight = (5.0, 10.0, 1.0) if student.kind == "tokens" else (25.0, 50.0, 8.0)
         weights = {"distance": distance, "angle": angle}
         terms.append(plan.term("serkd", loss, student.name, teacher.name, weights, adapter=tokeniser))

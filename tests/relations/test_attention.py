@@ -76,6 +76,13 @@ def test_weights_have_mean_one(attention, seed, temperature):
 
 
 @pytest.mark.parametrize("attention", MAP_ATTENTION)
+@pytest.mark.parametrize("magnitude", [0.0, 1e-42, 1e-35, 1e-25, 1e30])
+def test_no_magnitude_is_too_small_or_too_large(attention, magnitude):
+    weights = attention(magnitude * maps(2, 3, 4, 5, dtype=torch.float32)).flatten(1)
+    assert_close(weights.mean(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("attention", MAP_ATTENTION)
 @given(seed=st.integers(0, 10_000), exponent=st.floats(-8, 8))
 @settings(deadline=None)
 def test_relative_attention_does_not_depend_on_the_networks_scale(attention, seed, exponent):

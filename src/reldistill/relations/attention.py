@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reldistill.checks import check_axes
+from reldistill.relations.channel_graph import DEAD
 from reldistill.relations.precision import full_precision
 
 Scale = Literal["relative", "raw"]
@@ -40,7 +41,7 @@ def map_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "
     by_channel = magnitude.mean(dim=2)
     if scale == "relative":
         mean = by_channel.mean(dim=1, keepdim=True)
-        factor = 1.0 / (temperature * torch.where(mean == 0, 1.0, mean))
+        factor = 1.0 / (temperature * torch.where(mean <= DEAD, 1.0, mean))  # whose inverse would overflow
     else:
         factor = by_channel.new_full((1, 1), 1.0 / temperature)
     # As a product: several times faster than a mean over channels that lie next to each other.

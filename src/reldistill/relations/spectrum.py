@@ -119,11 +119,12 @@ class _Projectors(torch.autograd.Function):
         gap = values[..., None, : ctx.rank] - values[..., ctx.rank :, None]
         inverse_gap = gap / (gap.square() + broadening(gap.dtype) ** 2)
         symmetric = (grads[0] + grads[0].mT) / 2
-        # The gradient by 𝓛 + 3 q qᵀ is pull keptᵀ + kept pullᵀ.
-        pull = dropped @ ((dropped.mT @ (symmetric @ kept)) * inverse_gap)
-        moved = normalised @ torch.cat([kept, pull], dim=-1)
-        # By N − 3 q qᵀ it is the negative of that, which is ½ (…) of −2 pull.
-        to_edges = gradient_by_edges(kept, -2 * pull, moved[..., : ctx.rank], -2 * moved[..., ctx.rank :], inverse)
+        # The gradient by 𝓛 + 3 q qᵀ is −½ (pull keptᵀ + kept pullᵀ), so that by N − 3 q qᵀ has no minus.
+        pull = dropped @ ((dropped.mT @ (symmetric @ kept)) * (-2.0 * inverse_gap))
+        moved_kept, moved_pull = (normalised @ torch.cat([kept, pull], dim=-1)).split(
+            [kept.shape[-1], pull.shape[-1]], dim=-1
+        )
+        to_edges = gradient_by_edges(kept, pull, moved_kept, moved_pull, inverse)
         if ctx.weights == "shifted":
             return to_edges / 2, None, None, None
         return torch.where(adjacency < 0, 0.0, to_edges), None, None, None
