@@ -1,8 +1,8 @@
 """A graph's weights W normalised by its degrees, N = D^{−1/2} W D^{−1/2}, its trivial eigenvector, and the way back.
 
 q = D^{1/2} 1 / ‖·‖ is the eigenvector of N of eigenvalue 1. Where it is moved out of the way, in S = N − 3 q qᵀ, the
-largest eigenvalues belong to the smallest of the Laplacian after the trivial one. `spectrum` decomposes 𝓛 + 3 q qᵀ, which
-is I − S, whole; `tracked_subspaces` follows the same vectors from step to step; both go back to W by one function.
+largest eigenvalues belong to the smallest of the Laplacian after the trivial one. `spectrum` decomposes 𝓛 + 3 q qᵀ,
+which is I − S, whole; `tracked_subspaces` follows the same vectors from step to step; both go back to W by one function.
 """
 
 from __future__ import annotations
