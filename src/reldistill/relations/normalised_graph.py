@@ -2,7 +2,7 @@
 
 q = D^{1/2} 1 / ‖·‖ is the eigenvector of N of eigenvalue 1. Where it is moved out of the way, in S = N − 3 q qᵀ, the
 largest eigenvalues belong to the smallest of the Laplacian after the trivial one. `spectrum` decomposes 𝓛 + 3 q qᵀ,
-which is I − S, whole; `tracked_subspaces` follows the same vectors from step to step; both go back to W by one function.
+which is I − S, whole; `tracked_subspaces` follows the vectors from step to step; both go back to W by one function.
 """
 
 from __future__ import annotations
