@@ -75,6 +75,7 @@ def _pieces_of_sekd(pair: Pair) -> dict[str, float]:
     found = dict.fromkeys(
         (
             "the losses of all levels alone",
+            "of two images, which is what does not grow with them",
             "no more than the products of their channels, in float32",
             "no more than one look at each map and one gradient written",
         ),
@@ -87,8 +88,11 @@ def _pieces_of_sekd(pair: Pair) -> dict[str, float]:
         with torch.no_grad(), autocast():
             said = distiller.student(batch.images, levels=term.student_places).levels[term.student]
             teacher = distiller.teacher(batch.images, levels=term.teacher_places).levels[term.teacher]
-        forms: list[tuple[Any, ...]] = [(_loss_of, term.loss, said.requires_grad_(), teacher)]
-        forms += [(form, said.detach(), teacher) for form in (_products_of, _one_look_at)]
+        forms: list[tuple[Any, ...]] = [
+            (_loss_of, term.loss, said[:images].clone().requires_grad_(), teacher[:images])
+            for images in (pair.batch_size, 2)
+        ]
+        forms += [(form, said, teacher) for form in (_products_of, _one_look_at)]
         for name, (function, *given) in zip(found, forms, strict=True):
             found[name] += seconds_alone(functools.partial(function, *given))
     return found

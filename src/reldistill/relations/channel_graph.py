@@ -29,9 +29,10 @@ def magnitudes(flat: Tensor, squared: Tensor | None = None) -> tuple[Tensor | No
     if flat.device.type == "cpu" and not torch.compiler.is_compiling():
         if squared is None:
             squared = (flat * flat).sum(dim=-1, keepdim=True)
-        odd = (squared < _SMALL_SQUARE) | (squared > _LARGE_SQUARE)
-        if not odd.any():
+        least, most = torch.aminmax(squared)
+        if not (least < _SMALL_SQUARE or most > _LARGE_SQUARE):  # NaN shows
             return None, squared.rsqrt()
+        odd = (squared < _SMALL_SQUARE) | (squared > _LARGE_SQUARE)
         if flat[odd[..., 0]].abs().amax() <= DEAD:
             return None, torch.where(odd, 0.0, squared.rsqrt())
     largest = flat.abs().amax(dim=-1, keepdim=True)
