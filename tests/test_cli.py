@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -487,6 +489,23 @@ def test_warnings_of_our_own_are_one_line(world: Path, tmp_path: Path, capfd: py
     assert "kd is" in warning
     assert "more than a hundred times the task's loss" in warning
     assert json.loads((tmp_path / "run/record.json").read_text())["notes"] == [warning.removeprefix("warning: ")]
+
+
+def test_a_run_leaves_no_process_behind(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+    start = multiprocessing.process.BaseProcess.start
+    monkeypatch.setattr(
+        multiprocessing.process.BaseProcess, "start", lambda process: (begun.append(process), start(process))
+    )
+    others = set(multiprocessing.active_children())
+    gc.disable()
+    try:
+        assert main(with_options(KD, image_size=72, workers=1, out=tmp_path / "run")) == 0
+        left = set(multiprocessing.active_children()) - others
+    finally:
+        gc.enable()
+    assert begun
+    assert not left
 
 
 def test_closed_pipe_is_no_traceback(world: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 from pathlib import Path
@@ -117,22 +118,23 @@ def fit(
     trainer = make_trainer(training, precision=precision, out=out, keeper=keeper, label=label)
     if trainer.is_global_zero:
         write_record(out, record)
-    try:
-        if keeper.epochs_left > 0:
-            trainer.fit(module, datamodule=Loaders(keeper, images))
-    except BaseException as error:
-        record.status = "stopped"
+    with contextlib.closing(images.train), contextlib.closing(images.val):
+        try:
+            if keeper.epochs_left > 0:
+                trainer.fit(module, datamodule=Loaders(keeper, images))
+        except BaseException as error:
+            record.status = "stopped"
+            if trainer.is_global_zero:
+                write_record(out, record)
+            if isinstance(error, UserError):
+                where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
+                raise UserError(f"{error}{where}") from error
+            if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer makes SystemExit of it
+                raise KeyboardInterrupt from error
+            raise
         if trainer.is_global_zero:
-            write_record(out, record)
-        if isinstance(error, UserError):
-            where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
-            raise UserError(f"{error}{where}") from error
-        if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer makes SystemExit of it
-            raise KeyboardInterrupt from error
-        raise
-    if trainer.is_global_zero:
-        _finish(record, module, images, student, teacher, teacher_measured, out)
-    trainer.strategy.barrier()  # what comes next may read the folder
+            _finish(record, module, images, student, teacher, teacher_measured, out)
+        trainer.strategy.barrier()  # what comes next may read the folder
     return record
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -205,6 +206,16 @@ def test_workers_change_nothing(samples: Samples, training: bool) -> None:
     shared.set_position(2)
     alone.set_position(2)
     assert_same(list(shared), list(alone))
+
+
+def test_workers_end_and_begin_again(samples: Samples) -> None:
+    alone, shared = make("disk", samples), make("disk", samples, workers=2)
+    others = set(multiprocessing.active_children())
+    for _ in range(2):
+        assert_same(list(shared), list(alone))
+        assert len(set(multiprocessing.active_children()) - others) == 2
+        shared.close()
+        assert set(multiprocessing.active_children()) == others
 
 
 @pytest.mark.parametrize("kind", KINDS)

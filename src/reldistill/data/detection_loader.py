@@ -106,3 +106,7 @@ class DetectionPixels:
         """The planned batches, in order."""
         for mine, made in self._workers.answers(seed, epoch, plans):
             yield Batch(to_float(made.images), None, mine, boxes=made.boxes)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._workers.close()

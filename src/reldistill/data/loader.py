@@ -40,6 +40,9 @@ class Pixels(Protocol):
     def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
         """The planned batches, in order."""
 
+    def close(self) -> None:
+        """End what makes the batches, such as processes, until batches are asked for again."""
+
 
 class MemoryPixels:
     """Images held in memory; a batch is made by index, all its images at once.
@@ -69,6 +72,9 @@ class MemoryPixels:
                 chosen = draws.index_select(0, plan.indices[plan.mine]).to(pixels.device)
                 images = augment_batch(pixels, chosen, self.augment)
             yield Batch(images, self.labels.index_select(0, mine), mine)
+
+    def close(self) -> None:
+        """Nothing runs."""
 
     def _draws(self, seed: int, epoch: int) -> Tensor | None:
         """One row an image, so that its changes depend on nothing but seed, epoch and its index."""
@@ -134,12 +140,17 @@ class Workers:
     def __init__(self, dataset: Dataset[Any], *, workers: int) -> None:
         self._keys = _KeyBatches()
         self._runs = 0
+        self._dataset, self._count = dataset, workers
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; the next answers start others."""
         self._loader = DataLoader(
-            dataset,
+            self._dataset,
             batch_sampler=self._keys,
             collate_fn=_as_it_is,
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=self._count,
+            persistent_workers=self._count > 0,
             generator=torch.Generator(),  # or every epoch would draw from the global generator
         )
 
@@ -173,6 +184,10 @@ class DiskPixels:
         """The planned batches, in order."""
         for mine, pixels in self._workers.answers(seed, epoch, plans):
             yield Batch(to_float(pixels), self.labels[mine], mine)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._workers.close()
 
 
 class Loader:
@@ -245,6 +260,10 @@ class Loader:
     def __len__(self) -> int:
         """Number of batches in an epoch, the same on every rank."""
         return self._count
+
+    def close(self) -> None:
+        """End the worker processes, if there are any. Iterating again starts others."""
+        self._pixels.close()
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Let the next iteration be `epoch`, from `batch` on; `batch == len(self)` yields nothing."""

@@ -56,8 +56,8 @@ def make_trainer(training: TrainSettings, *, precision: str, out: Path, keeper: 
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*eval mode.*", ".*does not have many workers.*", ".*log_every_n_steps.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message)
+    for message in ("eval mode", "does not have many workers", "log_every_n_steps", "LeafSpec", "overridden `trans"):
+        warnings.filterwarnings("ignore", f".*{message}")
     loggers: list[Logger] = [TensorBoardLogger(str(out), name="tensorboard", version="")]
     if training.wandb:
         loggers.append(_wandb(out, keeper.record))
