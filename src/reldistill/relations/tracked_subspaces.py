@@ -16,18 +16,22 @@ from torch import Tensor, nn
 from reldistill.relations.normalised_graph import DEFLATION, gradient_by_edges, inverse_root_degree, trivial_vector
 from reldistill.relations.precision import full_precision
 from reldistill.relations.spectrum import Weights, broadening, graph_weights
-from reldistill.relations.subspace_iteration import Graph, Start, block_size, by_eigh, complement_solve, leading
+from reldistill.relations.subspace_iteration import Start, block_size, by_eigh, complement_solve, leading
 
 
-def _edges(adjacency: Tensor, weights: str, *, clipped: bool) -> Tensor:
-    """W (G, C, C), which is the adjacency itself where no `positive` weight is cut off."""
+def _clipped(adjacency: Tensor, weights: str) -> bool:
+    """Whether there is an edge that `positive` weights cut off. The smallest entry tells it in the least time."""
+    return weights == "positive" and float(adjacency.amin()) < 0
+
+
+def _normalised(adjacency: Tensor, weights: str, *, clipped: bool) -> tuple[Tensor, Tensor]:
+    """S (G, C, C), and d^{−1/2} (G, C, 1), 0 for a vertex without edges."""
     plain = weights == "positive" and not clipped
-    return adjacency if plain else graph_weights(adjacency, weights=cast(Weights, weights))
-
-
-def _graph(edges: Tensor, inverse: Tensor) -> Graph:
-    """`inverse` is d^{−1/2} (G, C, 1), 0 for a vertex without edges."""
-    return Graph(edges, torch.where(inverse == 0, 1.0, inverse), trivial_vector(inverse))
+    edge = adjacency if plain else graph_weights(adjacency, weights=cast(Weights, weights))
+    inverse = inverse_root_degree(edge)
+    trivial = trivial_vector(inverse)
+    matrix = (edge * inverse).mul_(inverse.mT)
+    return matrix.addcmul_(trivial, trivial.mT, value=-1.0), inverse
 
 
 @torch.library.custom_op(
@@ -41,25 +45,23 @@ def _leading_vectors(
 ) -> tuple[Tensor, ...]:
     graphs, channels, _ = adjacency.shape
     with torch.autocast(adjacency.device.type, enabled=False):
-        clipped = weights == "positive" and bool(adjacency.amin() < 0)
-        edges = _edges(adjacency, weights, clipped=clipped)
-        inverse = inverse_root_degree(edges)
-        graph = _graph(edges, inverse)
+        clipped = _clipped(adjacency, weights)
+        matrix, inverse = _normalised(adjacency, weights, clipped=clipped)
         size = block_size(channels, rank)
         known = basis.shape == (graphs, channels, size) and levels.shape == (graphs, 4) and _finite(basis, levels)
-        start = Start(basis.to(edges.dtype), levels.to(edges.dtype), int(degree)) if known else None
-        if _finite(edges):
+        start = Start(basis.to(matrix.dtype), levels.to(matrix.dtype), int(degree)) if known else None
+        if _finite(matrix):
             # A mean of Gram matrices, as (1 + A) / 2 still is, has no negative eigenvalue; clipping may add one.
-            found = leading(graph, start, rank=rank, semidefinite=not clipped)
+            found = leading(matrix, start, rank=rank, semidefinite=not clipped)
             failures = found.fell_back.sum()
         else:
-            found = by_eigh(graph, rank=rank)
+            found = by_eigh(matrix, rank=rank)
             failures = torch.zeros_like(found.fell_back).sum()
     if int(failures):
         _warn()
     kept = found.vectors[..., :rank].clone(memory_format=torch.contiguous_format)
-    said = (torch.tensor(value, device=adjacency.device) for value in (found.degree, clipped))
-    return kept, *(x.contiguous() for x in found[:4]), *said, failures, inverse
+    found_degree = torch.tensor(found.degree, device=adjacency.device)
+    return kept, *(x.contiguous() for x in found[:4]), found_degree, failures, matrix, inverse
 
 
 def _finite(*tensors: Tensor) -> bool:
@@ -72,9 +74,9 @@ def _(adjacency: Tensor, basis: Tensor, levels: Tensor, degree: Tensor, rank: in
     graphs, channels, _ = adjacency.shape
     size = block_size(channels, rank)
     new = adjacency.new_empty
-    degree, clipped, failures = (new((), dtype=dtype) for dtype in (torch.int64, torch.bool, torch.int64))
+    counts = [new((), dtype=torch.int64) for _ in range(2)]
     vectors = [new((graphs, channels, columns)) for columns in (rank, size, size)]
-    return *vectors, new((graphs, size)), new((graphs, 4)), degree, clipped, failures, new((graphs, channels, 1))
+    return *vectors, new((graphs, size)), new((graphs, 4)), *counts, new(adjacency.shape), new((graphs, channels, 1))
 
 
 def _warn() -> None:
@@ -87,10 +89,10 @@ def _warn() -> None:
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    _, vectors, images, values, _, _, clipped, _, inverse = output
+    _, vectors, images, values, *_, matrix, inverse = output
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(inputs[0], clipped, inverse, vectors, images, values)
+    ctx.save_for_backward(inputs[0], matrix, inverse, vectors, images, values)
     ctx.weights = inputs[5]
 
 
@@ -106,12 +108,12 @@ _leading_vectors.register_autograd(_backward, setup_context=_keep)
 @torch.library.custom_op(
     "reldistill::leading_vectors_backward",
     mutates_args=(),
-    schema="(Tensor adjacency, Tensor clipped, Tensor inverse, Tensor vectors, Tensor images, Tensor values, "
+    schema="(Tensor adjacency, Tensor matrix, Tensor inverse, Tensor vectors, Tensor images, Tensor values, "
     "Tensor grad_kept, str weights) -> Tensor",
 )
 def _pull(
     adjacency: Tensor,
-    clipped: Tensor,
+    matrix: Tensor,
     inverse: Tensor,
     vectors: Tensor,
     images: Tensor,
@@ -122,10 +124,9 @@ def _pull(
     """The gradient by S has rank 2k and is never formed; that by A is written once."""
     rank = grad_kept.shape[-1]
     with torch.autocast(adjacency.device.type, enabled=False):
-        graph = _graph(_edges(adjacency, weights, clipped=bool(clipped)), inverse)
-        trivial, epsilon = graph.trivial, broadening(values.dtype)
+        trivial, epsilon = trivial_vector(inverse), broadening(values.dtype)
         along = trivial.mT @ grad_kept
-        solved = complement_solve(graph, vectors, images, values, grad_kept - trivial * along, broadening=epsilon)
+        solved = complement_solve(matrix, vectors, images, values, grad_kept - trivial * along, broadening=epsilon)
         # q is a dropped vector too, with the eigenvalue 1 − DEFLATION of I − 𝓛 − DEFLATION q qᵀ; it moves with the
         # degrees.
         gap = values[:, None, :rank] - (1.0 - DEFLATION)
@@ -133,10 +134,10 @@ def _pull(
         # d⟨G, S⟩ = Σ_ij G_ij d(N − DEFLATION q qᵀ)_ij with G = ½ (pull keptᵀ + kept pullᵀ), N = D^−½ W D^−½.
         kept = vectors[..., :rank]
         moved_kept, moved_pull = (
-            image + trivial * (trivial.mT @ x) for image, x in ((images[..., :rank], kept), (graph.times(pull), pull))
+            image + trivial * (trivial.mT @ x) for image, x in ((images[..., :rank], kept), (matrix @ pull, pull))
         )
         gradient = gradient_by_edges(kept, pull, moved_kept, moved_pull, inverse)
-    if clipped:
+    if _clipped(adjacency, weights):
         return gradient.masked_fill_(adjacency < 0, 0.0)
     return gradient if weights == "positive" else gradient.mul_(0.5)
 
@@ -189,7 +190,7 @@ class TrackedSubspaces(nn.Module):
         ]
         if self.training:
             self.basis, self.levels, self.degrees = (torch.stack([f[i] for f in found]) for i in (1, 4, 5))
-            self.fallbacks = self.fallbacks + sum(f[7] for f in found)
+            self.fallbacks = self.fallbacks + sum(f[6] for f in found)
         return found[0][0], found[1][0]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
