@@ -1,8 +1,8 @@
 """A graph's weights W normalised by its degrees, N = D^{−1/2} W D^{−1/2}, its trivial eigenvector, and the way back.
 
 q = D^{1/2} 1 / ‖·‖ is the eigenvector of N of eigenvalue 1. Where it is moved out of the way, in S = N − 3 q qᵀ, the
-largest eigenvalues belong to the smallest of the Laplacian after the trivial one. `spectrum` decomposes 𝓛 + 3 q qᵀ,
-which is I − S, whole; `tracked_subspaces` follows the vectors from step to step; both go back to W by one function.
+largest eigenvalues belong to the smallest of the Laplacian after the trivial one. `spectrum` decomposes −S whole;
+`tracked_subspaces` follows the vectors from step to step; both go back to W by one function.
 """
 
 from __future__ import annotations
@@ -21,44 +21,30 @@ def inverse_root_degree(edge: Tensor) -> Tensor:
     return torch.where(linked, degree, 1.0).rsqrt() * linked
 
 
-def root_degree(inverse: Tensor) -> Tensor:
-    """d^{−1/2} (…, C, 1) → d^{1/2}."""
-    return inverse.reciprocal().masked_fill(inverse == 0, 0.0)
-
-
 def trivial_vector(inverse: Tensor) -> Tensor:
     """d^{−1/2} (…, C, 1) → q."""
-    root = root_degree(inverse)
-    return root / _length(root)
-
-
-def _length(root: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(root, dim=-2, keepdim=True).clamp_min(1e-15)
+    root = inverse.reciprocal().masked_fill(inverse == 0, 0.0)
+    return root / torch.linalg.vector_norm(root, dim=-2, keepdim=True).clamp_min(1e-15)
 
 
 def gradient_by_edges(kept: Tensor, pull: Tensor, moved_kept: Tensor, moved_pull: Tensor, inverse: Tensor) -> Tensor:
     """From G = ½ (pull keptᵀ + kept pullᵀ), the gradient by S, to that by W, written once.
 
+    N and q both depend on the degrees: ∂⟨G, S⟩/∂d_i = −(G (N + 3 q qᵀ))_ii / d_i + 3 qᵀ G q / Σ d, of which the last part
+    is 0, since kept vectors are orthogonal to q.
+
     Args:
-        kept: (…, C, k).
+        kept: (…, C, k), orthogonal to q.
         pull: (…, C, k).
-        moved_kept: N kept.
-        moved_pull: N pull.
+        moved_kept: (N + 3 q qᵀ) kept.
+        moved_pull: (N + 3 q qᵀ) pull.
         inverse: d^{−1/2}.
 
     Returns:
-        (…, C, C), not symmetric: the degrees are sums of rows.
+        (…, C, C), not symmetric, for a graph that is.
     """
-    root = root_degree(inverse)
-    total = _length(root)
-    trivial = root / total
-    # ∂/∂d_i = −(G ∘ N) 1 / d_i, by N applied to both factors of G.
-    rows = (pull * moved_kept + kept * moved_pull).sum(dim=-1, keepdim=True) / 2
-    # Gradient by q is −2 DEFLATION G q; q_i = √d_i / √Σd.
-    to_trivial = (pull * (kept.mT @ trivial).mT + kept * (pull.mT @ trivial).mT).sum(dim=-1, keepdim=True)
-    to_trivial = -DEFLATION * (to_trivial - trivial * (trivial * to_trivial).sum(dim=-2, keepdim=True))
-    to_degree = to_trivial * inverse / (2 * total) - rows * inverse * inverse
+    to_degree = torch.addcmul(pull * moved_kept, kept, moved_pull).sum(dim=-1, keepdim=True) * inverse.square() / -2.0
     # The degrees' part as one more column: every entry of the gradient is written once.
-    left = torch.cat([inverse * kept / 2, inverse * pull / 2, to_degree], dim=-1)
-    right = torch.cat([inverse * pull, inverse * kept, torch.ones_like(to_degree)], dim=-1)
+    left = torch.cat([inverse * pull, to_degree], dim=-1)
+    right = torch.cat([inverse * kept, torch.ones_like(to_degree)], dim=-1)
     return left @ right.mT

@@ -71,10 +71,11 @@ def laplacian_eigenvalues(adjacency: Tensor, *, weights: Weights = "positive") -
     return guarded_eigh(laplacian(adjacency.detach(), weights=weights))[0]
 
 
-def _deflated(normalised: Tensor, inverse: Tensor) -> Tensor:
-    """𝓛 + 3 q qᵀ: the same eigenvectors, the trivial one last. So the k smallest are always the ones to keep."""
+def _deflated(adjacency: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
+    """3 q qᵀ − N and d^{−1/2}: the Laplacian's eigenvectors, with values smaller by 1, and the trivial one last."""
+    normalised, inverse = _normalised(adjacency, weights)
     trivial = trivial_vector(inverse)
-    return _identity(normalised) - normalised + DEFLATION * trivial * trivial.mT
+    return torch.sub((DEFLATION * trivial) * trivial.mT, normalised), inverse
 
 
 def _all_finite(matrix: Tensor) -> Tensor:
@@ -92,42 +93,77 @@ def guarded_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(finite[..., 0], values, torch.nan), torch.where(finite, vectors, torch.nan)
 
 
-class _Projectors(torch.autograd.Function):
-    """`spectral_projector` of a graph, and without gradient that of another, for which both are decomposed at once.
+def _gradient_by_adjacency(
+    pulled: Tensor, adjacency: Tensor, inverse: Tensor, values: Tensor, vectors: Tensor, weights: Weights
+) -> Tensor:
+    """From the gradient by a projector P to that by the adjacency.
 
-    Only the gaps between kept i and dropped j enter a projector's differential:
-    dP = Σ_ij (u_j u_jᵀ d𝓛 u_i u_iᵀ + transpose) / (λ_i − λ_j). The backward of `eigh` divides by all gaps.
+    Only the gaps between kept i and dropped j enter dP = Σ_ij (u_j u_jᵀ d𝓛 u_i u_iᵀ + transpose) / (λ_i − λ_j). The
+    backward of `eigh` divides by all gaps.
+
+    Args:
+        pulled: (…, C, k), the symmetric gradient by P, times the kept vectors.
+        adjacency: (…, C, C).
+        inverse: d^{−1/2}, (…, C, 1).
+        values: (…, C) of `_deflated`.
+        vectors: (…, C, C) of `_deflated`.
+        weights: see `graph_weights`.
     """
+    rank = pulled.shape[-1]
+    kept, dropped = vectors[..., :rank], vectors[..., rank:]
+    gap = values[..., None, :rank] - values[..., rank:, None]
+    # The gradient by 3 q qᵀ − N is −½ (pull keptᵀ + kept pullᵀ), so that by N − 3 q qᵀ has no minus.
+    along = (dropped.mT @ pulled) * (gap / (gap.square() + broadening(gap.dtype) ** 2)).mul_(-2.0)
+    # N + 3 q qᵀ has the same vectors with the values −λ, and 4, where it is 2, for q.
+    moved = values.neg()
+    moved[..., -1].add_(2.0 * DEFLATION)
+    pull, moved_pull = (dropped @ torch.cat([along, moved[..., rank:, None] * along], dim=-1)).chunk(2, dim=-1)
+    to_edges = gradient_by_edges(kept, pull, kept * moved[..., None, :rank], moved_pull, inverse)
+    return to_edges / 2 if weights == "shifted" else torch.where(adjacency < 0, 0.0, to_edges)
+
+
+class _Projector(torch.autograd.Function):
+    """`spectral_projector`."""
 
     @staticmethod
-    def forward(ctx: Any, adjacency: Tensor, other: Tensor | None, rank: int, weights: Weights) -> tuple[Tensor, ...]:
-        graphs = adjacency[None] if other is None else torch.stack([adjacency, other])
-        normalised, inverse = _normalised(graphs, weights)
-        values, vectors = guarded_eigh(_deflated(normalised, inverse))
-        kept = vectors[..., :rank]
-        first, *others = (kept @ kept.mT).unbind()
-        ctx.save_for_backward(adjacency, normalised[0], inverse[0], values[0], vectors[0])
-        ctx.mark_non_differentiable(*others)
+    def forward(ctx: Any, adjacency: Tensor, rank: int, weights: Weights) -> Tensor:
+        matrix, inverse = _deflated(adjacency, weights)
+        values, vectors = guarded_eigh(matrix)
+        ctx.save_for_backward(adjacency, inverse, values, vectors)
         ctx.rank, ctx.weights = rank, weights
-        return first, *others
+        kept = vectors[..., :rank]
+        return kept @ kept.mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        adjacency, normalised, inverse, values, vectors = ctx.saved_tensors
-        kept, dropped = vectors[..., : ctx.rank], vectors[..., ctx.rank :]
-        gap = values[..., None, : ctx.rank] - values[..., ctx.rank :, None]
-        inverse_gap = gap / (gap.square() + broadening(gap.dtype) ** 2)
-        symmetric = (grads[0] + grads[0].mT) / 2
-        # The gradient by 𝓛 + 3 q qᵀ is −½ (pull keptᵀ + kept pullᵀ), so that by N − 3 q qᵀ has no minus.
-        pull = dropped @ ((dropped.mT @ (symmetric @ kept)) * (-2.0 * inverse_gap))
-        moved_kept, moved_pull = (normalised @ torch.cat([kept, pull], dim=-1)).split(
-            [kept.shape[-1], pull.shape[-1]], dim=-1
-        )
-        to_edges = gradient_by_edges(kept, pull, moved_kept, moved_pull, inverse)
-        if ctx.weights == "shifted":
-            return to_edges / 2, None, None, None
-        return torch.where(adjacency < 0, 0.0, to_edges), None, None, None
+        pulled = (grads[0] + grads[0].mT) @ ctx.saved_tensors[-1][..., : ctx.rank] / 2
+        return _gradient_by_adjacency(pulled, *ctx.saved_tensors, ctx.weights), None, None
+
+
+class _SubspaceDistance(torch.autograd.Function):
+    """`subspace_distance` of two graphs' projectors, both decomposed at once; with a gradient by the first graph.
+
+    Between small graphs it is the number of operations that costs, hence no projector of its own for each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, rank: int, weights: Weights) -> Tensor:
+        matrices, inverse = _deflated(torch.stack([student, teacher]), weights)
+        values, vectors = guarded_eigh(matrices)
+        kept = vectors[..., :rank]
+        ours, theirs = (kept @ kept.mT).unbind()
+        difference = ours - theirs
+        ctx.save_for_backward(difference, student, inverse[0], values[0], vectors[0])
+        ctx.rank, ctx.weights = rank, weights
+        return difference.square().sum(dim=(-2, -1)) / (2 * max(rank, 1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        difference, *found = ctx.saved_tensors
+        pulled = (difference @ found[-1][..., : ctx.rank]).mul_(grads[0][..., None, None] / max(ctx.rank, 1))
+        return _gradient_by_adjacency(pulled, *found, ctx.weights), None, None, None
 
 
 @full_precision
@@ -144,8 +180,7 @@ def spectral_projector(adjacency: Tensor, *, rank: int, weights: Weights = "posi
     Returns:
         (…, C, C), symmetric, trace k.
     """
-    projector: Tensor
-    (projector,) = _Projectors.apply(adjacency, None, effective_rank(adjacency, rank=rank), weights)
+    projector: Tensor = _Projector.apply(adjacency, effective_rank(adjacency, rank=rank), weights)
     return projector
 
 
@@ -163,9 +198,9 @@ def spectral_embedding(adjacency: Tensor, *, rank: int, weights: Weights = "posi
     Returns:
         U (…, C, k) with orthonormal columns, and their eigenvalues (…, k), ascending.
     """
-    values, vectors = guarded_eigh(_deflated(*_normalised(adjacency.detach(), weights)))
+    values, vectors = guarded_eigh(_deflated(adjacency.detach(), weights)[0])
     kept = effective_rank(adjacency, rank=rank)
-    return vectors[..., :kept], values[..., :kept]
+    return vectors[..., :kept], 1.0 + values[..., :kept]
 
 
 def effective_rank(adjacency: Tensor, *, rank: int) -> int:
@@ -274,5 +309,5 @@ def spectral_distance(
     if alignment == "procrustes":
         ours = spectral_projector(student, rank=rank, weights=weights)
         return procrustes_distance(ours, spectral_embedding(teacher, rank=rank, weights=weights)[0])
-    kept = effective_rank(teacher, rank=rank)
-    return subspace_distance(*_Projectors.apply(student, teacher.detach(), kept, weights), rank=kept)
+    distance: Tensor = _SubspaceDistance.apply(student, teacher.detach(), effective_rank(teacher, rank=rank), weights)
+    return distance

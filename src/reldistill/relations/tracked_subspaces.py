@@ -130,13 +130,10 @@ def _pull(
         # q is a dropped vector too, with the eigenvalue 1 − DEFLATION of I − 𝓛 − DEFLATION q qᵀ; it moves with the
         # degrees.
         gap = values[:, None, :rank] - (1.0 - DEFLATION)
-        pull = solved + trivial * (along * gap / (gap * gap + epsilon**2))
-        # d⟨G, S⟩ = Σ_ij G_ij d(N − DEFLATION q qᵀ)_ij with G = ½ (pull keptᵀ + kept pullᵀ), N = D^−½ W D^−½.
-        kept = vectors[..., :rank]
-        moved_kept, moved_pull = (
-            image + trivial * (trivial.mT @ x) for image, x in ((images[..., :rank], kept), (matrix @ pull, pull))
-        )
-        gradient = gradient_by_edges(kept, pull, moved_kept, moved_pull, inverse)
+        to_trivial = along * gap / (gap * gap + epsilon**2)
+        pull = solved + trivial * to_trivial
+        moved_pull = matrix @ pull + trivial * ((1.0 + DEFLATION) * to_trivial)
+        gradient = gradient_by_edges(vectors[..., :rank], pull, images[..., :rank], moved_pull, inverse)
     if _clipped(adjacency, weights):
         return gradient.masked_fill_(adjacency < 0, 0.0)
     return gradient if weights == "positive" else gradient.mul_(0.5)
