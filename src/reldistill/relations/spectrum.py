@@ -137,8 +137,9 @@ class _Projector(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        pulled = (grads[0] + grads[0].mT) @ ctx.saved_tensors[-1][..., : ctx.rank] / 2
-        return _gradient_by_adjacency(pulled, *ctx.saved_tensors, ctx.weights), None, None
+        adjacency, inverse, values, vectors = ctx.saved_tensors
+        pulled = (grads[0] + grads[0].mT) @ vectors[..., : ctx.rank] / 2
+        return _gradient_by_adjacency(pulled, adjacency, inverse, values, vectors, ctx.weights), None, None
 
 
 class _SubspaceDistance(torch.autograd.Function):
@@ -161,9 +162,9 @@ class _SubspaceDistance(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        difference, *found = ctx.saved_tensors
-        pulled = (difference @ found[-1][..., : ctx.rank]).mul_(grads[0][..., None, None] / max(ctx.rank, 1))
-        return _gradient_by_adjacency(pulled, *found, ctx.weights), None, None, None
+        difference, student, inverse, values, vectors = ctx.saved_tensors
+        pulled = (difference @ vectors[..., : ctx.rank]).mul_(grads[0][..., None, None] / max(ctx.rank, 1))
+        return _gradient_by_adjacency(pulled, student, inverse, values, vectors, ctx.weights), None, None, None
 
 
 @full_precision
