@@ -30,8 +30,8 @@ def trivial_vector(inverse: Tensor) -> Tensor:
 def gradient_by_edges(kept: Tensor, pull: Tensor, moved_kept: Tensor, moved_pull: Tensor, inverse: Tensor) -> Tensor:
     """From G = ½ (pull keptᵀ + kept pullᵀ), the gradient by S, to that by W, written once.
 
-    N and q depend on the degrees too: ∂⟨G, S⟩/∂d_i = −(G (N + 3 q qᵀ))_ii / d_i + 3 qᵀ G q / Σ d, of which the last part
-    is 0, since kept vectors are orthogonal to q.
+    N and q depend on the degrees: ∂⟨G, S⟩/∂d_i = −(G (N + 3 q qᵀ))_ii / d_i + 3 qᵀ G q / Σ d, of which the last part is
+    0, since kept vectors are orthogonal to q.
 
     Args:
         kept: (…, C, k), orthogonal to q.
