@@ -43,7 +43,8 @@ class _Array(NamedTuple):
 class TeacherCache:
     """A folder with what the terms of one method need of a teacher, for V views of every training image.
 
-    Values are kept in half precision, each row in units of its own largest magnitude.
+    Values are kept in half precision, each row in units of its own largest magnitude; those of maps with the channels
+    last, as the networks that made them and the losses that compare them have them.
 
     Args:
         folder: where; made if it is not there.
@@ -69,7 +70,7 @@ class TeacherCache:
     ) -> None:
         self.folder, self.images, self.views = folder, images, views
         self.view = 0
-        made_of = {**made_of, "images": images, "views": views}
+        made_of = {**made_of, "images": images, "views": views, "layout of maps": "channels last"}
         card = self._card()
         self._checked = card is None  # a new one holds this run's own values only
         if card is None:
@@ -125,10 +126,12 @@ class TeacherCache:
 
     def _read(self, indices: np.ndarray, device: torch.device) -> dict[str, Tensor]:
         said = {}
+        rows = torch.from_numpy(indices)
         for name, values in self._values.items():
-            half = torch.from_numpy(values[self.view, indices]).to(device)
-            scale = torch.from_numpy(self._scales[name][self.view, indices]).to(device)
-            said[name] = half.float() * _per_row(scale, half)
+            # index_select on flat rows copies whole rows, with all threads
+            half = torch.from_numpy(values[self.view]).flatten(1).index_select(0, rows).to(device)
+            scale = torch.from_numpy(self._scales[name][self.view]).index_select(0, rows).to(device)
+            said[name] = _as_maps((half * scale[:, None]).view(len(rows), *values.shape[2:]))
         return said
 
     def _write(self, indices: np.ndarray, said: Mapping[str, Tensor]) -> None:
@@ -136,7 +139,8 @@ class TeacherCache:
             tensor = said[name].float()
             largest = tensor.flatten(1).abs().amax(dim=1)
             scale = torch.where(largest > 0, largest, 1.0)
-            values[self.view, indices] = (tensor / _per_row(scale, tensor)).half().cpu().numpy()
+            scaled = tensor / scale.view(-1, *[1] * (tensor.ndim - 1))
+            values[self.view, indices] = _as_stored(scaled.half()).cpu().numpy()
             self._scales[name][self.view, indices] = scale.cpu().numpy()
         self._pending.append((self.view, indices))
 
@@ -188,7 +192,9 @@ class TeacherCache:
         rows = (self.views, self.images)
         files = {_PRESENT: _Array(np.dtype(np.uint8), rows)}
         for number, shape in enumerate(card["rows"].values()):
-            files[f"{number}.f16"] = _Array(np.dtype(np.float16), (*rows, *shape))
+            files[f"{number}.f16"] = _Array(
+                np.dtype(np.float16), (*rows, *_as_stored(torch.empty(1, *shape)).shape[1:])
+            )
             files[f"{number}.scale.f32"] = _Array(np.dtype(np.float32), rows)
         return files
 
@@ -220,8 +226,14 @@ def _check_same(
             )
 
 
-def _per_row(scale: Tensor, like: Tensor) -> Tensor:
-    return scale.view(-1, *[1] * (like.ndim - 1))
+def _as_stored(tensor: Tensor) -> Tensor:
+    """Of maps (B, C, H, W) → (B, H, W, C)."""
+    return tensor.movedim(1, -1) if tensor.ndim == 4 else tensor
+
+
+def _as_maps(stored: Tensor) -> Tensor:
+    """And back."""
+    return stored.movedim(-1, 1) if stored.ndim == 4 else stored
 
 
 def fingerprint_of(network: nn.Module) -> str:
