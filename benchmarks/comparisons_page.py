@@ -171,12 +171,12 @@ def _before_and_after(results: Path) -> str:
         if not earlier.is_dir():
             continue
         cells = {cell.plan.seed: cell.folder for cell in read_comparison(results / folder).variants["serkd"]}
-        runs = [(run, cells[int(run.name.removeprefix("seed-"))]) for run in sorted(earlier.iterdir())]
-        then, today = zip(*runs, strict=True)
+        then = sorted(earlier.iterdir())
+        today = [cells[int(run.name.removeprefix("seed-"))] for run in then]
         change = difference_over_seeds(*(_hits(some) for some in (today, then)))
         lines.append(
             f"| {pair} | {' | '.join(words)} | {_mean_score(then)} | {_mean_score(today)} "
-            f"| {difference_text(change, 2)} | {len(runs)} |"
+            f"| {difference_text(change, 2)} | {len(then)} |"
         )
     return "\n".join([f"## What other defaults of serkd changed\n\n{EARLIER_WORDS}\n", *lines, ""])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -140,19 +141,20 @@ class Workers:
     def __init__(self, dataset: Dataset[Any], *, workers: int) -> None:
         self._keys = _KeyBatches()
         self._runs = 0
-        self._dataset, self._count = dataset, workers
-        self.close()
-
-    def close(self) -> None:
-        """End the processes; the next answers start others."""
-        self._loader = DataLoader(
-            self._dataset,
+        self._make_loader = functools.partial(
+            DataLoader,
+            dataset,
             batch_sampler=self._keys,
             collate_fn=_as_it_is,
-            num_workers=self._count,
-            persistent_workers=self._count > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             generator=torch.Generator(),  # or every epoch would draw from the global generator
         )
+        self._loader = self._make_loader()
+
+    def close(self) -> None:
+        """End the processes, which are the loader's; the next answers start others."""
+        self._loader = self._make_loader()
 
     def answers(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[tuple[Tensor, Any]]:
         """The indices of each planned batch that are this rank's, and what the data set made of them."""

@@ -122,13 +122,18 @@ def _gradient_by_adjacency(
     return to_edges / 2 if weights == "shifted" else torch.where(adjacency < 0, 0.0, to_edges)
 
 
+def _decomposed(adjacency: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+    """d^{−1/2}, and the values and vectors of `_deflated`."""
+    matrix, inverse = _deflated(adjacency, weights)
+    return inverse, *guarded_eigh(matrix)
+
+
 class _Projector(torch.autograd.Function):
     """`spectral_projector`."""
 
     @staticmethod
     def forward(ctx: Any, adjacency: Tensor, rank: int, weights: Weights) -> Tensor:
-        matrix, inverse = _deflated(adjacency, weights)
-        values, vectors = guarded_eigh(matrix)
+        inverse, values, vectors = _decomposed(adjacency, weights)
         ctx.save_for_backward(adjacency, inverse, values, vectors)
         ctx.rank, ctx.weights = rank, weights
         kept = vectors[..., :rank]
@@ -150,14 +155,13 @@ class _SubspaceDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, rank: int, weights: Weights) -> Tensor:
-        matrices, inverse = _deflated(torch.stack([student, teacher]), weights)
-        values, vectors = guarded_eigh(matrices)
+        inverse, values, vectors = _decomposed(torch.stack([student, teacher]), weights)
         kept = vectors[..., :rank]
         ours, theirs = (kept @ kept.mT).unbind()
         difference = ours - theirs
         ctx.save_for_backward(difference, student, inverse[0], values[0], vectors[0])
         ctx.rank, ctx.weights = rank, weights
-        return difference.square().sum(dim=(-2, -1)) / (2 * max(rank, 1))
+        return _distance_by(difference, rank)
 
     @staticmethod
     @once_differentiable
@@ -199,7 +203,7 @@ def spectral_embedding(adjacency: Tensor, *, rank: int, weights: Weights = "posi
     Returns:
         U (…, C, k) with orthonormal columns, and their eigenvalues (…, k), ascending.
     """
-    values, vectors = guarded_eigh(_deflated(adjacency.detach(), weights)[0])
+    _, values, vectors = _decomposed(adjacency.detach(), weights)
     kept = effective_rank(adjacency, rank=rank)
     return vectors[..., :kept], 1.0 + values[..., :kept]
 
@@ -231,7 +235,11 @@ def subspace_distance(student: Tensor, teacher: Tensor, *, rank: int) -> Tensor:
     Returns:
         (…), in [0, 1].
     """
-    return (student - teacher).square().sum(dim=(-2, -1)) / (2 * max(rank, 1))
+    return _distance_by(student - teacher, rank)
+
+
+def _distance_by(difference: Tensor, rank: int) -> Tensor:
+    return difference.square().sum(dim=(-2, -1)) / (2 * max(rank, 1))
 
 
 @full_precision

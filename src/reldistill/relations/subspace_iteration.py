@@ -38,8 +38,8 @@ _SOLVER_STEPS = 60
 
 def block_size(channels: int, rank: int) -> int:
     """p for k, or 0 where a graph of so many channels is better left to `eigh`."""
-    # Wider products take longer, but with the unwanted values further away fewer are needed. Of 2, 2.5, 3 and 3.5 k, 3
-    # k took the least time on graphs of 2048 channels, and no more than the others on those of 512.
+    # Wider products take longer, but with the unwanted values further away fewer are needed. Of 2 k, 2.5 k, 3 k and
+    # 3.5 k, 3 k took the least time on graphs of 2048 channels, and no more than the others on those of 512.
     size = max(3 * rank, rank + 24)
     return size if channels >= max(SMALLEST, 5 * size) else 0
 

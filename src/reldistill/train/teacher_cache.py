@@ -192,9 +192,8 @@ class TeacherCache:
         rows = (self.views, self.images)
         files = {_PRESENT: _Array(np.dtype(np.uint8), rows)}
         for number, shape in enumerate(card["rows"].values()):
-            files[f"{number}.f16"] = _Array(
-                np.dtype(np.float16), (*rows, *_as_stored(torch.empty(1, *shape)).shape[1:])
-            )
+            stored = _as_stored(torch.empty(1, *shape, device="meta")).shape[1:]
+            files[f"{number}.f16"] = _Array(np.dtype(np.float16), (*rows, *stored))
             files[f"{number}.scale.f32"] = _Array(np.dtype(np.float32), rows)
         return files
 
