@@ -17,6 +17,7 @@ DEIT = Pair("deit_small_patch16_224", "deit_tiny_patch16_224", 32, 224, 1000)
 CIFAR = Pair("resnet56", "resnet20", 128, 32, 10)
 DEIT_GPU = Pair("deit_small_patch16_224", "deit_tiny_patch16_224", 256, 224, 1000)
 CIFAR_GPU = Pair("resnet56", "resnet20", 256, 32, 10)
+RESNET_GPU = Pair("resnet50", "resnet18", 256, 224, 1000)
 QUICK = Pair("resnet14", "resnet8", 4, 32, 10)
 COCO = DetectorPair("retinanet_resnet50_fpn", "retinanet_resnet18_fpn", 4, 256, 80)
 COCO_GPU = DetectorPair("retinanet_resnet50_fpn", "retinanet_resnet18_fpn", 8, 800, 80)
@@ -32,7 +33,10 @@ def cases(quick: bool) -> list[Case]:
     boxes = QUICK_BOXES if quick else COCO_GPU if device().type == "cuda" else COCO
     found.append(_over("", "sekd", boxes, goal=1.10))
     if device().type == "cuda" and not quick:
-        found += [_over("", "serkd", DEIT_GPU, goal=1.03), _over("", "sekd", CIFAR_GPU, goal=1.03)]
+        found += [
+            _over("", method, pair, goal=1.03)
+            for method, pair in (("serkd", DEIT_GPU), ("serkd", RESNET_GPU), ("sekd", RESNET_GPU), ("sekd", CIFAR_GPU))
+        ]
     return found
 
 

@@ -34,7 +34,7 @@ from benchmarks.steps import best_device, device_name, seconds_of
 from reldistill.train.trainer import resolve_precision
 
 RESULTS = Path(__file__).parent / "results" / "relations.json"
-SECONDS = 40.0  # of measuring a case, where that is 25 rounds or more
+ROUNDS = 25, 50  # of a case, at least and at most
 MEMORY_MEASURES = ("smaller", "fits")
 AT_MOST = ("costs", "fits")
 MIB = 1 << 20
@@ -46,14 +46,14 @@ def all_cases(quick: bool) -> list[Case]:
     return [case for name in sorted(names) for case in importlib.import_module(f"benchmarks.{name}").cases(quick)]
 
 
-def measured(case: Case, *, quick: bool, clock: str) -> dict[str, Any]:
+def measured(case: Case, *, quick: bool, clock: str, seconds: float) -> dict[str, Any]:
     """One row: `part`, `sizes`, `ratio`, `goal`, `met`, and the figures behind them."""
     row: dict[str, Any] = {"part": case.part, "sizes": case.sizes, "ratio": None, "goal": case.goal, "met": False}
     row |= {"measure": case.measure, "note": case.note}
     if case.measure in MEMORY_MEASURES:
         row |= _memory(case, quick=quick)
     else:
-        row |= _times(case, quick=quick, clock=clock)
+        row |= _times(case, quick=quick, clock=clock, seconds=seconds)
     reached = row["ratio"] <= case.goal if case.measure in AT_MOST else row["ratio"] >= case.goal
     agrees = row.get("agreement") is None or row["agreement"] <= case.tolerance
     if case.pieces is not None and not reached:
@@ -61,7 +61,7 @@ def measured(case: Case, *, quick: bool, clock: str) -> dict[str, Any]:
     return row | {"met": reached and agrees, "quick": quick, "command": _command(), "machine": machine()}
 
 
-def _times(case: Case, *, quick: bool, clock: str) -> dict[str, Any]:
+def _times(case: Case, *, quick: bool, clock: str, seconds: float) -> dict[str, Any]:
     assert case.textbook is not None, f"{case.part}: nothing to compare with"
     take: Callable[[Callable[[], object]], float] = seconds_of if clock == "wall" else _cpu_seconds
     if case.prepare is not None:
@@ -73,12 +73,13 @@ def _times(case: Case, *, quick: bool, clock: str) -> dict[str, Any]:
         row["agreement"] = _difference(*values) if case.agreement is None else case.agreement()
         row["tolerance"] = case.tolerance
     one_round = time.perf_counter() - began
-    rounds = 3 if quick else max(25, min(50, int(SECONDS / one_round)))
-    ours, textbook = [], []
+    rounds = 3 if quick else max(ROUNDS[0], min(ROUNDS[1], int(seconds / one_round)))
+    ours: list[float] = []
+    textbook: list[float] = []
     for number in range(rounds):
         # The order alternates, so that what a form leaves in the caches favours neither.
-        for form, seconds in [(case.ours, ours), (case.textbook, textbook)][:: -1 if number % 2 else 1]:
-            seconds.append(take(form))
+        for form, taken in [(case.ours, ours), (case.textbook, textbook)][:: -1 if number % 2 else 1]:
+            taken.append(take(form))
     over = (ours, textbook) if case.measure == "costs" else (textbook, ours)
     ratios = [a / b for a, b in zip(*over, strict=True)]
     return row | {
@@ -222,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: whether it works, no figures")
     parser.add_argument("--only", default="", help="parts whose name holds this")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of measuring a case, where that is enough rounds")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--extra-of", nargs=3, metavar=("PART", "SIZES", "FORM"), help=argparse.SUPPRESS)
@@ -242,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     while cases:
         case = cases.pop()
         if given.only in case.part:
-            row = measured(case, quick=given.quick, clock=given.clock)
+            row = measured(case, quick=given.quick, clock=given.clock, seconds=given.seconds)
             write_row(given.out, row)
             print(text_of(row), flush=True)
 

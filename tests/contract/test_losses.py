@@ -79,6 +79,11 @@ class Inputs:
             each(self.student, lambda t: t.to(dtype)), each(self.teacher, lambda t: t.to(dtype)), self.of_the_batch
         )
 
+    def on_the_gpu(self) -> Inputs:
+        """Everything there."""
+        more = {name: tensor.cuda() for name, tensor in self.of_the_batch.items()}
+        return Inputs(each(self.student, Tensor.cuda), each(self.teacher, Tensor.cuda), more)
+
     def samples(self, choose: Callable[[Tensor], Tensor]) -> Inputs:
         """Some of the samples of everything, or all in another order."""
         more = {name: choose(tensor) for name, tensor in self.of_the_batch.items()}
@@ -572,3 +577,58 @@ def test_every_loss_names_its_paper(file: Path) -> None:
     text = "\n".join(texts)
     for part in ("arXiv", "Args:", "Raises:", "Invariances", "Differences from the paper", ">>>"):
         assert part in text, f"{file.name}: the docstring lacks '{part}'"
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
+
+
+@on_a_gpu
+@every_loss
+def test_a_gpu_says_the_same(row: Row) -> None:
+    inputs = row.inputs(0)
+    expected, slopes = value_and_gradient(fresh(row), inputs)
+    found, gradients = value_and_gradient(fresh(row).cuda(), inputs.on_the_gpu())
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-12)
+    assert_close([gradient.cpu() for gradient in gradients], slopes, rtol=1e-6, atol=1e-9)
+
+
+@on_a_gpu
+@every_loss
+def test_autocast_changes_nothing_on_a_gpu(row: Row) -> None:
+    inputs = row.inputs(0).to(torch.float32).on_the_gpu()
+    expected, slopes = value_and_gradient(fresh(row, dtype=torch.float32).cuda(), inputs)
+    student, loss = with_gradient(inputs.student), fresh(row, dtype=torch.float32).cuda()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        value = call(loss, Inputs(student, inputs.teacher, inputs.of_the_batch))
+    gradients = torch.autograd.grad(value, tensors(student))
+    torch.testing.assert_close(value.detach(), expected, rtol=1e-6, atol=0)
+    assert_close(gradients, slopes, rtol=1e-5, atol=1e-8)
+
+
+@on_a_gpu
+@every_loss
+def test_a_gpu_repeats_itself_when_told_to(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact resume rests on it."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    inputs = row.inputs(0).to(torch.float32).on_the_gpu()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        (value, gradients), (again, slopes) = (
+            value_and_gradient(fresh(row, dtype=torch.float32).cuda(), inputs) for _ in range(2)
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(value, again)
+    assert all(torch.equal(gradient, slope) for gradient, slope in zip(gradients, slopes, strict=True))
+
+
+@on_a_gpu
+@every_loss
+def test_compiled_for_a_gpu(row: Row) -> None:
+    torch._dynamo.reset()
+    inputs = row.inputs(0).to(torch.float32).on_the_gpu()
+    compiled = torch.compile(fresh(row, dtype=torch.float32).cuda(), fullgraph=row.fullgraph)
+    expected, slopes = value_and_gradient(fresh(row, dtype=torch.float32).cuda(), inputs)
+    found, gradients = value_and_gradient(compiled, inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert_close(gradients, slopes, rtol=1e-3, atol=1e-5)

@@ -51,7 +51,8 @@ class _UnitChannels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flat: Tensor) -> Tensor:
         factor, inverse = magnitudes(flat)
-        unit = flat * inverse if factor is None else (flat * factor).mul_(inverse)
+        # Not in place: compiled by torch 2.11, what was changed in place would have no gradient.
+        unit = flat * inverse if factor is None else flat * factor * inverse
         ctx.save_for_backward(unit, inverse if factor is None else inverse * factor)
         return unit
 
