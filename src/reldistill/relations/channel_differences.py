@@ -14,6 +14,7 @@ from torch import Tensor
 from reldistill.relations.attention import Scale
 from reldistill.relations.channel_graph import split_channels
 from reldistill.relations.channel_passes import Results, dense_format, gradient, results, room
+from reldistill.relations.replay import Replayed
 
 
 class Differences(NamedTuple):
@@ -77,7 +78,10 @@ def _differences(
     student: Tensor, teacher: Tensor, vertex: str, edge: bool, graphs: str, groups: int, temperature: float, scale: str
 ) -> tuple[Tensor, ...]:
     with torch.autocast(student.device.type, enabled=False):
-        return results(student, teacher, vertex, edge, graphs, groups, temperature, scale)  # type: ignore[arg-type]
+        return _first_pass(student, teacher, vertex, edge, graphs, groups, temperature, scale)
+
+
+_first_pass = Replayed(results)
 
 
 @_differences.register_fake
@@ -133,10 +137,29 @@ def _pull(
     raw: bool,
     groups: int,
 ) -> Tensor:
+    kept = channels, positions, edges, adjacency
+    with torch.autocast(student.device.type, enabled=False):
+        (pull,) = _second_pass(student, teacher, *kept, grad_vertex, grad_edge, grad_graph, raw, groups)
+    return pull
+
+
+@Replayed
+def _second_pass(
+    student: Tensor,
+    teacher: Tensor,
+    channels: Tensor,
+    positions: Tensor,
+    edges: Tensor,
+    adjacency: Tensor,
+    grad_vertex: Tensor | None,
+    grad_edge: Tensor | None,
+    grad_graph: Tensor | None,
+    raw: bool,
+    groups: int,
+) -> tuple[Tensor, ...]:
     none = student.new_empty(0)
     found = Results(none, none, none, none, channels, positions, edges, adjacency)
-    with torch.autocast(student.device.type, enabled=False):
-        return gradient(student, teacher, found, grad_vertex, grad_edge, grad_graph, raw=raw, groups=groups)
+    return (gradient(student, teacher, found, grad_vertex, grad_edge, grad_graph, raw=raw, groups=groups),)
 
 
 @_pull.register_fake

@@ -8,13 +8,15 @@ no GPU setting that shortens float32 products (TF32) can reach them.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from reldistill.checks import check_axes, check_parts, check_same_batch
 from reldistill.relations.precision import full_precision
+from reldistill.relations.replay import Replayed
 
 PARTS = ("distance", "angle")
 
@@ -24,9 +26,9 @@ _COINCIDENT_ROUNDINGS = 16.0
 # The same for the rounding of the inner products themselves.
 _PRODUCT_ROUNDINGS = 32.0
 # Working set of the angle loss, in numbers per buffer (there are three): 1.5 MB on a CPU, where it should stay in the
-# cache (between 2^16 and 2^18 measured fastest), 48 MiB elsewhere, where few large steps are faster.
+# cache (between 2^16 and 2^18 measured fastest), 24 MiB elsewhere, where few large steps are faster.
 _BLOCK_CPU = 1 << 17
-_BLOCK_DEVICE = 1 << 22
+_BLOCK_DEVICE = 1 << 21
 
 
 @full_precision
@@ -43,63 +45,85 @@ def gram(tokens: Tensor) -> Tensor:
     return tokens @ tokens.mT
 
 
-def _unit_distances(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances of the tokens after dividing each image by its `spread` (B, 1, 1), and that spread.
+class _Unit(NamedTuple):
+    """A set of tokens, each image divided by its spread, and the distances in it.
 
     The spread is the largest magnitude of the centred tokens. It is a constant to the gradient: all that follows is
     either multiplied by it again or does not depend on it.
-    """
-    limits = torch.finfo(tokens.dtype)
-    centred = tokens - tokens.mean(dim=1, keepdim=True)
-    magnitude = _largest(tokens)
-    spread = _largest(centred).clamp_min(limits.tiny)
-    unit = centred / spread
-    wide = unit if unit.device.type == "mps" else unit.double()
-    squared, sums = _SquaredDistances.apply(wide)
-    noise = _COINCIDENT_ROUNDINGS * limits.eps * (magnitude.to(wide.dtype) / spread.to(wide.dtype))
-    floor = _PRODUCT_ROUNDINGS * torch.finfo(wide.dtype).eps * sums + tokens.shape[2] * noise.square()
-    itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
-    same = itself | (squared <= floor)  # NaN is not the same, and so shows
-    distances = squared.masked_fill(same, 1.0).sqrt().masked_fill(same, 0.0)
-    return distances.to(tokens.dtype), spread
 
-
-class _SquaredDistances(torch.autograd.Function):
-    """(B, M, D) → ‖x_i − x_j‖² and, without gradient, ‖x_i‖² + ‖x_j‖², both (B, M, M).
-
-    The backward pass is one product where the steps of the forward pass would take three: with S = G + Gᵀ, dx is
-    2 (diag(S·1) − S) x.
+    Args:
+        distances: (B, M, M), exactly 0 between coincident tokens.
+        tokens: (B, M, D) centred, in float64 where the device has it.
+        spread: (B, 1, 1).
     """
 
-    @staticmethod
-    def forward(tokens: Tensor) -> tuple[Tensor, Tensor]:
-        # Not the diagonal of the products: compiled (torch 2.15), the view is overwritten before it is read.
-        norms = tokens.square().sum(dim=2)
+    distances: Tensor
+    tokens: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> _Unit:
+        limits = torch.finfo(tokens.dtype)
+        wide = tokens.to(tokens.dtype if tokens.device.type == "mps" else torch.float64, copy=True).contiguous()
+        magnitude = _largest(wide)
+        wide -= wide.mean(dim=1, keepdim=True)
+        spread = _largest(wide).clamp_min(limits.tiny)
+        wide /= spread
+        products = wide @ wide.mT
+        norms = products.diagonal(dim1=1, dim2=2)
         sums = norms.unsqueeze(2) + norms.unsqueeze(1)
-        return sums - 2 * (tokens @ tokens.mT), sums
+        squared = torch.sub(sums, products, alpha=2.0)
+        noise = _COINCIDENT_ROUNDINGS * limits.eps * (magnitude / spread)
+        own = _PRODUCT_ROUNDINGS * torch.finfo(wide.dtype).eps
+        floor = torch.add(tokens.shape[2] * noise.square(), sums, alpha=own)
+        same = squared <= floor  # NaN is not the same, and so shows
+        same.diagonal(dim1=1, dim2=2).fill_(True)
+        return cls(squared.masked_fill_(same, 0.0).sqrt_().to(tokens.dtype), wide, spread.to(tokens.dtype))
 
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx, gradient, _):  # type: ignore[no-untyped-def]
-        (tokens,) = ctx.saved_tensors
-        both = gradient + gradient.mT
-        return 2 * ((both.sum(dim=2).diag_embed() - both) @ tokens)
+    def by_squares(self, slope: Tensor) -> Tensor:
+        """From a gradient by the distances to one by their squares; 0 between coincident tokens."""
+        apart = self.distances != 0
+        return torch.where(apart, 0.5 * slope / torch.where(apart, self.distances, 1.0), 0.0)
 
 
 def _largest(tokens: Tensor) -> Tensor:
     """The largest magnitude in each image, (B, 1, 1)."""
-    return tokens.detach().abs().amax(dim=(1, 2), keepdim=True)
+    least, most = tokens.flatten(1).aminmax(dim=1, keepdim=True)
+    return torch.maximum(least.neg(), most).unsqueeze(2)
+
+
+def _pull(tokens: Tensor, spread: Tensor, by_squares: Tensor) -> Tensor:
+    """From a gradient by the squares of unit distances to that by the tokens, of the spread's type.
+
+    With S = G + Gᵀ it is 2 (diag(S·1) − S) x, one product. It sums to 0 over an image's tokens, as a gradient through
+    their mean has to.
+    """
+    both = (by_squares + by_squares.mT).to(tokens.dtype)
+    both.neg_().diagonal(dim1=1, dim2=2).sub_(both.sum(dim=2))
+    return (both @ tokens).mul_(2.0 / spread).to(spread.dtype)
+
+
+class _Distances(torch.autograd.Function):
+    """`distances`."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor) -> Tensor:
+        unit = _Unit.of(tokens)
+        ctx.save_for_backward(*unit)
+        return unit.distances * unit.spread
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        unit = _Unit(*ctx.saved_tensors)
+        return _pull(unit.tokens, unit.spread, unit.by_squares(grads[0] * unit.spread))
 
 
 @full_precision
 def distances(tokens: Tensor) -> Tensor:
     """Euclidean distances ‖s_i − s_j‖₂ between the tokens of each image.
 
-    Coincident tokens are at distance exactly 0, with zero gradient.
+    Coincident tokens are at distance exactly 0, with zero gradient. It has first derivatives only.
 
     Args:
         tokens: (B, M, D).
@@ -113,11 +137,10 @@ def distances(tokens: Tensor) -> Tensor:
                  [5., 0.]]])
     """
     check_axes(tokens, "B M D", name="tokens")
-    unit, spread = _unit_distances(tokens)
-    return unit * spread
+    found: Tensor = _Distances.apply(tokens)
+    return found
 
 
-@full_precision
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """How far two sets of tokens differ in their distances, each set in units of its own mean distance.
 
@@ -131,10 +154,9 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar; 0 where M < 2.
     """
-    return _distance_part(*_both(student, teacher))
+    return distance_and_angle(student, teacher, names=("distance",))["distance"]
 
 
-@full_precision
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """How far two sets of tokens differ in the angles that their tokens span.
 
@@ -151,7 +173,7 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar; 0 where M < 3.
     """
-    return _angle_part(*_both(student, teacher))
+    return distance_and_angle(student, teacher, names=("angle",))["angle"]
 
 
 @full_precision
@@ -164,64 +186,134 @@ def distance_and_angle(student: Tensor, teacher: Tensor, *, names: Collection[st
         names: which of the two.
     """
     check_parts(names, PARTS)
-    pair = _both(student, teacher)
-    makers = {"distance": _distance_part, "angle": _angle_part}
-    return {name: makers[name](*pair) for name in PARTS if name in names}
-
-
-def _both(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     check_axes(student, "B M D", name="student")
     check_axes(teacher, "B M D", name="teacher", M=student.shape[1])
     check_same_batch(student, teacher)
-    return _unit_distances(student)[0], _unit_distances(teacher.detach())[0]
+    with_gradient = torch.is_grad_enabled() and student.requires_grad
+    found = _differences(student, teacher.detach(), *(name in names for name in PARTS), with_gradient)
+    return {name: value for name, value in zip(PARTS, found[:2], strict=True) if name in names}
 
 
-def _distance_part(student: Tensor, teacher: Tensor) -> Tensor:
-    images, m, _ = student.shape
-    if m < 2:
-        return student.sum() * 0.0
-    pairs = m * (m - 1)
-    means = [d.sum(dim=(1, 2), keepdim=True) / pairs for d in (student, teacher)]
-    ours, theirs = (d / mean.masked_fill(mean == 0, 1.0) for d, mean in zip((student, teacher), means, strict=True))
-    return F.huber_loss(ours, theirs, reduction="sum") / (images * pairs)
-
-
-def _angle_part(student: Tensor, teacher: Tensor) -> Tensor:
-    images, m, _ = student.shape
-    if m < 3:
-        return student.sum() * 0.0
-    total, _ = _angle_sum(student, teacher, torch.is_grad_enabled() and student.requires_grad)
-    return total / (images * m * (m - 1) * (m - 2))
-
-
-# An operator of its own, so that torch.compile takes it as one piece instead of unrolling its loops.
+# An operator of its own: torch.compile takes it as one piece instead of unrolling its loops, and its gradient, found on
+# the way, needs no graph of small operations.
 @torch.library.custom_op(
-    "reldistill::angle_sum",
+    "reldistill::token_differences",
     mutates_args=(),
-    schema="(Tensor student, Tensor teacher, bool with_gradient) -> (Tensor, Tensor)",
+    schema="(Tensor student, Tensor teacher, bool distance, bool angle, bool with_gradient) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _angle_sum(student: Tensor, teacher: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    return _walk_triples(student, teacher, with_gradient)
+def _differences(
+    student: Tensor, teacher: Tensor, distance: bool, angle: bool, with_gradient: bool
+) -> tuple[Tensor, ...]:
+    return _first_pass(student, teacher, distance, angle, with_gradient)
 
 
-@_angle_sum.register_fake
-def _(student: Tensor, teacher: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    return student.new_empty(()), torch.empty_like(student) if with_gradient else student.new_empty(0)
+@Replayed
+def _first_pass(
+    student: Tensor, teacher: Tensor, distance: bool, angle: bool, with_gradient: bool
+) -> tuple[Tensor, ...]:
+    """Both parts; their gradients by the squares of the student's unit distances; what `_pull` needs beside them."""
+    ours, theirs = _Unit.of(student), _Unit.of(teacher)
+    values, kept = [], []
+    for wanted, compare in ((distance, _compare_distances), (angle, _compare_angles)):
+        if wanted:
+            value, slope = compare(ours.distances, theirs.distances, with_gradient)
+        else:
+            value, slope = student.new_zeros(()), None
+        values.append(value)
+        kept.append(student.new_empty(0) if slope is None else ours.by_squares(slope))
+    kept += [ours.tokens, ours.spread] if with_gradient else [student.new_empty(0) for _ in range(2)]
+    return *values, *kept
 
 
-def _keep_gradient(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+@_differences.register_fake
+def _(student: Tensor, teacher: Tensor, distance: bool, angle: bool, with_gradient: bool) -> tuple[Tensor, ...]:
+    images, m, _ = student.shape
+    new = student.new_empty
+    slopes = [new((images, m, m) if with_gradient and wanted else (0,)) for wanted in (distance, angle)]
+    wide = student.dtype if student.device.type == "mps" else torch.float64
+    kept = [new(student.shape, dtype=wide), new((images, 1, 1))] if with_gradient else [new(0), new(0)]
+    return new(()), new(()), *slopes, *kept
 
 
-def _angle_backward(ctx, grad_total, _):  # type: ignore[no-untyped-def]
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[2:])
+
+
+def _backward(ctx, grad_distance, grad_angle, *_):  # type: ignore[no-untyped-def]
     if torch.is_grad_enabled():
-        raise RuntimeError("the angle loss has no second derivative: call backward without create_graph")
-    (gradient,) = ctx.saved_tensors
-    return grad_total * gradient, None, None
+        raise RuntimeError("distances and angles have no second derivative here: call backward without create_graph")
+    pulled = grad_distance is not None or grad_angle is not None
+    return _differences_backward(*ctx.saved_tensors, grad_distance, grad_angle) if pulled else None, *[None] * 4
 
 
-_angle_sum.register_autograd(_angle_backward, setup_context=_keep_gradient)
+_differences.register_autograd(_backward, setup_context=_keep)
+
+
+@torch.library.custom_op(
+    "reldistill::token_differences_backward",
+    mutates_args=(),
+    schema="(Tensor by_distance, Tensor by_angle, Tensor tokens, Tensor spread, Tensor? grad_distance, "
+    "Tensor? grad_angle) -> Tensor",
+)
+def _differences_backward(
+    by_distance: Tensor,
+    by_angle: Tensor,
+    tokens: Tensor,
+    spread: Tensor,
+    grad_distance: Tensor | None,
+    grad_angle: Tensor | None,
+) -> Tensor:
+    (pull,) = _second_pass(by_distance, by_angle, tokens, spread, grad_distance, grad_angle)
+    return pull
+
+
+@Replayed
+def _second_pass(
+    by_distance: Tensor,
+    by_angle: Tensor,
+    tokens: Tensor,
+    spread: Tensor,
+    grad_distance: Tensor | None,
+    grad_angle: Tensor | None,
+) -> tuple[Tensor, ...]:
+    slopes = [
+        slope * grad
+        for slope, grad in ((by_distance, grad_distance), (by_angle, grad_angle))
+        if grad is not None and slope.numel()
+    ]
+    return (_pull(tokens, spread, sum(slopes[1:], slopes[0])),)
+
+
+@_differences_backward.register_fake
+def _(by_distance: Tensor, by_angle: Tensor, tokens: Tensor, spread: Tensor, *_: object) -> Tensor:
+    return spread.new_empty(tokens.shape)
+
+
+def _compare_distances(student: Tensor, teacher: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """`distance_loss` by the distances, and its gradient by the student's."""
+    images, m, _ = student.shape
+    pairs = max(m * (m - 1), 1)
+    means = [d.sum(dim=(1, 2), keepdim=True) / pairs for d in (student, teacher)]
+    ours, theirs = (mean.masked_fill_(mean == 0, 1.0) for mean in means)
+    difference = student / ours - teacher / theirs
+    slope = difference.clamp(-1.0, 1.0)  # Huber's derivative
+    value = (slope * (difference - 0.5 * slope)).sum() / (images * pairs)
+    if not with_gradient:
+        return value, None
+    # Every distance is in the mean too.
+    by_mean = (slope * student).sum(dim=(1, 2), keepdim=True) / (pairs * ours)
+    return value, (slope - by_mean) / (images * pairs * ours)
+
+
+def _compare_angles(student: Tensor, teacher: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """`angle_loss` by the distances, and its gradient by the student's."""
+    images, m, _ = student.shape
+    triples = max(images * m * (m - 1) * (m - 2), 1)
+    total, gradient = _walk_triples(student, teacher, with_gradient)
+    return total / triples, gradient / triples if with_gradient else None
 
 
 def _walk_triples(student: Tensor, teacher: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
