@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reldistill.losses.rkd import RKD
 from reldistill.losses.sekd import SEKD
 from reldistill.losses.serkd import SeRKD
+from reldistill.relations import replay
 from reldistill.relations.pairwise import angle_loss, distance_and_angle
 from reldistill.relations.spectrum import embedding_distance, spectral_projector
+from reldistill.relations.tokens import average_pool
 from reldistill.relations.tracked_subspaces import TrackedSubspaces
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
@@ -151,3 +154,79 @@ def test_state_on_a_gpu_goes_on_bit_identically() -> None:
         assert torch.equal(loss(teacher, student), other(teacher, student))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (5, 7), (7, 2)])
+def test_pooling_is_the_cpus_and_repeats_itself(grid: tuple[int, int]) -> None:
+    given = maps(8, 16, 14, 14, seed=0)
+    pull = torch.randn(8, 16, *grid)
+
+    def pooled(side: Tensor) -> tuple[Tensor, Tensor]:
+        side = side.detach().requires_grad_()
+        found = average_pool(side, grid)
+        return found.detach().cpu(), torch.autograd.grad(found, side, pull.to(side.device))[0].cpu()
+
+    once, again, expected = pooled(given.cuda()), pooled(given.cuda()), pooled(given)
+    for one, two, other in zip(once, again, expected, strict=True):
+        assert torch.equal(one, two)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@every_loss
+def test_replayed_it_says_what_it_says_at_first(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, ours, theirs = LOSSES[name]
+    calls = [[maps(*shape, seed=step).cuda() for shape in (ours, theirs)] for step in range(6)]
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "_RECORD_AT", 1 << 30)
+        expected = [value_and_gradient(make().cuda(), *pair) for pair in calls]
+    for pair, one in zip(calls, expected, strict=True):
+        found = value_and_gradient(make().cuda(), *pair)
+        # Bit by bit: a run that goes on begins with calls that are not replayed.
+        assert torch.equal(found[0], one[0])
+        assert torch.equal(found[1], one[1])
+
+
+def test_calls_between_forward_and_backward_change_nothing() -> None:
+    loss = RKD().cuda()
+    student, teacher = (torch.randn(32, 16, device="cuda") for _ in range(2))
+    expected = value_and_gradient(loss, student, teacher)
+    for _ in range(4):
+        loss(torch.randn_like(student).requires_grad_(), teacher).backward()
+    leaf = student.clone().requires_grad_()
+    value = loss(leaf, teacher)
+    for _ in range(2):
+        loss(torch.randn_like(student).requires_grad_(), teacher).backward()
+    slopes = [torch.autograd.grad(value, leaf, retain_graph=True)[0].cpu() for _ in range(2)]
+    assert torch.equal(slopes[0], slopes[1])
+    assert_agree((value.detach().cpu(), slopes[0]), expected, gradient=1e-6)
+
+
+def test_recordings_are_made_of_what_comes_again_and_again() -> None:
+    calls = []
+
+    def doubled(tensor: Tensor, factor: float) -> tuple[Tensor, ...]:
+        calls.append(tensor.shape)
+        return (tensor * factor,)
+
+    replayed = replay.Replayed(doubled)
+    for step in range(6):
+        (found,) = replayed(torch.full((3,), float(step), device="cuda"), 2.0)
+        assert found.tolist() == [2.0 * step] * 3
+    assert len(calls) == replay._RECORD_AT
+    (first,) = replayed(torch.ones(3, device="cuda"), 2.0)
+    (second,) = replayed(torch.zeros(3, device="cuda"), 2.0)
+    assert (first.tolist(), second.tolist()) == ([2.0] * 3, [0.0] * 3)
+    assert replayed(torch.ones(3, device="cuda"), 3.0)[0].tolist() == [3.0] * 3
+    assert replayed(torch.ones(3), 2.0)[0].tolist() == [2.0] * 3
+
+
+def test_many_steps_of_small_graphs_take_one_visit_to_the_cpu_each() -> None:
+    loss = SEKD().cuda()
+    student, teacher = maps(8, 16, 8, 8, seed=0).cuda().requires_grad_(), maps(8, 16, 8, 8, seed=1).cuda()
+    for _ in range(4):
+        loss(student, teacher).backward()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as taken:
+        loss(student, teacher).backward()
+        torch.cuda.synchronize()
+    copies = [e for e in taken.events() if "DtoH" in e.name]
+    assert len(copies) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from reldistill.relations import spectrum
 from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import (
     broadening,
@@ -426,3 +428,18 @@ def test_unknown_words_and_times():
         laplacian(graph(), weights="abs")
     with pytest.raises(ValueError, match="time must be above 0, got 0"):
         heat_kernel(laplacian(graph()), time=0)
+
+
+@pytest.mark.parametrize("alignment", ["subspace", "procrustes"])
+def test_a_visit_to_the_cpu_changes_nothing(alignment):
+    """What graphs on a GPU take; it can be taken from anywhere."""
+    student, teacher = (channel_adjacency(torch.randn(3, 8, 4, 4, dtype=torch.float64)) for _ in range(2))
+    distance = functools.partial(spectrum._spectral_distance, alignment=alignment, rank=3, weights="positive", time=1.0)
+    pull = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    found = []
+    for function in (lambda s, t: spectrum._ByTheCPU.apply(s, t, distance), distance):
+        leaf = student.clone().requires_grad_()
+        value = function(leaf, teacher)
+        found.append((value.detach(), torch.autograd.grad(value, leaf, pull)[0]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+    assert not spectrum._ByTheCPU.apply(student, teacher, distance).requires_grad

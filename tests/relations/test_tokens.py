@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reldistill.relations import tokens
 from reldistill.relations.tokens import map_to_tokens, on_common_grid, tokenise, tokens_to_map
 
 
@@ -100,3 +101,10 @@ def test_maps_on_one_grid_are_left_alone():
     ours, theirs = on_common_grid(student, teacher)
     assert ours is student
     assert theirs is teacher
+
+
+@pytest.mark.parametrize(("size", "cells"), [(7, 4), (8, 4), (5, 5), (3, 7), (14, 1), (16, 5)])
+def test_means_of_windows_are_those_of_adaptive_pooling(size, cells):
+    line = torch.randn(2, 3, size, dtype=torch.float64)
+    expected = torch.nn.functional.adaptive_avg_pool1d(line, cells)
+    torch.testing.assert_close(line @ tokens._means(size, cells, like=line).mT, expected)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reldistill.checks import check_axes, check_same_batch, check_temperature
 from reldistill.losses.deit_hard import deit_hard_loss
 from reldistill.losses.kd import kd_loss
 from reldistill.relations.precision import full_precision
+from reldistill.relations.tokens import average_pool
 
 Targets = Literal["hard", "soft"]
 
@@ -65,7 +65,7 @@ def cskd_loss(
     teacher = teacher + progress * (teacher.mean(dim=(2, 3), keepdim=True) - teacher)
     grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     # each place is a sample of its own
-    ours, theirs = (F.adaptive_avg_pool2d(s, grid).movedim(1, -1).flatten(0, 2) for s in (student, teacher))
+    ours, theirs = (average_pool(s, grid).movedim(1, -1).flatten(0, 2) for s in (student, teacher))
     return deit_hard_loss(ours, theirs) if targets == "hard" else kd_loss(ours, theirs, temperature=temperature)
 
 

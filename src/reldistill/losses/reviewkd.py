@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reldistill.checks import check_same_batch
 from reldistill.relations.precision import as_float
+from reldistill.relations.tokens import average_pool
 
 _SIDES = (4, 2, 1)
 
@@ -17,10 +18,10 @@ _SIDES = (4, 2, 1)
 def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """The hierarchical context loss of two maps (B, C, H, W): see `reviewkd_loss`."""
     value, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
-    for side in _SIDES:
-        if side < student.shape[2]:
+    for cells in _SIDES:
+        if cells < student.shape[2]:
             weight /= 2
-            ours, theirs = F.adaptive_avg_pool2d(student, side), F.adaptive_avg_pool2d(teacher, side)
+            ours, theirs = (average_pool(side, (cells, cells)) for side in (student, teacher))
             value = value + weight * F.mse_loss(ours, theirs)
             total += weight
     return value / total

@@ -114,7 +114,7 @@ def leading(matrix: Tensor, start: Start | None, *, rank: int, semidefinite: boo
         fresh = _pseudo_random(matrix, _fresh_columns(size))
         vectors = torch.cat([start.vectors[..., : -fresh.shape[-1]], fresh], dim=-1)
         levels, degree = start.levels, start.degree
-    interval = Interval.below(levels, semidefinite=semidefinite)
+    interval, _ = Interval.below(levels, semidefinite=semidefinite)
     total, wanted_growth, good = 0, math.log(_LEAST_GROWTH), False
     while True:
         degree = max(1, min(max(degree, math.ceil(wanted_growth / interval.slowest)), _HIGHEST_DEGREE[matrix.dtype]))
@@ -122,9 +122,8 @@ def leading(matrix: Tensor, start: Start | None, *, rank: int, semidefinite: boo
         wanted_growth -= degree * interval.slowest
         vectors, images, values = _rayleigh_ritz(matrix, _filtered(matrix, vectors, images, interval, degree))
         levels = _levels(values, rank, levels)
-        interval = Interval.below(levels, semidefinite=semidefinite)
         error = _error(vectors, images, values, rank, levels[:, 2:3])
-        worst = float(error.amax())
+        interval, worst = Interval.below(levels, semidefinite=semidefinite, error=error)
         if math.isnan(worst):
             break
         # Of the filter that would just do after this one; below 0 where this one was higher than needed.
@@ -180,8 +179,11 @@ class Interval(NamedTuple):
     fastest: float
 
     @classmethod
-    def below(cls, levels: Tensor, *, semidefinite: bool) -> Interval:
-        """Below the edge; but never so short that the first one's growth is immense."""
+    def below(cls, levels: Tensor, *, semidefinite: bool, error: Tensor | None = None) -> tuple[Interval, float]:
+        """Below the edge; but never so short that the first one's growth is immense. And the largest error.
+
+        Both at once: every number that is looked at means waiting for a GPU.
+        """
         first, last_wanted, edge, lowest = levels.unbind(dim=-1)
         shortest = (0.05 * last_wanted).clamp_min(1e-3 * first).clamp_min(torch.finfo(levels.dtype).tiny)
         top = torch.maximum(edge, shortest)
@@ -189,8 +191,9 @@ class Interval(NamedTuple):
         centre, half = (top + low) / 2, (top - low) / 2
         slowest = ((last_wanted - centre) / half).clamp_min(1.0).acosh().amin()
         fastest = ((first - centre) / half).clamp_min(1.0).acosh().amax()
-        growth = torch.stack([slowest, fastest]).tolist()
-        return cls(centre[:, None, None], half[:, None, None], max(growth[0], _FLATTEST), growth[1])
+        seen = [slowest, fastest] if error is None else [slowest, fastest, error.amax()]
+        growth, most, *worst = torch.stack(seen).tolist()
+        return cls(centre[:, None, None], half[:, None, None], max(growth, _FLATTEST), most), *(worst or [math.inf])
 
     def degrees_at_once(self, dtype: torch.dtype) -> int:
         """As many as leave the rounding errors along the first vector below the last one of the block."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from reldistill.checks import check_axes
 from reldistill.relations.cells import Cells, Grid, around, gather_around, home_cells, largest_of_column, spread_around
 from reldistill.relations.precision import full_precision
-from reldistill.relations.tokens import map_to_tokens
+from reldistill.relations.tokens import average_pool, map_to_tokens
 
 Neighbourhood = Literal["all", "local"]
 
@@ -52,7 +52,7 @@ def initial_superpixels(feature_map: Tensor, *, grid: Grid) -> Tensor:
     """
     check_axes(feature_map, "B D H W", name="feature_map")
     _check_grid(_token_grid(feature_map), grid)
-    return map_to_tokens(F.adaptive_avg_pool2d(feature_map, grid))
+    return map_to_tokens(average_pool(feature_map, grid))
 
 
 @dataclass(frozen=True)

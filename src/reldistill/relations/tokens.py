@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,6 +40,33 @@ def tokens_to_map(tokens: Tensor, *, grid: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
+def average_pool(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
+    """`adaptive_avg_pool2d` whose gradient a GPU repeats bit by bit, on which exact resume rests.
+
+    Args:
+        feature_map: (B, C, H, W).
+        grid: (h, w).
+
+    Returns:
+        (B, C, h, w).
+    """
+    height, width = feature_map.shape[2:]
+    if feature_map.device.type != "cuda":
+        return F.adaptive_avg_pool2d(feature_map, grid)
+    if height % grid[0] == 0 and width % grid[1] == 0:
+        return F.avg_pool2d(feature_map, (height // grid[0], width // grid[1]))
+    rows, columns = (_means(*sizes, like=feature_map) for sizes in zip(feature_map.shape[2:], grid, strict=True))
+    return rows @ feature_map @ columns.mT
+
+
+def _means(size: int, cells: int, *, like: Tensor) -> Tensor:
+    """(cells, size): the means over the windows that adaptive pooling takes of a line."""
+    place, cell = (torch.arange(count, device=like.device) for count in (size, cells))
+    starts, ends = cell * size // cells, -(-(cell + 1) * size // cells)
+    inside = (place >= starts[:, None]) & (place < ends[:, None])
+    return inside.to(like.dtype) / (ends - starts)[:, None]
+
+
 @full_precision
 def tokenise(feature_map: Tensor, *, pooling: Pooling = "average", largest_grid: int = 16) -> Tensor:
     """A convolutional map pooled until it is as small as a grid of patches.
@@ -60,7 +88,7 @@ def tokenise(feature_map: Tensor, *, pooling: Pooling = "average", largest_grid:
     check_tokeniser(pooling, largest_grid)
     if pooling == "none":
         return feature_map
-    pool = F.adaptive_max_pool2d if pooling == "max" else F.adaptive_avg_pool2d
+    pool = F.adaptive_max_pool2d if pooling == "max" else average_pool
     while max(feature_map.shape[2:]) > largest_grid:
         height, width = feature_map.shape[2:]
         feature_map = pool(feature_map, (-(-height // 2), -(-width // 2)))
@@ -77,9 +105,7 @@ def on_common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         [(2, 5, 4, 3), (2, 7, 4, 3)]
     """
     grid = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-    ours, theirs = (
-        side if tuple(side.shape[2:]) == grid else F.adaptive_avg_pool2d(side, grid) for side in (student, teacher)
-    )
+    ours, theirs = (side if tuple(side.shape[2:]) == grid else average_pool(side, grid) for side in (student, teacher))
     return ours, theirs
 
 

@@ -19,9 +19,9 @@ from reldistill.relations.spectrum import Weights, broadening, graph_weights
 from reldistill.relations.subspace_iteration import Start, block_size, by_eigh, complement_solve, leading
 
 
-def _clipped(adjacency: Tensor, weights: str) -> bool:
-    """Whether there is an edge that `positive` weights cut off. The smallest entry tells it in the least time."""
-    return weights == "positive" and float(adjacency.amin()) < 0
+def _cuts(weights: str, least: float) -> bool:
+    """Whether there is an edge that `positive` weights cut off, by the smallest entry of all."""
+    return weights == "positive" and least < 0
 
 
 def _normalised(adjacency: Tensor, weights: str, *, clipped: bool) -> tuple[Tensor, Tensor]:
@@ -44,13 +44,19 @@ def _leading_vectors(
     adjacency: Tensor, basis: Tensor, levels: Tensor, degree: Tensor, rank: int, weights: str
 ) -> tuple[Tensor, ...]:
     graphs, channels, _ = adjacency.shape
+    size = block_size(channels, rank)
+    known = basis.shape == (graphs, channels, size) and levels.shape == (graphs, 4)
     with torch.autocast(adjacency.device.type, enabled=False):
-        clipped = _clipped(adjacency, weights)
+        # All at once: every number that is looked at means waiting for a GPU.
+        looked_at = [adjacency.amin(), adjacency.sum(), degree]
+        looked_at += [basis.sum(), levels.sum()] if known else []
+        least, total, last_degree, *of_start = torch.stack([x.to(torch.float64) for x in looked_at]).tolist()
+        clipped = _cuts(weights, least)
         matrix, inverse = _normalised(adjacency, weights, clipped=clipped)
-        size = block_size(channels, rank)
-        known = basis.shape == (graphs, channels, size) and levels.shape == (graphs, 4) and _finite(basis, levels)
-        start = Start(basis.to(matrix.dtype), levels.to(matrix.dtype), int(degree)) if known else None
-        if _finite(matrix):
+        start = None
+        if known and all(map(math.isfinite, of_start)):
+            start = Start(basis.to(matrix.dtype), levels.to(matrix.dtype), int(last_degree))
+        if math.isfinite(total):
             # A mean of Gram matrices, as (1 + A) / 2 still is, has no negative eigenvalue; clipping may add one.
             found = leading(matrix, start, rank=rank, semidefinite=not clipped)
             failures = found.fell_back.sum()
@@ -62,11 +68,6 @@ def _leading_vectors(
     kept = found.vectors[..., :rank].clone(memory_format=torch.contiguous_format)
     found_degree = torch.tensor(found.degree, device=adjacency.device)
     return kept, *(x.contiguous() for x in found[:4]), found_degree, failures, matrix, inverse
-
-
-def _finite(*tensors: Tensor) -> bool:
-    """Whether all numbers are: by their sum, in a fraction of the time of looking at each."""
-    return math.isfinite(float(torch.stack([tensor.sum() for tensor in tensors]).sum()))
 
 
 @_leading_vectors.register_fake
@@ -134,7 +135,7 @@ def _pull(
         pull = solved + trivial * to_trivial
         moved_pull = matrix @ pull + trivial * ((1.0 + DEFLATION) * to_trivial)
         gradient = gradient_by_edges(vectors[..., :rank], pull, images[..., :rank], moved_pull, inverse)
-    if _clipped(adjacency, weights):
+    if _cuts(weights, float(adjacency.amin())):
         return gradient.masked_fill_(adjacency < 0, 0.0)
     return gradient if weights == "positive" else gradient.mul_(0.5)
 
@@ -179,16 +180,18 @@ class TrackedSubspaces(nn.Module):
 
         The teacher's has no gradient; the student's is for functions of the span, as `spectrum.embedding_distance` is.
         """
-        found = [
-            _leading_vectors(adjacency, basis, levels, degree, self.rank, self.weights)
-            for adjacency, basis, levels, degree in zip(
-                (student, teacher.detach()), self.basis, self.levels, self.degrees, strict=True
-            )
-        ]
+        pair = student, teacher.detach()
+        calls = [*zip(pair, self.basis, self.levels, self.degrees, strict=True)]
+        if student.device.type != "cpu":
+            # Both at once, for as long as the slower one takes: there it is the number of operations that costs.
+            calls = [(torch.cat(pair), self.basis.flatten(0, 1), self.levels.flatten(0, 1), self.degrees.amax())]
+        found = [_leading_vectors(*call, self.rank, self.weights) for call in calls]
         if self.training:
-            self.basis, self.levels, self.degrees = (torch.stack([f[i] for f in found]) for i in (1, 4, 5))
+            self.basis, self.levels = (torch.cat([f[i] for f in found]).unflatten(0, (2, -1)) for i in (1, 4))
+            self.degrees = torch.stack([f[5] for f in found]).expand(2).clone()
             self.fallbacks = self.fallbacks + sum(f[6] for f in found)
-        return found[0][0], found[1][0]
+        ours, theirs = torch.cat([f[0] for f in found]).chunk(2)
+        return ours, theirs.detach()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The buffers have no size before the first step, and older checkpoints have none, or not all of them.
