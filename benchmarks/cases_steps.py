@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from benchmarks.cases import Case, device
 from benchmarks.pieces import seconds_alone
 from benchmarks.steps import DetectorPair, Pair, autocast, training_step
+from reldistill.step.term import value_at
 
 DEIT = Pair("deit_small_patch16_224", "deit_tiny_patch16_224", 32, 224, 1000)
 CIFAR = Pair("resnet56", "resnet20", 128, 32, 10)
@@ -69,36 +69,32 @@ def _over(base: str, method: str, pair: Pair, *, goal: float) -> Case:
         measure="costs",
         compares_values=False,
         prepare=steps,
-        pieces=functools.partial(_pieces_of_sekd, pair) if method == "sekd" and type(pair) is Pair else None,
+        pieces=functools.partial(_pieces, pair, method) if type(pair) is Pair else None,
     )
 
 
-def _pieces_of_sekd(pair: Pair) -> dict[str, float]:
-    """Its loss on the maps of a step, forward and backward; and what no form of it does without."""
-    distiller, batch = pair.distiller("sekd"), pair.batch()
-    found = dict.fromkeys(
-        (
-            "the losses of all levels alone",
-            "of two images, which is what does not grow with them",
-            "no more than the products of their channels, in float32",
-            "no more than one look at each map and one gradient written",
-        ),
-        0.0,
-    )
+def _pieces(pair: Pair, method: str) -> dict[str, float]:
+    """Its losses on the maps of a step, forward and backward; and what no form of sekd does without."""
+    distiller, batch = pair.distiller(method), pair.batch()
+    alone, small = "the losses of all levels alone", "of two images, which is what does not grow with them"
+    products = "no more than the products of their channels, in float32"
+    look = "no more than one look at each map and one gradient written"
+    found = dict.fromkeys((alone, small, products, look) if method == "sekd" else (alone, small), 0.0)
     assert distiller.teacher is not None
     for term in distiller.terms:
-        if term.name != "sekd":
+        if term.name not in (method, "feature"):
             continue
         with torch.no_grad(), autocast():
-            said = distiller.student(batch.images, levels=term.student_places).levels[term.student]
-            teacher = distiller.teacher(batch.images, levels=term.teacher_places).levels[term.teacher]
-        forms: list[tuple[Any, ...]] = [
-            (_loss_of, term.loss, said[:images].clone().requires_grad_(), teacher[:images])
-            for images in (pair.batch_size, 2)
-        ]
-        forms += [(form, said, teacher) for form in (_products_of, _one_look_at)]
-        for name, (function, *given) in zip(found, forms, strict=True):
-            found[name] += seconds_alone(functools.partial(function, *given))
+            said = value_at(distiller.student(batch.images, levels=term.student_places), term.student)
+            if term.adapter is not None:
+                said = distiller.adapters[term.adapter.replace(".", "/")](said)
+            teacher = value_at(distiller.teacher(batch.images, levels=term.teacher_places), term.teacher)
+        for name, images in ((alone, pair.batch_size), (small, 2)):
+            leaf = said[:images].clone().requires_grad_()
+            found[name] += seconds_alone(functools.partial(_loss_of, term.loss, leaf, teacher[:images]))
+        if method == "sekd":
+            found[products] += seconds_alone(functools.partial(_products_of, said, teacher))
+            found[look] += seconds_alone(functools.partial(_one_look_at, said, teacher))
     return found
 
 

@@ -26,7 +26,8 @@ class Replayed:
     """A function of tensors and settings → a tuple of tensors, replayed on a GPU.
 
     Args:
-        function: never waits for the device, draws nothing at random, and returns tensors of its own.
+        function: of a tensor and more; it never waits for the device, draws nothing at random, and returns tensors of
+            its own.
 
     Results are copies, so that the next call leaves them as they are. Elsewhere than on a GPU, and inside of another
     recording, the function is called as it is.
@@ -39,10 +40,10 @@ class Replayed:
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         """What the function says."""
-        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-        device = tensors[0].device
+        device = arguments[0].device
         if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
             return self.function(*arguments)
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         key = (*map(_signature, arguments), *_modes())
         if key not in self._recordings:
             calls = self._calls[key] = self._calls.get(key, 0) + 1

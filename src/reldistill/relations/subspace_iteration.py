@@ -12,12 +12,12 @@ direction that all other columns are orthogonal to comes up in these.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from reldistill.relations.replay import Replayed
 from reldistill.relations.spectrum import guarded_eigh
 
 SMALLEST = 256
@@ -34,6 +34,7 @@ _FLATTEST = 0.1
 """Logarithm of the growth per degree below which there is no gap to work with."""
 _SOLVER_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 _SOLVER_STEPS = 60
+_SOLVER_STEPS_AT_ONCE = 4
 
 
 def block_size(channels: int, rank: int) -> int:
@@ -108,22 +109,23 @@ def leading(matrix: Tensor, start: Start | None, *, rank: int, semidefinite: boo
     size, target = block_size(matrix.shape[-1], rank), _TOLERANCE[matrix.dtype]
     images: Tensor | None = None
     if start is None:
-        vectors, images, values = _rayleigh_ritz(matrix, matrix @ _pseudo_random(matrix, size))
-        levels, degree = _levels(values, rank), _HIGHEST_DEGREE[matrix.dtype] // 2
+        first = _rayleigh_ritz(matrix, matrix @ _pseudo_random(matrix, size), None, rank, semidefinite)
+        vectors, images, levels, interval = first.vectors, first.images, first.levels, first.interval
+        degree = _HIGHEST_DEGREE[matrix.dtype] // 2
     else:
         fresh = _pseudo_random(matrix, _fresh_columns(size))
         vectors = torch.cat([start.vectors[..., : -fresh.shape[-1]], fresh], dim=-1)
         levels, degree = start.levels, start.degree
-    interval, _ = Interval.below(levels, semidefinite=semidefinite)
+        interval = Interval.of(*_interval(levels, semidefinite))
     total, wanted_growth, good = 0, math.log(_LEAST_GROWTH), False
     while True:
         degree = max(1, min(max(degree, math.ceil(wanted_growth / interval.slowest)), _HIGHEST_DEGREE[matrix.dtype]))
         total += degree
         wanted_growth -= degree * interval.slowest
-        vectors, images, values = _rayleigh_ritz(matrix, _filtered(matrix, vectors, images, interval, degree))
-        levels = _levels(values, rank, levels)
-        error = _error(vectors, images, values, rank, levels[:, 2:3])
-        interval, worst = Interval.below(levels, semidefinite=semidefinite, error=error)
+        block = _filtered(matrix, vectors, images, interval, degree)
+        vectors, images, values, levels, error, interval, worst = _rayleigh_ritz(
+            matrix, block, levels, rank, semidefinite
+        )
         if math.isnan(worst):
             break
         # Of the filter that would just do after this one; below 0 where this one was higher than needed.
@@ -179,25 +181,30 @@ class Interval(NamedTuple):
     fastest: float
 
     @classmethod
-    def below(cls, levels: Tensor, *, semidefinite: bool, error: Tensor | None = None) -> tuple[Interval, float]:
-        """Below the edge; but never so short that the first one's growth is immense. And the largest error.
-
-        Both at once: every number that is looked at means waiting for a GPU.
-        """
-        first, last_wanted, edge, lowest = levels.unbind(dim=-1)
-        shortest = (0.05 * last_wanted).clamp_min(1e-3 * first).clamp_min(torch.finfo(levels.dtype).tiny)
-        top = torch.maximum(edge, shortest)
-        low = torch.zeros_like(top) if semidefinite else torch.minimum(lowest, -top)
-        centre, half = (top + low) / 2, (top - low) / 2
-        slowest = ((last_wanted - centre) / half).clamp_min(1.0).acosh().amin()
-        fastest = ((first - centre) / half).clamp_min(1.0).acosh().amax()
-        seen = [slowest, fastest] if error is None else [slowest, fastest, error.amax()]
-        growth, most, *worst = torch.stack(seen).tolist()
-        return cls(centre[:, None, None], half[:, None, None], max(growth, _FLATTEST), most), *(worst or [math.inf])
+    def of(cls, centre: Tensor, half: Tensor, growth: Tensor) -> Interval:
+        """Of what `_interval` says."""
+        slowest, fastest = growth.tolist()
+        return cls(centre, half, max(slowest, _FLATTEST), fastest)
 
     def degrees_at_once(self, dtype: torch.dtype) -> int:
         """As many as leave the rounding errors along the first vector below the last one of the block."""
         return max(1, int(-math.log(torch.finfo(dtype).eps) / max(self.fastest, 1e-3)))
+
+
+@Replayed
+def _interval(levels: Tensor, semidefinite: bool) -> tuple[Tensor, ...]:
+    """Centre and half length of the `Interval` below the edge, and the growth of the last wanted and the first vector.
+
+    It is never so short that the first one's growth is immense.
+    """
+    first, last_wanted, edge, lowest = levels.unbind(dim=-1)
+    shortest = (0.05 * last_wanted).clamp_min(1e-3 * first).clamp_min(torch.finfo(levels.dtype).tiny)
+    top = torch.maximum(edge, shortest)
+    low = torch.zeros_like(top) if semidefinite else torch.minimum(lowest, -top)
+    centre, half = (top + low) / 2, (top - low) / 2
+    slowest = ((last_wanted - centre) / half).clamp_min(1.0).acosh().amin()
+    fastest = ((first - centre) / half).clamp_min(1.0).acosh().amax()
+    return centre[:, None, None], half[:, None, None], torch.stack([slowest, fastest])
 
 
 def _filtered(matrix: Tensor, block: Tensor, images: Tensor | None, interval: Interval, degree: int) -> Tensor:
@@ -206,28 +213,63 @@ def _filtered(matrix: Tensor, block: Tensor, images: Tensor | None, interval: In
     for piece in range(pieces):
         if piece:
             block, images = torch.linalg.qr(block)[0], None
-        block = _chebyshev(matrix, block, images, interval, (degree + piece) // pieces)
+        images = matrix @ block if images is None else images
+        (block,) = _chebyshev(matrix, block, images, interval.centre, interval.half, (degree + piece) // pieces)
     return block
 
 
-def _chebyshev(matrix: Tensor, block: Tensor, images: Tensor | None, interval: Interval, degree: int) -> Tensor:
-    centre, half = interval.centre, interval.half
-    images = matrix @ block if images is None else images
+@Replayed
+def _chebyshev(
+    matrix: Tensor, block: Tensor, images: Tensor, centre: Tensor, half: Tensor, degree: int
+) -> tuple[Tensor, ...]:
     before, now = block, (images - centre * block).div_(half)
     for _ in range(degree - 1):
         scaled = now * (2 / half)
         before, now = now, torch.baddbmm(before, matrix, scaled, beta=-1.0).sub_(centre * scaled)
-    return now
+    return (now,)
 
 
-def _rayleigh_ritz(matrix: Tensor, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The best approximations in the span of the block: vectors X, S X, and values, largest first."""
+class _Ritz(NamedTuple):
+    """The best approximations in the span of a block, largest first, and what follows from them; see `Leading`."""
+
+    vectors: Tensor
+    images: Tensor
+    values: Tensor
+    levels: Tensor
+    error: Tensor
+    interval: Interval
+    worst: float
+
+
+def _rayleigh_ritz(matrix: Tensor, block: Tensor, before: Tensor | None, rank: int, semidefinite: bool) -> _Ritz:
+    """`before` are the levels so far."""
     basis = torch.linalg.qr(block)[0]
+    image, small = _projected(matrix, basis)
+    values, turn = guarded_eigh(small)
+    turned = _turned(basis, image, values, turn, before, rank, semidefinite)
+    vectors, images, values, levels, error, centre, half, seen = turned
+    # All at once: every number that is looked at means waiting for a GPU.
+    slowest, fastest, worst = seen.tolist()
+    interval = Interval(centre, half, max(slowest, _FLATTEST), fastest)
+    return _Ritz(vectors, images, values, levels, error, interval, worst)
+
+
+@Replayed
+def _projected(matrix: Tensor, basis: Tensor) -> tuple[Tensor, ...]:
     image = matrix @ basis
     small = basis.mT @ image
-    values, turn = guarded_eigh((small + small.mT) / 2)
-    turn = turn.flip(-1)
-    return basis @ turn, image @ turn, values.flip(-1)
+    return image, (small + small.mT) / 2
+
+
+@Replayed
+def _turned(
+    basis: Tensor, image: Tensor, values: Tensor, turn: Tensor, before: Tensor | None, rank: int, semidefinite: bool
+) -> tuple[Tensor, ...]:
+    turn, values = turn.flip(-1), values.flip(-1)
+    vectors, images, levels = basis @ turn, image @ turn, _levels(values, rank, before)
+    error = _error(vectors, images, values, rank, levels[:, 2:3])
+    centre, half, growth = _interval(levels, semidefinite)
+    return vectors, images, values, levels, error, centre, half, torch.cat([growth, error.amax()[None]])
 
 
 def _error(vectors: Tensor, images: Tensor, values: Tensor, rank: int, edge: Tensor) -> Tensor:
@@ -270,41 +312,77 @@ def complement_solve(
         pull: g, (G, C, k).
         broadening: ε.
     """
+    right, shift, soft, inner, to_block = _equations(vectors, images, values, pull, broadening)
+    solution = _conjugate_gradients(matrix, images, shift, soft, to_block, right)
+    return _with_block(solution, vectors, soft, inner, to_block)[0]
+
+
+@Replayed
+def _equations(vectors: Tensor, images: Tensor, values: Tensor, pull: Tensor, broadening: float) -> tuple[Tensor, ...]:
+    """The right side, and what `_outside` takes beside S."""
     rank = pull.shape[-1]
-    guard = vectors[..., rank:]
-    rough = images[..., rank:] - guard * values[:, None, rank:]
+    rough = images[..., rank:] - vectors[..., rank:] * values[:, None, rank:]
     # A gap below ε / 100 would make the system stiff, and counts for next to nothing anyway.
     gap = (values[:, None, :rank] - values[:, rank:, None]).clamp_min(broadening / 100)
     soft = 1 / (gap + broadening**2 / gap)
     outside = (values[:, :rank] - values[:, -1:]).clamp_min(broadening / 100)
     shift = (values[:, :rank] + broadening**2 / outside)[:, None]
     along = vectors.mT @ pull
-    inner = along[:, rank:]
-    to_block = torch.cat([vectors, -rough], dim=-1)
-
-    def apply(x: Tensor) -> Tensor:
-        """Of x outside of the block: (λ_i − S) x, less what goes into the block, and what comes back from there."""
-        # By the residuals it would be the same, but for rounding errors along the block, which would then grow.
-        into = images.mT @ x
-        into = torch.cat([into, soft * into[:, rank:]], dim=1)
-        return torch.baddbmm(torch.baddbmm(shift * x, matrix, x, alpha=-1.0), to_block, into)
-
+    inner = along[:, rank:].clone()
     right = pull - vectors @ along + rough @ (soft * inner)
-    solution = _conjugate_gradients(apply, right, tolerance=_SOLVER_TOLERANCE[values.dtype])
-    return solution + guard @ (soft * (inner + rough.mT @ solution))
+    return right, shift, soft, inner, torch.cat([vectors, -rough], dim=-1)
 
 
-def _conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, *, tolerance: float) -> Tensor:
-    """A x = b for each column of b (G, C, k), to a residual of that share of it."""
-    residual = right
-    product = residual.square().sum(dim=1, keepdim=True)
-    bound = tolerance**2 * product
-    solution, direction = torch.zeros_like(right), residual
-    for _ in range(_SOLVER_STEPS):
-        active = product > bound
-        if not bool(active.any()):
+def _outside(x: Tensor, matrix: Tensor, images: Tensor, shift: Tensor, soft: Tensor, to_block: Tensor) -> Tensor:
+    """Of x outside of the block: (λ_i − S) x, less what goes into the block, and what comes back from there."""
+    # By the residuals it would be the same, but for rounding errors along the block, which would then grow.
+    into = images.mT @ x
+    into = torch.cat([into, soft * into[:, x.shape[-1] :]], dim=1)
+    return torch.baddbmm(torch.baddbmm(shift * x, matrix, x, alpha=-1.0), to_block, into)
+
+
+@Replayed
+def _with_block(solution: Tensor, vectors: Tensor, soft: Tensor, inner: Tensor, to_block: Tensor) -> tuple[Tensor, ...]:
+    """The solution outside of the block, and that inside."""
+    size, rank = vectors.shape[-1], solution.shape[-1]
+    rough = to_block[..., size:].neg()
+    return (solution + vectors[..., rank:] @ (soft * (inner + rough.mT @ solution)),)
+
+
+def _conjugate_gradients(
+    matrix: Tensor, images: Tensor, shift: Tensor, soft: Tensor, to_block: Tensor, right: Tensor
+) -> Tensor:
+    """A x = b for each column of b (G, C, k), to a residual of a small share of it; A is `_outside`."""
+    # Looking whether it is done means waiting for a GPU, where a step takes less time.
+    at_once = 1 if right.device.type == "cpu" else _SOLVER_STEPS_AT_ONCE
+    product = right.square().sum(dim=1, keepdim=True)
+    bound = _SOLVER_TOLERANCE[right.dtype] ** 2 * product
+    found: tuple[Tensor, ...] = torch.zeros_like(right), right, right, product, (product > bound).any()
+    for _ in range(0, _SOLVER_STEPS, at_once):
+        if not bool(found[4]):
             break
-        image = apply(direction)
+        found = _solver_steps(matrix, images, shift, soft, to_block, *found[:4], bound, at_once)
+    return found[0]
+
+
+@Replayed
+def _solver_steps(
+    matrix: Tensor,
+    images: Tensor,
+    shift: Tensor,
+    soft: Tensor,
+    to_block: Tensor,
+    solution: Tensor,
+    residual: Tensor,
+    direction: Tensor,
+    product: Tensor,
+    bound: Tensor,
+    count: int,
+) -> tuple[Tensor, ...]:
+    """So many steps further; and whether a column is not done yet."""
+    for _ in range(count):
+        active = product > bound
+        image = _outside(direction, matrix, images, shift, soft, to_block)
         curvature = (direction * image).sum(dim=1, keepdim=True)
         # A column that is done stands still: its next direction would be made of rounding errors.
         step = torch.where(active & (curvature > 0), product / curvature, 0.0)
@@ -312,4 +390,4 @@ def _conjugate_gradients(apply: Callable[[Tensor], Tensor], right: Tensor, *, to
         residual = torch.addcmul(residual, step, image, value=-1.0)
         last, product = product, residual.square().sum(dim=1, keepdim=True)
         direction = torch.addcmul(residual, torch.where(active & (last > 0), product / last, 0.0), direction)
-    return solution
+    return solution, residual, direction, product, (product > bound).any()

@@ -54,9 +54,11 @@ def average_pool(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
     if feature_map.device.type != "cuda":
         return F.adaptive_avg_pool2d(feature_map, grid)
     if height % grid[0] == 0 and width % grid[1] == 0:
-        return F.avg_pool2d(feature_map, (height // grid[0], width // grid[1]))
-    rows, columns = (_means(*sizes, like=feature_map) for sizes in zip(feature_map.shape[2:], grid, strict=True))
-    return rows @ feature_map @ columns.mT
+        cells = feature_map.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1))
+        return cells.mean(dim=(3, 5))
+    rows, columns = (_means(*sizes, like=feature_map) for sizes in zip((height, width), grid, strict=True))
+    # From the right each time: a few numbers times a small matrix for every row, as one product.
+    return ((feature_map @ columns.mT).mT @ rows.mT).mT
 
 
 def _means(size: int, cells: int, *, like: Tensor) -> Tensor:

@@ -15,16 +15,20 @@ from torch import Tensor, nn
 
 from reldistill.relations.normalised_graph import DEFLATION, gradient_by_edges, inverse_root_degree, trivial_vector
 from reldistill.relations.precision import full_precision
+from reldistill.relations.replay import Replayed
 from reldistill.relations.spectrum import Weights, broadening, graph_weights
 from reldistill.relations.subspace_iteration import Start, block_size, by_eigh, complement_solve, leading
 
 
-def _cuts(weights: str, least: float) -> bool:
-    """Whether there is an edge that `positive` weights cut off, by the smallest entry of all."""
-    return weights == "positive" and least < 0
+@Replayed
+def _looked_at(adjacency: Tensor, basis: Tensor, levels: Tensor, degree: Tensor) -> tuple[Tensor, ...]:
+    """(5,) in float64: the smallest entry, the sums of all entries of the three, the degree."""
+    seen = adjacency.amin(), adjacency.sum(), basis.sum(), levels.sum(), degree
+    return (torch.stack([number.to(torch.float64) for number in seen]),)
 
 
-def _normalised(adjacency: Tensor, weights: str, *, clipped: bool) -> tuple[Tensor, Tensor]:
+@Replayed
+def _normalised(adjacency: Tensor, weights: str, clipped: bool) -> tuple[Tensor, ...]:
     """S (G, C, C), and d^{−1/2} (G, C, 1), 0 for a vertex without edges."""
     plain = weights == "positive" and not clipped
     edge = adjacency if plain else graph_weights(adjacency, weights=cast(Weights, weights))
@@ -47,12 +51,11 @@ def _leading_vectors(
     size = block_size(channels, rank)
     known = basis.shape == (graphs, channels, size) and levels.shape == (graphs, 4)
     with torch.autocast(adjacency.device.type, enabled=False):
+        (seen,) = _looked_at(adjacency, basis, levels, degree)
         # All at once: every number that is looked at means waiting for a GPU.
-        looked_at = [adjacency.amin(), adjacency.sum(), degree]
-        looked_at += [basis.sum(), levels.sum()] if known else []
-        least, total, last_degree, *of_start = torch.stack([x.to(torch.float64) for x in looked_at]).tolist()
-        clipped = _cuts(weights, least)
-        matrix, inverse = _normalised(adjacency, weights, clipped=clipped)
+        least, total, *of_start, last_degree = seen.tolist()
+        clipped = weights == "positive" and least < 0
+        matrix, inverse = _normalised(adjacency, weights, clipped)
         start = None
         if known and all(map(math.isfinite, of_start)):
             start = Start(basis.to(matrix.dtype), levels.to(matrix.dtype), int(last_degree))
@@ -123,21 +126,49 @@ def _pull(
     weights: str,
 ) -> Tensor:
     """The gradient by S has rank 2k and is never formed; that by A is written once."""
-    rank = grad_kept.shape[-1]
+    epsilon = broadening(values.dtype)
+    # Elsewhere than on a CPU, looking would mean waiting for the device.
+    clipped = weights == "positive" and (adjacency.device.type != "cpu" or float(adjacency.amin()) < 0)
     with torch.autocast(adjacency.device.type, enabled=False):
-        trivial, epsilon = trivial_vector(inverse), broadening(values.dtype)
-        along = trivial.mT @ grad_kept
-        solved = complement_solve(matrix, vectors, images, values, grad_kept - trivial * along, broadening=epsilon)
-        # q is a dropped vector too, with the eigenvalue 1 − DEFLATION of I − 𝓛 − DEFLATION q qᵀ; it moves with the
-        # degrees.
-        gap = values[:, None, :rank] - (1.0 - DEFLATION)
-        to_trivial = along * gap / (gap * gap + epsilon**2)
-        pull = solved + trivial * to_trivial
-        moved_pull = matrix @ pull + trivial * ((1.0 + DEFLATION) * to_trivial)
-        gradient = gradient_by_edges(vectors[..., :rank], pull, images[..., :rank], moved_pull, inverse)
-    if _cuts(weights, float(adjacency.amin())):
-        return gradient.masked_fill_(adjacency < 0, 0.0)
-    return gradient if weights == "positive" else gradient.mul_(0.5)
+        along, outside = _without_trivial(inverse, grad_kept)
+        solved = complement_solve(matrix, vectors, images, values, outside, broadening=epsilon)
+        kept = matrix, inverse, vectors, images, values
+        (gradient,) = _by_adjacency(adjacency, *kept, along, solved, epsilon, weights, clipped)
+    return gradient
+
+
+@Replayed
+def _without_trivial(inverse: Tensor, grad_kept: Tensor) -> tuple[Tensor, ...]:
+    """The gradient by the vectors along q, and the rest of it."""
+    trivial = trivial_vector(inverse)
+    along = trivial.mT @ grad_kept
+    return along, grad_kept - trivial * along
+
+
+@Replayed
+def _by_adjacency(
+    adjacency: Tensor,
+    matrix: Tensor,
+    inverse: Tensor,
+    vectors: Tensor,
+    images: Tensor,
+    values: Tensor,
+    along: Tensor,
+    solved: Tensor,
+    epsilon: float,
+    weights: str,
+    clipped: bool,
+) -> tuple[Tensor, ...]:
+    rank, trivial = solved.shape[-1], trivial_vector(inverse)
+    # q is a dropped vector too, with the eigenvalue 1 − DEFLATION of I − 𝓛 − DEFLATION q qᵀ; it moves with the degrees.
+    gap = values[:, None, :rank] - (1.0 - DEFLATION)
+    to_trivial = along * gap / (gap * gap + epsilon**2)
+    pull = solved + trivial * to_trivial
+    moved_pull = matrix @ pull + trivial * ((1.0 + DEFLATION) * to_trivial)
+    gradient = gradient_by_edges(vectors[..., :rank], pull, images[..., :rank], moved_pull, inverse)
+    if clipped:
+        gradient.masked_fill_(adjacency < 0, 0.0)
+    return (gradient if weights == "positive" else gradient.mul_(0.5),)
 
 
 @_pull.register_fake
