@@ -15,9 +15,10 @@ from reldistill.relations.attention import Scale, map_attention, relational_atte
 from reldistill.relations.channel_graph import magnitudes
 from reldistill.relations.precision import float_type
 
-# Numbers of a map taken at a time: 2 MB in float32 on a CPU, where they should stay in the cache; all of them
-# elsewhere, where few large steps are faster.
+# Numbers of a map taken at a time: 2 MB in float32 on a CPU, where they should stay in the cache. Elsewhere few large
+# steps are faster, and it is the memory that counts, of the graphs too: 512 MB.
 _BLOCK_CPU = 1 << 19
+_BLOCK_DEVICE = 1 << 27
 
 
 class Results(NamedTuple):
@@ -74,7 +75,11 @@ def dense_format(tensor: Tensor) -> torch.memory_format:
 def _blocks(student: Tensor, teacher: Tensor, groups: int) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """A few images of both maps at a time, (b, C, n) in one precision and memory format, and room for as much."""
     batch, channels, *sides = student.shape
-    size = min(batch, max(1, _BLOCK_CPU // student[0].numel())) if student.device.type == "cpu" else batch
+    each = student[0].numel()
+    if student.device.type == "cpu":
+        size = min(batch, max(1, _BLOCK_CPU // each))
+    else:
+        size = min(batch, max(1, _BLOCK_DEVICE // (each + channels * (channels // groups))))
     # By groups, maps have to be cut along their channels: a view of maps that are contiguous.
     last = groups == 1 and dense_format(student) == torch.channels_last
     shape = (size, sides[0] * sides[1], channels) if last else (size, channels, sides[0] * sides[1])

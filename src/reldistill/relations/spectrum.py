@@ -7,8 +7,9 @@ eigenvectors are kept; it is clamped to C − 1, all there are beside the trivia
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -96,10 +97,25 @@ On an H200 two matrices of 64, 128 and 256 took it 1.5, 3.6 and 9.1 ms, 64 of 64
 """
 
 
+@contextlib.contextmanager
+def _few_threads(matrix: Tensor) -> Iterator[None]:
+    """One, where matrices are small: beside a GPU there are often many, and to wake them takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if matrix.shape[-1] <= 128 else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def guarded_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """`torch.linalg.eigh` that answers NaN where the matrix is not finite."""
-    if matrix.device.type != "cpu" and matrix.shape[-1] <= LARGEST_FOR_CPU:
-        return tuple(found.to(matrix.device) for found in guarded_eigh(matrix.cpu()))  # type: ignore[return-value]
+    small = matrix.shape[-1] <= LARGEST_FOR_CPU and not torch.compiler.is_compiling()
+    if matrix.device.type != "cpu" and small:
+        given = matrix.cpu()
+        with _few_threads(given):
+            values, vectors = guarded_eigh(given)
+        return values.to(matrix.device), vectors.to(matrix.device)
     finite = _all_finite(matrix)
     values, vectors = torch.linalg.eigh(torch.where(finite, matrix, 0.0))
     return torch.where(finite[..., 0], values, torch.nan), torch.where(finite, vectors, torch.nan)
@@ -192,7 +208,7 @@ class _ByTheCPU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         ours, theirs = torch.stack([student, teacher]).cpu()
-        with torch.enable_grad():
+        with torch.enable_grad(), _few_threads(ours):
             ours = ours.requires_grad_(ctx.needs_input_grad[0])
             found = distance(ours, theirs)
             if ctx.needs_input_grad[0]:

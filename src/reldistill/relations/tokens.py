@@ -57,8 +57,12 @@ def average_pool(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
         cells = feature_map.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1))
         return cells.mean(dim=(3, 5))
     rows, columns = (_means(*sizes, like=feature_map) for sizes in zip((height, width), grid, strict=True))
-    # From the right each time: a few numbers times a small matrix for every row, as one product.
-    return ((feature_map @ columns.mT).mT @ rows.mT).mT
+    return _along(_along(feature_map, columns).mT, rows).mT
+
+
+def _along(lines: Tensor, matrix: Tensor) -> Tensor:
+    """(B, C, L, n) and (m, n) → (B, C, L, m), as one product an image; one for each channel takes far longer."""
+    return (lines.flatten(1, 2) @ matrix.mT).unflatten(1, lines.shape[1:3])
 
 
 def _means(size: int, cells: int, *, like: Tensor) -> Tensor:
