@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,7 @@ class Cells:
             home = home_cells(tokens, cells)
             members = [[i for i in range(tokens) if home[i] == cell] for cell in range(cells)]
             self.members.append(members)
-            self.sides.append(max(map(len, members)))
+            self.sides.append(max([len(cell) for cell in members]))
         self.even = all(len(cell) == side for axis, side in zip(self.members, self.sides, strict=True) for cell in axis)
 
     def split(self, tokens: Tensor) -> Tensor:
@@ -87,37 +89,31 @@ def largest_of_column(parts: Tensor) -> Tensor:
 # Each is the other's derivative; as chains of slices they would cost a whole tensor a slice in the backward pass.
 class _SpreadAround(torch.autograd.Function):
     @staticmethod
-    def forward(grid: Tensor) -> Tensor:
+    def forward(ctx: Any, grid: Tensor) -> Tensor:
         return around(grid)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        pass
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        return _GatherAround.apply(gradient)
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return gather_around(grads[0])
 
 
 class _GatherAround(torch.autograd.Function):
     @staticmethod
-    def forward(parts: Tensor) -> Tensor:
+    def forward(ctx: Any, parts: Tensor) -> Tensor:
         return _gathered(parts)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        pass
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        return _SpreadAround.apply(gradient)
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return spread_around(grads[0])
 
 
 def spread_around(grid: Tensor) -> Tensor:
     """`around` of (B, h, w, X), with a gradient."""
-    return _SpreadAround.apply(grid)
+    spread: Tensor = _SpreadAround.apply(grid)
+    return spread
 
 
 def gather_around(parts: Tensor) -> Tensor:
     """(B, h, w, 9, X) → (B, h, w, X), the transpose of `around`: each part is added to the neighbour it is for."""
-    return _GatherAround.apply(parts)
+    gathered: Tensor = _GatherAround.apply(parts)
+    return gathered

@@ -90,10 +90,8 @@ def _all_finite(matrix: Tensor) -> Tensor:
 
 
 LARGEST_FOR_CPU = 512
-"""Up to this size, a GPU's matrices are decomposed on the CPU, which takes less time, the way there and back included.
-
-On an H200 two matrices of 64, 128 and 256 took it 1.5, 3.6 and 9.1 ms, 64 of 64 took 50 ms; with the CPU (16 cores)
-0.5, 1.7, 5.9 and 14 ms.
+"""Up to this size a GPU's matrices are decomposed on the CPU: it took less time on an H200 with 16 cores, or as long,
+the way there and back included.
 """
 
 

@@ -20,6 +20,7 @@ from reldistill.relations.precision import full_precision
 from reldistill.relations.tokens import average_pool, map_to_tokens
 
 Neighbourhood = Literal["all", "local"]
+_NEIGHBOURHOODS: tuple[str, ...] = get_args(Neighbourhood)
 
 
 def superpixel_grid(grid: Grid, *, cell: int = 2) -> Grid:
@@ -248,8 +249,8 @@ def superpixels_and_assignment(
 
 def check_neighbourhood(neighbourhood: str) -> None:
     """Raise ValueError unless `assign` knows this setting."""
-    if neighbourhood not in get_args(Neighbourhood):
-        raise ValueError(f"neighbourhood must be one of {', '.join(get_args(Neighbourhood))}, got {neighbourhood!r}")
+    if neighbourhood not in _NEIGHBOURHOODS:
+        raise ValueError(f"neighbourhood must be one of {', '.join(_NEIGHBOURHOODS)}, got {neighbourhood!r}")
 
 
 def _token_grid(feature_map: Tensor) -> Grid:

@@ -12,6 +12,7 @@ from reldistill.checks import check_axes
 from reldistill.relations.precision import full_precision
 
 Pooling = Literal["average", "max", "none"]
+_POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 def map_to_tokens(feature_map: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def on_common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_tokeniser(pooling: str, largest_grid: int, *, name: str = "pooling") -> None:
     """Raise ValueError unless `tokenise` knows these settings; `name` is what the message calls the first."""
-    if pooling not in get_args(Pooling):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(Pooling))}, got {pooling!r}")
+    if pooling not in _POOLINGS:
+        raise ValueError(f"{name} must be one of {', '.join(_POOLINGS)}, got {pooling!r}")
     if largest_grid < 1:
         raise ValueError(f"largest_grid must be at least 1, got {largest_grid}")
