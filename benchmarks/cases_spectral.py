@@ -215,7 +215,7 @@ def _level(*shape: int) -> Case:
         ours=lambda: _forward_and_backward(loss, *maps()),
         textbook=lambda: _forward_and_backward(sekd.sekd_loss, *maps()),
         goal=1.0,
-        note="random maps: around k the eigenvalues of their mean graphs are 3e-5 to 6e-4 apart, so that in float32 two "
-        "ways to the same projector differ",
+        note="random maps: around k the eigenvalues of their mean graphs are 3e-5 to 6e-4 apart, so that in float32 "
+        "two ways to the same projector differ",
         prepare=maps,
     )

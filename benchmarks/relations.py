@@ -182,7 +182,12 @@ def machine() -> dict[str, Any]:
 
 
 def _command() -> str:
-    return shlex.join(["python", "-m", "benchmarks.relations", *sys.argv[1:]])
+    """As it was given, but for where the rows go."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        at = words.index("--out")
+        words = words[:at] + words[at + 2 :]
+    return shlex.join(["python", "-m", "benchmarks.relations", *words])
 
 
 def _cpu_model() -> str:

@@ -6,6 +6,7 @@ one than to compute them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,47 +30,69 @@ class Replayed:
         function: of a tensor and more; it never waits for the device, draws nothing at random, and returns tensors of
             its own.
 
-    Results are copies, so that the next call leaves them as they are. Elsewhere than on a GPU, and inside of another
-    recording, the function is called as it is.
+    Results are copies, so that the next call leaves them as they are. Elsewhere than on a GPU, inside of another
+    recording, and where a recording cannot be made, the function is called as it is.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
         self.function = function
         self._calls: dict[Any, int] = {}
-        self._recordings: dict[Any, _Recording] = {}
+        self._recordings: dict[Any, _Recording | None] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
         """What the function says."""
         device = arguments[0].device
-        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        if device.type != "cuda":
             return self.function(*arguments)
-        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        # A graph is recorded and replayed on the current GPU, whichever the tensors are on.
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing():
+                return self.function(*arguments)
+            # What a recording reads is written just before: two threads must not mix.
+            with self._lock:
+                recording = self._recording(arguments)
+                if recording is not None:
+                    return recording(arguments)
+        return self.function(*arguments)
+
+    def _recording(self, arguments: tuple[Any, ...]) -> _Recording | None:
         key = (*map(_signature, arguments), *_modes())
         if key not in self._recordings:
             calls = self._calls[key] = self._calls.get(key, 0) + 1
-            memory = _COPIES * 4 * sum(tensor.numel() for tensor in tensors)
-            large = memory > _SHARE * torch.cuda.get_device_properties(device).total_memory
-            if calls < _RECORD_AT or large or len(self._recordings) >= _MOST:
-                return self.function(*arguments)
-            self._recordings[key] = _Recording(self.function, arguments)
-        return self._recordings[key](tensors)
+            if calls < _RECORD_AT or len(self._recordings) >= _MOST or _is_large(arguments):
+                return None
+            try:
+                self._recordings[key] = _Recording(self.function, arguments)
+            except RuntimeError:  # no memory left for it, say: what follows goes on as before
+                self._recordings[key] = None
+        return self._recordings[key]
 
 
 class _Recording:
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], arguments: tuple[Any, ...]) -> None:
         mine = [a.detach().clone() if isinstance(a, Tensor) else a for a in arguments]
-        self.inputs = [a for a in mine if isinstance(a, Tensor)]
+        self.inputs = _tensors(mine)
         self.graph = torch.cuda.CUDAGraph()
         # Other threads, such as a loader's, may use the GPU meanwhile.
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
             self.outputs = tuple(function(*mine))
 
-    def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
-        torch._foreach_copy_(self.inputs, tensors)
+    def __call__(self, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        torch._foreach_copy_(self.inputs, _tensors(arguments))
         self.graph.replay()
         copies = [torch.empty_like(output) for output in self.outputs]
         torch._foreach_copy_(copies, list(self.outputs))
         return tuple(copies)
+
+
+def _tensors(arguments: Any) -> list[Tensor]:
+    return [argument for argument in arguments if isinstance(argument, Tensor)]
+
+
+def _is_large(arguments: tuple[Any, ...]) -> bool:
+    memory = _COPIES * 4 * sum(tensor.numel() for tensor in _tensors(arguments))
+    return memory > _SHARE * torch.cuda.get_device_properties(arguments[0].device).total_memory
 
 
 def _signature(argument: Any) -> Any:
@@ -79,5 +102,6 @@ def _signature(argument: Any) -> Any:
 
 
 def _modes() -> tuple[Any, ...]:
-    """What else the function's operations go by."""
-    return torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    """What else the function's operations go by, and the stream on which a recording's inputs are written."""
+    stream = torch.cuda.current_stream().cuda_stream
+    return torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(), stream
