@@ -125,7 +125,7 @@ class _GlobalContext(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.attend = nn.Conv2d(channels, 1, 1, bias=False)  # which a softmax would not see
+        self.attend = nn.Conv2d(channels, 1, 1)
         self.transform = nn.Sequential(
             nn.Linear(channels, channels // 2),
             nn.LayerNorm(channels // 2),
