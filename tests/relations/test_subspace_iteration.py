@@ -93,6 +93,19 @@ def test_a_new_direction_is_noticed():
         assert (projector(found) - spectral_projector(graph, rank=RANK)).norm() < 1e-9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_spectrum_at_all_where_denormal_numbers_are_0(dtype):
+    """As `torch.set_flush_denormal` and libraries built for speed have it."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        _, half, growth = subspace_iteration._interval(torch.zeros(1, 4, dtype=dtype), True)
+    finally:
+        torch.set_flush_denormal(False)
+    assert (half > 0).all()
+    assert growth.tolist() == [0.0, 0.0]
+
+
 def planted(*strengths: float, first: int = 0) -> torch.Tensor:
     """Orthogonal groups of 16 equal channels, linked within by the strengths, from group number `first` on; the other
     channels stand alone but for a weak link to all. Its leading vectors are those of the groups."""

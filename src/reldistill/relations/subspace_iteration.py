@@ -198,7 +198,9 @@ def _interval(levels: Tensor, semidefinite: bool) -> tuple[Tensor, ...]:
     It is never so short that the first one's growth is immense.
     """
     first, last_wanted, edge, lowest = levels.unbind(dim=-1)
-    shortest = (0.05 * last_wanted).clamp_min(1e-3 * first).clamp_min(torch.finfo(levels.dtype).tiny)
+    # Four times, so that half of it is no denormal number, which some processes take for 0.
+    least = 4 * torch.finfo(levels.dtype).tiny
+    shortest = (0.05 * last_wanted).clamp_min(1e-3 * first).clamp_min(least)
     top = torch.maximum(edge, shortest)
     low = torch.zeros_like(top) if semidefinite else torch.minimum(lowest, -top)
     centre, half = (top + low) / 2, (top - low) / 2
