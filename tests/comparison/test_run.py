@@ -222,7 +222,6 @@ WRONG: list[tuple[list[str], str]] = [
     ([*METHODS, "--devices", "2"], "every cell of a comparison runs on one device"),
     ([*METHODS, "--weights", '{"sekd.edge": 1}'], "'sekd.edge' is not a part of any of the methods"),
     ([*METHODS, "--data", "nowhere"], "data 'nowhere'"),
-    ([*METHODS, "--teacher", "nets.py:small"], "its weights are not for these classes"),
     ([*METHODS, "--out", "teacher"], "teacher holds a run: give another --out"),
 ]
 
@@ -232,7 +231,6 @@ def test_wrong_input_is_one_line(
     changes: list[str], text: str, world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = [] if "--out" in changes else ["--out", str(tmp_path / "x")]
-    torch.manual_seed(0)  # of the random teacher, which guesses well by chance now and then
     assert main([*COMPARE, *changes, *out]) == 2
     said, err = capfd.readouterr()
     assert said == ""
