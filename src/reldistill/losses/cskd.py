@@ -10,7 +10,7 @@ from reldistill.checks import check_axes, check_same_batch, check_temperature
 from reldistill.losses.deit_hard import deit_hard_loss
 from reldistill.losses.kd import kd_loss
 from reldistill.relations.precision import full_precision
-from reldistill.relations.tokens import average_pool
+from reldistill.relations.tokens import on_common_grid
 
 Targets = Literal["hard", "soft"]
 
@@ -63,9 +63,8 @@ def cskd_loss(
     check_same_batch(student, teacher)
     teacher = teacher.detach()
     teacher = teacher + progress * (teacher.mean(dim=(2, 3), keepdim=True) - teacher)
-    grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
     # each place is a sample of its own
-    ours, theirs = (average_pool(s, grid).movedim(1, -1).flatten(0, 2) for s in (student, teacher))
+    ours, theirs = (side.movedim(1, -1).flatten(0, 2) for side in on_common_grid(student, teacher))
     return deit_hard_loss(ours, theirs) if targets == "hard" else kd_loss(ours, theirs, temperature=temperature)
 
 

@@ -116,7 +116,8 @@ def leading(matrix: Tensor, start: Start | None, *, rank: int, semidefinite: boo
         fresh = _pseudo_random(matrix, _fresh_columns(size))
         vectors = torch.cat([start.vectors[..., : -fresh.shape[-1]], fresh], dim=-1)
         levels, degree = start.levels, start.degree
-        interval = Interval.of(*_interval(levels, semidefinite))
+        centre, half, growth = _interval(levels, semidefinite)
+        interval = Interval.of(centre, half, *growth.tolist())
     total, wanted_growth, good = 0, math.log(_LEAST_GROWTH), False
     while True:
         degree = max(1, min(max(degree, math.ceil(wanted_growth / interval.slowest)), _HIGHEST_DEGREE[matrix.dtype]))
@@ -181,9 +182,8 @@ class Interval(NamedTuple):
     fastest: float
 
     @classmethod
-    def of(cls, centre: Tensor, half: Tensor, growth: Tensor) -> Interval:
-        """Of what `_interval` says."""
-        slowest, fastest = growth.tolist()
+    def of(cls, centre: Tensor, half: Tensor, slowest: float, fastest: float) -> Interval:
+        """Of what `_interval` says, looked at."""
         return cls(centre, half, max(slowest, _FLATTEST), fastest)
 
     def degrees_at_once(self, dtype: torch.dtype) -> int:
@@ -252,8 +252,7 @@ def _rayleigh_ritz(matrix: Tensor, block: Tensor, before: Tensor | None, rank: i
     vectors, images, values, levels, error, centre, half, seen = turned
     # All at once: every number that is looked at means waiting for a GPU.
     slowest, fastest, worst = seen.tolist()
-    interval = Interval(centre, half, max(slowest, _FLATTEST), fastest)
-    return _Ritz(vectors, images, values, levels, error, interval, worst)
+    return _Ritz(vectors, images, values, levels, error, Interval.of(centre, half, slowest, fastest), worst)
 
 
 @Replayed
