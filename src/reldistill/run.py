@@ -100,7 +100,7 @@ def distill(
         return previous
     setup = setup_of(data)
     images = images or read_images(data, training, models=(networks.student, networks.teacher))
-    teacher = open_teacher(networks, images, setup=setup)
+    teacher = open_teacher(networks, images, setup=setup, seed=training.seed)
     student = open_student(networks, images, setup=setup, seed=training.seed)
     distiller = build_distiller(
         networks.method,
@@ -132,8 +132,9 @@ def distill(
     )
 
 
-def open_teacher(networks: PairSettings, images: Any, *, setup: TaskSetup) -> OpenedNetwork:
-    """The teacher, with weights and with the data's classes."""
+def open_teacher(networks: PairSettings, images: Any, *, setup: TaskSetup, seed: int) -> OpenedNetwork:
+    """The teacher, with weights and with the data's classes; one without is the same for the same seed."""
+    L.seed_everything(seed, verbose=False)
     is_named = not networks.teacher_weights and ".py:" not in networks.teacher and not run_folder(networks.teacher)
     return setup.open(
         networks.teacher,

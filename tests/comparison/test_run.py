@@ -222,6 +222,7 @@ WRONG: list[tuple[list[str], str]] = [
     ([*METHODS, "--devices", "2"], "every cell of a comparison runs on one device"),
     ([*METHODS, "--weights", '{"sekd.edge": 1}'], "'sekd.edge' is not a part of any of the methods"),
     ([*METHODS, "--data", "nowhere"], "data 'nowhere'"),
+    ([*METHODS, "--teacher", "nets.py:small"], "its weights are not for these classes"),
     ([*METHODS, "--out", "teacher"], "teacher holds a run: give another --out"),
 ]
 

@@ -60,7 +60,7 @@ def measure_reference(
         UserError: when networks and data don't go together, or nothing could be learned from the teacher.
     """
     setup, look = setup_of(data), LOOKS[data.task]
-    teacher = open_teacher(pairs[0], images, setup=setup)
+    teacher = open_teacher(pairs[0], images, setup=setup, seed=training.seed)
     trusted = trusted_teacher(teacher, images, training, setup=setup)
     found = look(teacher, images, training)
     arrays = found.reference_arrays()
