@@ -9,12 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reldistill.comparison.compare import compare
     from reldistill.core.checks import UserError
+    from reldistill.core.tasks import register_task
     from reldistill.core.types import Batch, Boxes, Features, LevelInfo, StepOutput
     from reldistill.methods.build import build_distiller
     from reldistill.networks.extract import Extractor
     from reldistill.networks.zoo import load_network
-    from reldistill.runs.run import distill, evaluate
+    from reldistill.runs.distill import distill
+    from reldistill.runs.evaluate import evaluate
+    from reldistill.runs.train import train
     from reldistill.step.curriculum import WarmUp
     from reldistill.step.distiller import Distiller
     from reldistill.step.term import Term
@@ -28,7 +32,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# `reldistill.runs.run.train` is not among them: `reldistill.training` is a package.
 __all__ = [
     "Batch",
     "Boxes",
@@ -50,20 +53,27 @@ __all__ = [
     "UserError",
     "WarmUp",
     "build_distiller",
+    "compare",
     "distill",
     "evaluate",
     "load_detector",
     "load_images",
     "load_network",
+    "register_task",
+    "train",
 ]
 
 _MODULES = {
+    "comparison.compare": ["compare"],
     "core.checks": ["UserError"],
+    "core.tasks": ["register_task"],
     "core.types": ["Batch", "Boxes", "Features", "LevelInfo", "StepOutput"],
     "methods.build": ["build_distiller"],
     "networks.extract": ["Extractor"],
     "networks.zoo": ["load_network"],
-    "runs.run": ["distill", "evaluate"],
+    "runs.distill": ["distill"],
+    "runs.evaluate": ["evaluate"],
+    "runs.train": ["train"],
     "step.curriculum": ["WarmUp"],
     "step.distiller": ["Distiller"],
     "step.term": ["Term"],

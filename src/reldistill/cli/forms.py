@@ -12,6 +12,7 @@ from typing import Any
 
 from reldistill.cli.options import Options
 from reldistill.core.checks import UserError
+from reldistill.core.tasks import open_task
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 JSON_HELP = "print one JSON document on standard output, all else on standard error"
@@ -130,6 +131,12 @@ def part_of(given: Given, kind: type) -> Any:
 def rank() -> int:
     """This process's number among those of a run, as far as the environment tells."""
     return next((int(os.environ[n]) for n in ("RANK", "LOCAL_RANK", "NODE_RANK") if os.environ.get(n)), 0)
+
+
+def know_task(given: str | None) -> None:
+    """Make a task of the user's own known, by the file that was named; nothing where none was."""
+    if given is not None:
+        open_task(given)
 
 
 @contextlib.contextmanager

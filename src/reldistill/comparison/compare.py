@@ -39,9 +39,8 @@ from reldistill.runs.folders import (
     recorded_settings,
     refuse_changes,
 )
-from reldistill.runs.run import flat_settings
 from reldistill.training.progress import say
-from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings, flat_settings
 
 _LOCK = ".lock"
 _OWN = ("method", "seed")  # differ between the cells of a comparison

@@ -17,7 +17,8 @@ from reldistill.comparison.cells import Cell
 from reldistill.comparison.measure import measure_cell, measure_reference
 from reldistill.core.checks import UserError
 from reldistill.report.comparison.cell_records import REFERENCE
-from reldistill.runs.run import distill, read_images
+from reldistill.runs.distill import distill
+from reldistill.runs.opening import read_images
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 LOG_FILE = "log.txt"

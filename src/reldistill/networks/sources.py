@@ -14,8 +14,7 @@ import timm
 import torchvision
 from torch import nn
 
-from reldistill.core.checks import UserError
-from reldistill.networks.weights import one_line
+from reldistill.core.checks import UserError, one_line
 
 Triple = tuple[float, float, float]
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")

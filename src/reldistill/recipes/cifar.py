@@ -44,7 +44,7 @@ def cifar10_resnet20(
         devices: how many devices, or auto.
         resume: go on with the run in out.
     """
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     return distill(
         DataSettings(data=data, image_size=32, download=download),
@@ -93,7 +93,8 @@ def cifar100(
         resume: go on with the runs in out.
     """
     from reldistill.networks.saved import run_folder
-    from reldistill.runs.run import distill, train
+    from reldistill.runs.distill import distill
+    from reldistill.runs.train import train
 
     images = DataSettings(data=data, image_size=32, download=download)
     slow = ("mobilenet", "shufflenet")

@@ -77,7 +77,7 @@ def coco_detector(
         devices: how many devices, or auto.
         resume: go on with the run in out.
     """
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     return distill(
         DataSettings(data=data, image_size=image_size, workers=workers),
@@ -140,7 +140,7 @@ def voc_detector(
         devices: how many devices, or auto.
         resume: go on with the run in out.
     """
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     return distill(
         DataSettings(data=data, image_size=image_size, workers=workers),

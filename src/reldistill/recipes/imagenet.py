@@ -45,7 +45,7 @@ def imagenet_deit_tiny(
         devices: how many devices, or auto.
         resume: go on with the run in out.
     """
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     return distill(
         DataSettings(data=data, image_size=224, augment="strong"),
@@ -100,7 +100,7 @@ def imagenet_resnet18(
         devices: how many devices, or auto.
         resume: go on with the run in out.
     """
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     return distill(
         DataSettings(data=data, image_size=224),

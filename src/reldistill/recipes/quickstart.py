@@ -40,7 +40,8 @@ def quickstart(
     """
     from reldistill.methods.build import method_names
     from reldistill.report.run.render import render_html
-    from reldistill.runs.run import distill, train
+    from reldistill.runs.distill import distill
+    from reldistill.runs.train import train
     from reldistill.training.progress import say
 
     for method in methods:

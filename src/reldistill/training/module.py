@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch
 from reldistill.step.distiller import TASK, Distiller
-from reldistill.training.optimisers import DEFAULT_WEIGHT_DECAY, OptimizerName, Schedule, lr_factor, make_optimizer
+from reldistill.training.optimisers import DEFAULTS, OptimizerName, Schedule, lr_factor, make_optimizer
 from reldistill.training.teacher_cache import TeacherCache
 
 _WATCH_EVERY = 50
@@ -60,7 +60,7 @@ class DistillationModule(L.LightningModule):
         self.distiller = distiller
         self.optimizer_name: OptimizerName = optimizer
         self.lr = lr
-        self.weight_decay = DEFAULT_WEIGHT_DECAY["classification", optimizer] if weight_decay is None else weight_decay
+        self.weight_decay = DEFAULTS.weight_decay[optimizer] if weight_decay is None else weight_decay
         self.schedule: Schedule = schedule
         self.lr_warm_up = lr_warm_up
         self.milestones = milestones

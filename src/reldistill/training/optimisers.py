@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,24 +13,31 @@ from torch import nn
 OptimizerName = Literal["sgd", "adamw"]
 Schedule = Literal["one-cycle", "cosine", "step", "constant"]
 
-DEFAULT_WEIGHT_DECAY: dict[tuple[str, OptimizerName], float] = {
-    ("classification", "sgd"): 5e-4,
-    ("classification", "adamw"): 0.05,
-    ("detection", "sgd"): 1e-4,
-    ("detection", "adamw"): 0.05,
-}
-_LR_OF_BATCH: dict[tuple[str, OptimizerName], tuple[float, int]] = {
-    ("classification", "sgd"): (0.1, 128),
-    ("classification", "adamw"): (1e-3, 256),
-    ("detection", "sgd"): (0.01, 16),
-    ("detection", "adamw"): (2e-4, 16),
-}
+
+@dataclass(frozen=True)
+class TrainDefaults:
+    """How a task is trained where nobody says otherwise.
+
+    Args:
+        batch_size: images a step.
+        lr: optimiser → peak learning rate, and the batch size that it is for.
+        weight_decay: optimiser → weight decay.
+    """
+
+    batch_size: int
+    lr: Mapping[OptimizerName, tuple[float, int]]
+    weight_decay: Mapping[OptimizerName, float]
+
+    def lr_for(self, optimizer: OptimizerName, batch_size: int) -> float:
+        """Peak learning rate for a batch size, scaled linearly."""
+        rate, batch = self.lr[optimizer]
+        return rate * batch_size / batch
 
 
-def default_lr(optimizer: OptimizerName, batch_size: int, *, task: str = "classification") -> float:
-    """Peak learning rate for a batch size, scaled linearly."""
-    rate, batch = _LR_OF_BATCH[task, optimizer]
-    return rate * batch_size / batch
+DEFAULTS = TrainDefaults(
+    batch_size=128, lr={"sgd": (0.1, 128), "adamw": (1e-3, 256)}, weight_decay={"sgd": 5e-4, "adamw": 0.05}
+)
+"""Of whole images: those of the literature on classification."""
 
 
 def make_optimizer(

@@ -15,11 +15,12 @@ from reldistill.report.paired import Row, role_of
 from reldistill.report.plots import line_key, part_style, parts_plot, score_plot
 from reldistill.report.record import RunRecord
 from reldistill.report.run.text import best_gain, best_text, gain_text
+from reldistill.report.task_report import report_of
 from reldistill.report.words import NONE, count, decimals, duration, known, percent, span, times
 
 
-def comparison_html(rows: Sequence[Row]) -> str:
-    """The comparison, with each gain and its interval drawn on one scale."""
+def comparison_html(rows: Sequence[Row], *, task: str) -> str:
+    """The comparison of runs of a task, with each gain and its interval drawn on one scale."""
     best, ends = best_gain(rows), _gain_ends(rows)
     heads = [
         ("text", "run"),
@@ -56,7 +57,7 @@ def comparison_html(rows: Sequence[Row]) -> str:
     return (
         '<section>\n<h2 id="comparison">Comparison</h2>\n<div class="scroll"><table class="comparison">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>\n"
-        f"{caption(captions.COMPARISON if not rows or rows[0].score.counted else captions.COMPARISON_AP)}\n</section>"
+        f"{caption(report_of(task).caption)}\n</section>"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -13,8 +12,6 @@ from reldistill.tasks.detection.metrics.detection_results import ImageResult, ov
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 MOST = 100  # detections of a class in an image
-DRAWS = 500
-Z95 = NormalDist().inv_cdf(0.975)
 _NUMBERS = 1 << 22  # held at a time
 
 
@@ -118,26 +115,3 @@ def _of_class(matches: Matches, mine: np.ndarray, times: np.ndarray, there: np.n
     reached = np.searchsorted(RECALLS, right / np.maximum(there, 1)[:, None, None], side="right")
     new = np.diff(reached, axis=1, prepend=0)
     return np.where(there > 0, (new * best).sum(axis=1).mean(axis=1) / len(RECALLS), 0.0)
-
-
-def draws(images: int, *, count: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """(count, images) how often each image comes when as many are drawn with replacement."""
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=count)
-
-
-def bootstrap_interval(values: np.ndarray, *, observed: float) -> tuple[float, float]:
-    """95 % interval by the bias-corrected percentiles of what the draws gave.
-
-    Draws of few images hold fewer classes, which moves their APs away from that of all images.
-    Efron, Tibshirani: An Introduction to the Bootstrap, 1993, section 14.3, without acceleration.
-
-    Args:
-        values: (draws,); nan where a draw says nothing.
-        observed: the value on the images themselves.
-    """
-    values = values[np.isfinite(values)]
-    below = (np.sum(values < observed) + 0.5 * np.sum(values == observed)) / len(values)
-    shift = NormalDist().inv_cdf(min(max(float(below), 0.5 / len(values)), 1 - 0.5 / len(values)))
-    ends = [NormalDist().cdf(2 * shift + z) for z in (-Z95, Z95)]
-    low, high = np.quantile(values, ends)
-    return float(low), float(high)
