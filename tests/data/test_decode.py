@@ -97,9 +97,9 @@ def test_integers_beyond_16_bits_are_clipped() -> None:
 
 @pytest.mark.parametrize(
     ("largest", "value", "expected"),
-    [(1, 0.5, 128), (0.25, 0.25, 64), (255, 100, 100), (128, 100, 100), (1.5, 1.5, 2), (256, 256, 1), (65535, 32768, 128),
-     (65535, 100, 0), (70000, 70000, 255), (1, -3, 0), (255, float("nan"), 0), (1, float("inf"), 255),
-     (255, float("inf"), 255), (255, float("-inf"), 0)],
+    [(1, 0.5, 128), (0.25, 0.25, 64), (255, 100, 100), (128, 100, 100), (1.5, 1.5, 2), (256, 256, 1),
+     (65535, 32768, 128), (65535, 100, 0), (70000, 70000, 255), (1, -3, 0), (255, float("nan"), 0),
+     (1, float("inf"), 255), (255, float("inf"), 255), (255, float("-inf"), 0)],
 )  # fmt: skip
 def test_floats_are_scaled_by_the_range_their_largest_is_within(largest: float, value: float, expected: int) -> None:
     values = np.full((4, 4), value, dtype=np.float32)

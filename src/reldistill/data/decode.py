@@ -1,12 +1,13 @@
 """One image file → 8-bit RGB, whatever its mode.
 
 Transparency is composited on white, the EXIF orientation is applied, and of an animation the first frame is taken.
-16-bit greys are scaled by their full range (65535 → 255). Floats and 32-bit integers declare no range: it is taken to be
-the smallest of 1 (floats only), 255 and 65535 that their largest value is within.
+16-bit greys are scaled by their full range (65535 → 255). Floats and 32-bit integers declare no range: it is taken to
+be the smallest of 1 (floats only), 255 and 65535 that their largest value is within.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import zlib
 
@@ -18,10 +19,24 @@ from reldistill.core.checks import UserError
 ORIENTATION_TAG = 0x0112
 ORIENTATIONS_ON_THE_SIDE = (5, 6, 7, 8)
 
+HEIF_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})
+
+
+def _reads_heif() -> bool:
+    """Let Pillow read HEIC, where pillow-heif is installed."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return True
+
+
 EXTENSIONS = frozenset(
     f".{ending}"
     for ending in "jpg jpeg jpe jfif png bmp dib gif webp tif tiff ppm pgm pbm pnm jp2 j2k avif tga ico".split()  # noqa: SIM905
-)
+) | (HEIF_EXTENSIONS if _reads_heif() else frozenset())
+"""What is read as an image. AVIF is among them whether or not this Pillow can: then it is refused by name."""
 
 
 class BadImage(UserError):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from reldistill.core.checks import UserError, check_axes
 from reldistill.data.augment import Augment, ImageTransform
+from reldistill.data.class_folders import read_splits
 from reldistill.data.decode import BadImage
-from reldistill.data.files import Archive, Folder, read_splits
+from reldistill.data.files import Archive, Folder
 from reldistill.data.loader import DiskPixels, Loader, MemoryPixels
 from reldistill.data.named import CIFAR, NAMES, TIMM_PREFIXES, cifar, digits, from_timm
 from reldistill.data.samples import (
@@ -56,6 +57,7 @@ class ImageData:
         augment: what is done to training images, `auto` resolved.
         in_memory: whether all images are held in memory.
         test: every held-out image once, in order; None where none were asked for.
+        left_out: what else lies with the data and is not used, in words → how often.
     """
 
     name: str
@@ -68,6 +70,7 @@ class ImageData:
     augment: str
     in_memory: bool
     test: Loader | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
     def from_tensors(
@@ -158,9 +161,9 @@ def load_images(
     """Open a data set, look at every image once, and make its loaders.
 
     Args:
-        data: a folder of class folders, with `train/` and `val/` (or `valid/`, `validation/`, `test/`) inside or to
-            be split here; a `.zip` of the same; `digits`, `cifar10`, `cifar100`; or one of timm's names such as
-            `hfds/owner/name`, `torch/fashion_mnist`, `wds/FOLDER`.
+        data: a folder of class folders, with `train/` and `val/` or `test/` (or other usual names, see
+            `data.class_folders.ROLES`) inside or to be split here; a `.zip` of the same; `digits`, `cifar10`,
+            `cifar100`; or one of timm's names such as `hfds/owner/name`, `torch/fashion_mnist`, `wds/FOLDER`.
         image_size: side of the square images to make. None: the images' own, where all are square, alike and at most
             64 pixels wide, else 224.
         batch_size: images in a batch over all ranks.
@@ -227,6 +230,7 @@ def load_images(
         fingerprint=fingerprint(splits, side),
         augment=how.word,
         in_memory=keep,
+        left_out=splits.left_out,
     )
 
 
