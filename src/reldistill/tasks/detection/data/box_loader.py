@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from reldistill.core.types import Batch, Boxes
 from reldistill.data.augment import seed_of, to_float
 from reldistill.data.decode import BadImage
-from reldistill.data.loader import Key, BatchPlan, Workers, bad_by_now
+from reldistill.data.loader import BatchPlan, Key, Workers, bad_by_now
 from reldistill.tasks.detection.data.box_augment import BoxTransform
 from reldistill.tasks.detection.data.labels import LabelledImages
 
