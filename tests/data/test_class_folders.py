@@ -11,6 +11,7 @@ from PIL import Image
 
 from reldistill.core.checks import UserError
 from reldistill.data.class_folders import read_splits, split_name
+from reldistill.data.decode import EXTENSIONS
 from reldistill.data.files import Archive, Folder
 from reldistill.data.left_out import in_words
 from reldistill.data.samples import Splits
@@ -171,6 +172,20 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
 def test_a_photograph_that_cannot_be_read_says_how() -> None:
     assert in_words({".heic files": 3}) == "; not used: 3 .heic files (pip install 'reldistill[heic]' reads them)"
     assert in_words({}) == ""
+
+
+def test_photographs_of_telephones_are_read_where_they_can_be(tmp_path: Path) -> None:
+    root = put(tmp_path, *images(4, "a", "b"))
+    if ".heic" not in EXTENSIONS:
+        (root / "a" / "photo.HEIC").write_bytes(b"x")
+        assert read(root).left_out == {".heic files": 1}
+        return
+    Image.new("RGB", (8, 8), (200, 30, 40)).save(root / "a" / "photo.HEIC", quality=95)
+    splits = read(root)
+    (photo,) = [key for part in splits.parts.values() for key in part.keys if key.endswith("HEIC")]
+    red, green, blue = splits.train.reader.image(photo).getpixel((4, 4))
+    assert (red > 180, green < 50, blue < 60) == (True, True, True)
+    assert splits.left_out == {}
 
 
 def test_pipes_and_circles_are_left_alone(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import Batch
 from reldistill.tasks.classification import images as classification
 from reldistill.tasks.classification.images import ImageData, load_images
+from reldistill.tasks.classification.task import ClassificationTask
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -196,6 +198,20 @@ def test_a_bad_image_in_an_archive_is_named_with_it(tmp_path: Path) -> None:
             z.write(path, path.relative_to(folder))
     with pytest.raises(UserError, match=rf"bad image {archive}:val/cat/05\.png: not in an image format"):
         load_images(str(archive), batch_size=4)
+
+
+def test_what_is_not_used_is_said_in_the_line_about_the_data(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "data")
+    task = ClassificationTask()
+    assert "not used" not in task.summary(load_images(folder, batch_size=4))
+    for name in ("train/cat/a.raw", "train/dog/b.raw", "notes.txt"):
+        (tmp_path / "data" / name).write_text("x")
+    shutil.copytree(tmp_path / "data" / "val", tmp_path / "data" / "test")
+    data = load_images(folder, batch_size=4)
+    assert data.left_out == {"files in test/": 12, ".raw files": 2, ".txt files": 1}
+    said = task.summary(data)
+    assert said.endswith(" at 16x16; not used: 12 files in test/, 2 .raw files, 1 .txt file")
+    assert "test" not in " ".join(load_images(folder, batch_size=4, hold_out_test=True).left_out)
 
 
 def test_a_class_whose_images_are_all_bad(tmp_path: Path) -> None:
