@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from reldistill.classification_setup import ClassificationSetup
 from reldistill.detection_setup import DetectionSetup
@@ -13,6 +13,7 @@ from reldistill.train.settings import DataSettings, TrainSettings
 from reldistill.types import Task
 
 
+@runtime_checkable
 class TaskSetup(Protocol):
     """One task's way to images, networks and figures. `images` is what `read` returned."""
 

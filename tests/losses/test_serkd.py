@@ -298,6 +298,7 @@ def test_settings_are_checked_when_built(settings_, message):
         ((2, 3, 6, 6), (3, 5, 6, 6), "B is 2 in the student and 3 in the teacher"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         serkd_loss(torch.zeros(student), torch.zeros(teacher))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ MOST_CLASSES = 1000
 _COUNTED = 4
 
 
+@runtime_checkable
 class Look(Protocol):
     """What a network did on the test images. `score` is what networks are compared by, percent."""
 
