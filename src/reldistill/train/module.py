@@ -202,7 +202,7 @@ class DistillationModule(L.LightningModule):
         """Warn the user once, and keep the warning for the record."""
         self.notes.append(text)
         if self.trainer.is_global_zero:
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(text, stacklevel=1)
 
     def _stop_not_finite(self, parts: dict[str, Tensor]) -> None:
         bad = [name for name, value in parts.items() if not torch.isfinite(value)]
