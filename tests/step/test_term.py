@@ -93,8 +93,8 @@ def test_a_losss_own_parameters_belong_to_the_term() -> None:
 
 
 def test_value_at_the_places_of_a_network() -> None:
-    features = Features(logits=torch.ones(1, 5), pooled=torch.ones(2, 5), levels={"layer1": torch.ones(3, 5, 1, 1)})
-    assert [len(value_at(features, place)) for place in ("logits", "pooled", "layer1")] == [1, 2, 3]
+    features = Features(logits=torch.ones(1, 2), pooled=torch.ones(1, 3), levels={"layer1": torch.ones(1, 4, 1, 1)})
+    assert [value_at(features, place).shape[1] for place in ("logits", "pooled", "layer1")] == [2, 3, 4]
 
 
 class ByLabel(nn.Module):

@@ -18,7 +18,6 @@ from typing import Any, Literal, get_args
 
 import torch
 import torchvision
-from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -218,7 +217,7 @@ class TimmPyramid(nn.Module):
         self.out_channels = channels
         self.channels_last = str(getattr(body, "output_fmt", "")).endswith("NHWC")
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> dict[str, Float[Tensor, "B _C _H _W"]]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) → level → map, from fine to coarse."""
         maps = self.body(images)
         chosen = [maps[index] for index in self.indices]
