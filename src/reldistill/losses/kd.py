@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_same_batch, check_temperature
+from reldistill.core.checks import check_axes, check_same_batch, check_temperature
 from reldistill.relations.precision import full_precision
 
 
