@@ -95,7 +95,8 @@ class Distiller(nn.Module):
             progress: fraction of training done, for the terms' curricula.
         """
         if not isinstance(batch, Batch):
-            batch = Batch(*batch)
+            images, labels = batch
+            batch = Batch(images, labels)
         terms = [term for term in self._terms() if term.is_active(progress)]
         student = _ask(
             self.student,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 from reldistill.core.tasks import known_task, open_task
 from reldistill.report.task_report import TaskReport
@@ -75,6 +75,7 @@ class Companions:
     said: str = ""
 
 
+@runtime_checkable
 class Look(Protocol):
     """What a network did on the test images. `score` is what networks are compared by, percent."""
 
@@ -114,6 +115,7 @@ class Look(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """What images are labelled for.
 
