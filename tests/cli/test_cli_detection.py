@@ -112,6 +112,7 @@ def test_evaluate_measures_what_the_run_measured(world: Path, capfd: pytest.Capt
     assert found["AP"] == pytest.approx(record("teacher")["result"]["score_best"])
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_run_keeps_its_size_unless_it_is_trained_on(world: Path) -> None:
     images = SimpleNamespace(classes=CLASSES, image_size=96, longest_size=160)
     sizes = {

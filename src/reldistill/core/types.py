@@ -1,7 +1,9 @@
 """What the parts of reldistill hand to each other.
 
 Axes, everywhere: B batch · C channels · H, W space · N patch tokens · M superpixel tokens · D embedding ·
-K classes · L levels · n boxes.
+K classes · L levels · A anchors · n boxes. A size of the teacher's that need not be the student's is C′ in prose and
+C_t in a type. `Float[Tensor, "B C"]` is a floating-point tensor of these axes: equal names are equal sizes, `_C` is any
+size, `*_` any number of axes, "" a scalar. The tests check the types in every call; a run checks none.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -29,17 +32,17 @@ class Boxes:
         areas: (n,) pixels of each object itself, where the annotations say it; None = of its box.
     """
 
-    corners: Tensor
-    labels: Tensor
-    images: Tensor
-    sizes: Tensor
-    ignored: Tensor | None = None
-    areas: Tensor | None = None
+    corners: Float[Tensor, "n 4"]
+    labels: Int64[Tensor, "n"]
+    images: Int64[Tensor, "n"]
+    sizes: Int64[Tensor, "B 2"]
+    ignored: Bool[Tensor, "n"] | None = None
+    areas: Float[Tensor, "n"] | None = None
 
     def __len__(self) -> int:
         return len(self.corners)
 
-    def in_frame(self, height: int, width: int) -> Tensor:
+    def in_frame(self, height: int, width: int) -> Float[Tensor, "B n 4"]:
         """(B, n, 4): each image's corners as fractions of a frame's sides, filled up with boxes of 0 without an area.
 
         Args:
@@ -71,9 +74,9 @@ class Batch:
         boxes: the objects in the images, for detection.
     """
 
-    images: Tensor
-    labels: Tensor | None
-    indices: Tensor | None = None
+    images: Float[Tensor, "B 3 H W"]
+    labels: Int64[Tensor, "B"] | None
+    indices: Int64[Tensor, "B"] | None = None
     teacher: Mapping[str, Tensor] | None = None
     boxes: Boxes | None = None
 
@@ -81,7 +84,7 @@ class Batch:
         return len(self.images)
 
     @property
-    def classes(self) -> Tensor:
+    def classes(self) -> Int64[Tensor, "B"]:
         """The labels (B,) of images that have one each."""
         if self.labels is None:
             raise ValueError("labels: these images have boxes, not a class each")
@@ -145,14 +148,14 @@ class Features:
         losses: name → scalar, a detector's own losses on labelled boxes.
     """
 
-    logits: Tensor | None = None
-    pooled: Tensor | None = None
-    distilled: Tensor | None = None
-    dense: Tensor | None = None
-    levels: Mapping[str, Tensor] = field(default_factory=dict)
-    scores: Tensor | None = None
-    proposals: tuple[Tensor, ...] = ()
-    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    logits: Float[Tensor, "B K"] | None = None
+    pooled: Float[Tensor, "B D"] | None = None
+    distilled: Float[Tensor, "B K"] | None = None
+    dense: Float[Tensor, "B K H W"] | None = None
+    levels: Mapping[str, Float[Tensor, "B _C _H _W"]] = field(default_factory=dict)
+    scores: Float[Tensor, "*_ _"] | None = None
+    proposals: tuple[Float[Tensor, "_n 4"], ...] = ()
+    losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,11 +168,12 @@ class StepOutput:
         student: the student's features, for metrics.
     """
 
-    total: Tensor
-    parts: Mapping[str, Tensor]
+    total: Float[Tensor, ""]
+    parts: Mapping[str, Float[Tensor, ""]]
     student: Features
 
 
+@runtime_checkable
 class Loss(Protocol):
     """(student tensor, teacher tensor) → scalar.
 
@@ -184,12 +188,13 @@ class Loss(Protocol):
         ...
 
 
+@runtime_checkable
 class FeatureSource(Protocol):
     """A network that says Features of images: see `networks.extract.Extractor`."""
 
     def __call__(
         self,
-        images: Tensor,
+        images: Float[Tensor, "B 3 H W"],
         *,
         levels: tuple[str, ...] = (),
         logits: bool = True,
@@ -200,6 +205,7 @@ class FeatureSource(Protocol):
         ...
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """How well a network does its task, over batches and over the processes of a distributed run.
 
@@ -227,6 +233,7 @@ class Evaluator(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """What the student is for: its own loss, without any teacher, and how it is measured."""
 

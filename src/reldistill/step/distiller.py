@@ -86,15 +86,17 @@ class Distiller(nn.Module):
         network = getattr(self.student, "network", self.student)
         return copy.deepcopy(network).cpu().eval()
 
-    def forward(self, batch: Batch | tuple[Tensor, Tensor], *, progress: float = 1.0) -> StepOutput:
+    def forward(self, batch: Batch | Sequence[Tensor], *, progress: float = 1.0) -> StepOutput:
         """The step's losses.
 
         Args:
-            batch: images in [0, 1] (or as the student's and teacher's own preparation expects them) with labels.
+            batch: images in [0, 1] (or as the student's and teacher's own preparation expects them) with labels; as a
+                Batch, or as the pair that a data loader gives.
             progress: fraction of training done, for the terms' curricula.
         """
         if not isinstance(batch, Batch):
-            batch = Batch(*batch)
+            images, labels = batch
+            batch = Batch(images, labels)
         terms = [term for term in self._terms() if term.is_active(progress)]
         student = _ask(
             self.student,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from reldistill.core.tasks import known_task, open_task
 from reldistill.report.task_report import TaskReport
@@ -80,6 +80,7 @@ Read = TypeVar("Read", bound="Images")
 Seen = TypeVar("Seen", bound="Images", contravariant=True)
 
 
+@runtime_checkable
 class Look(Protocol[Seen]):
     """What a network did on the test images. `score` is what networks are compared by, percent."""
 
@@ -119,6 +120,7 @@ class Look(Protocol[Seen]):
         ...
 
 
+@runtime_checkable
 class Task(Protocol[Read]):
     """What images are labelled for.
 

@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -25,6 +25,7 @@ _LOG_EVERY = 50
 METRICS_FILE = "metrics.csv"
 
 
+@runtime_checkable
 class BatchLoader(Protocol):
     """Batches whose every random choice follows from the position: see `data.loader`."""
 

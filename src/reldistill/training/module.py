@@ -104,7 +104,7 @@ class DistillationModule(L.LightningModule):
         optimizer = make_optimizer(
             [self.distiller], optimizer=self.optimizer_name, lr=self.lr, weight_decay=self.weight_decay
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: self._lr_factor())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Batch:
@@ -183,7 +183,7 @@ class DistillationModule(L.LightningModule):
         student = self.student
         return copy.deepcopy(getattr(student, "network", student)).cpu().eval()
 
-    def _lr_factor(self, _step: int) -> float:
+    def _lr_factor(self) -> float:
         return lr_factor(self.progress, schedule=self.schedule, warm_up=self.lr_warm_up, milestones=self.milestones)
 
     def _watch(self, parts: Any) -> None:
@@ -203,7 +203,7 @@ class DistillationModule(L.LightningModule):
         """Warn the user once, and keep the warning for the record."""
         self.notes.append(text)
         if self.trainer.is_global_zero:
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(text, stacklevel=1)
 
     def _stop_not_finite(self, parts: dict[str, Tensor]) -> None:
         bad = [name for name, value in parts.items() if not torch.isfinite(value)]

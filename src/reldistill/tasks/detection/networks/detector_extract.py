@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import detection
@@ -79,14 +80,14 @@ class DetectorExtractor(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Float[Tensor, "B 3 H W"],
         *,
         levels: tuple[str, ...] = (),
         logits: bool = True,
         pooled: bool = False,
         boxes: Boxes | None = None,
         scores: bool = False,
-        proposals: Sequence[Tensor] = (),
+        proposals: Sequence[Float[Tensor, "_n 4"]] = (),
     ) -> Features:
         """Features of images.
 
@@ -224,7 +225,7 @@ class DetectorExtractor(nn.Module):
         multiple = self.network.transform.size_divisible
         return math.ceil(side / multiple) * multiple
 
-    def _sized(self, images: Tensor, boxes: Boxes | None) -> tuple[ImageList, Boxes | None]:
+    def _sized(self, images: Float[Tensor, "B 3 H W"], boxes: Boxes | None) -> tuple[ImageList, Boxes | None]:
         """Normalised images with padding of 0 to what the network's strides need, and the boxes in their pixels."""
         check_axes(images, "B C H W", name="images", C=3)
         if not images.is_floating_point():
@@ -286,7 +287,7 @@ class DetectorExtractor(nn.Module):
             losses=losses,
         )
 
-    def _of_the_data(self, scores: Tensor) -> Tensor:
+    def _of_the_data(self, scores: Float[Tensor, "*anchors _"]) -> Float[Tensor, "*anchors _"]:
         """The scores of the data's classes, in their order, behind the background's where there are such."""
         wanted = [0, *self.outputs] if self.softmax else list(self.outputs)
         return scores if wanted == list(range(scores.shape[-1])) else scores[..., wanted]
