@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reldistill import Batch, UserError
-from reldistill.core.types import FeatureSource, Features, Wanted
+from reldistill.core.types import Features, FeatureSource, Wanted
 from reldistill.data.loader import Loader
 from reldistill.methods.build import LevelTerms
 from reldistill.networks.saved import open_network
@@ -134,8 +134,8 @@ class Explained:
         self.pairs = torch.cat(self.rows)
         guess, truth = self.pairs.unbind(dim=1)
         wrong = (guess - truth).square().sum()
-        sums = sum_over_ranks(torch.stack([wrong, truth.sum(), truth.square().sum(), torch.tensor(len(truth)).double()]))
-        wrong, total, squares, count = sums.tolist()
+        sums = torch.stack([wrong, truth.sum(), truth.square().sum(), torch.ones_like(truth).sum()])
+        wrong, total, squares, count = sum_over_ranks(sums).tolist()
         self.found = {"explained": 100 * (1 - wrong / (squares - total**2 / count)), "error": wrong / count}
         return self.found
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,12 +148,11 @@ def test_a_task_of_ones_own_is_checked(world: Path) -> None:
 
 
 @pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     from reldistill.core import tasks
 
     monkeypatch.setattr(tasks, "_opened", dict(tasks._opened))
     monkeypatch.setattr(tasks, "_of_files", dict(tasks._of_files))
-    yield
 
 
 def test_it_can_be_registered_from_python(own_registry: None) -> None:
