@@ -13,8 +13,8 @@ from rich.table import Table
 from reldistill.core.checks import UserError
 
 if TYPE_CHECKING:
-    from reldistill.networks.extract import Extractor
-    from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
+    from reldistill.core.types import FeatureSource
+    from reldistill.methods.build import TermSource
 
 
 def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
@@ -50,7 +50,9 @@ def layers_of(
         everything: every place; otherwise those that the automatic choice draws from.
     """
     from reldistill.networks.saved import open_network
+    from reldistill.tasks.classification.objective import Classification
     from reldistill.tasks.detection.networks.saved_detectors import finds_boxes, open_detector
+    from reldistill.tasks.detection.objective import Detection
 
     if image_size is not None and image_size < 1:
         raise UserError(f"image size must be positive, got {image_size}")
@@ -58,10 +60,12 @@ def layers_of(
         classes = None if num_classes is None else [f"class {number}" for number in range(num_classes)]
         opened = open_detector(model, role="model", classes=classes, arguments=arguments)
         extractor, side = opened.extractor, image_size or opened.card.input_size
+        methods: TermSource = Detection.methods
     else:
         opened = open_network(model, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments)
         extractor, side = opened.extractor, opened.card.input_size
-    takers = _takers(extractor, side)
+        methods = Classification.methods
+    takers = _takers(extractor, side, methods)
     return [
         {
             "name": level.name,
@@ -106,16 +110,15 @@ def _print(table: Table, *, soft_wrap: bool = False) -> None:
     print("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
-def _takers(network: Extractor | DetectorExtractor, side: int) -> dict[str, list[str]]:
+def _takers(network: FeatureSource, side: int, methods: TermSource) -> dict[str, list[str]]:
     """Level → the methods that would take it when this network meets one like itself."""
     from reldistill.methods.build import build_terms
-    from reldistill.methods.plan import plan_for
     from reldistill.methods.table import METHODS
 
     takers: dict[str, list[str]] = {}
     for method in METHODS:
         with contextlib.suppress(UserError):  # no level of this network suits the method
-            for term in build_terms(method, plan_for(network, network, side)):
+            for term in build_terms(method, methods, methods.plan(network, network, side)):
                 for place in term.student_places:
                     takers.setdefault(place, [])
                     takers[place] += [method] * (method not in takers[place])

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from reldistill.core.types import Batch, Boxes
+from reldistill.core.types import Batch, ClassLabels
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.tasks.classification.images import ImageData
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.images import DetectionData
 from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
 from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, draws, match
@@ -41,7 +42,7 @@ class Look(Protocol):
         ...
 
     def beside(self, teacher: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-        """The figures of `report.comparison.cell_records.TestRecord` that hold it against the teacher's `reference_arrays`."""
+        """Of `report.comparison.cell_records.TestRecord`: what holds it against the teacher's `reference_arrays`."""
         ...
 
     @classmethod
@@ -87,7 +88,7 @@ class ClassLook:
             assert said.pooled is not None
             assert batch.indices is not None
             logits.append(said.logits.float().cpu().numpy())
-            labels.append(batch.classes.cpu().numpy())
+            labels.append(batch.targets_as(ClassLabels).labels.cpu().numpy())
             features.append(said.pooled.float().cpu().numpy()[np.isin(batch.indices.cpu().numpy(), self.shown)])
         self.logits, self.labels = np.concatenate(logits), np.concatenate(labels)
         self.features = np.concatenate(features)
@@ -141,7 +142,7 @@ class ClassLook:
         random = torch.Generator().manual_seed(0)
         pixels = torch.rand(_COUNTED, 3, images.image_size, images.image_size, generator=random)
         indices = torch.arange(_COUNTED)
-        return Batch(pixels, indices % len(images.classes), indices)
+        return Batch(pixels, ClassLabels(indices % len(images.classes)), indices)
 
 
 class BoxLook:
@@ -179,7 +180,7 @@ class BoxLook:
     @staticmethod
     def run_once(extractor: Any, side: int) -> None:
         """Boxes in a square image."""
-        extractor.detect(Batch(torch.rand(1, 3, side, side), None))
+        extractor.detect(Batch(torch.rand(1, 3, side, side)))
 
     @staticmethod
     def some_batch(images: DetectionData) -> Batch:
@@ -189,7 +190,7 @@ class BoxLook:
         indices = torch.arange(_COUNTED)
         corners = torch.tensor([[0.25, 0.25, 0.75, 0.75]]).repeat(_COUNTED, 1) * side
         sizes = torch.full((_COUNTED, 2), side)
-        return Batch(pixels, None, indices, boxes=Boxes(corners, indices % len(images.classes), indices, sizes))
+        return Batch(pixels, Boxes(corners, indices % len(images.classes), indices, sizes), indices)
 
 
 LOOKS: dict[str, type[Look]] = {"classification": ClassLook, "detection": BoxLook}

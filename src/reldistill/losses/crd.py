@@ -60,6 +60,7 @@ class CRD(nn.Module):
         torch.Size([])
     """
 
+    needs = ("labels", "indices")
     student_bank: Tensor
     teacher_bank: Tensor
     bank_labels: Tensor

@@ -65,6 +65,7 @@ class LEAP(nn.Module):
         3
     """
 
+    needs = ("progress",)
     block: Tensor
     alignment: Tensor
     begun: Tensor

@@ -14,6 +14,7 @@ import torch
 from reldistill.core.checks import UserError
 from reldistill.core.types import Evaluator, Task
 from reldistill.methods.build import build_distiller, method_names
+from reldistill.methods.plan import Choices
 from reldistill.networks.saved import OpenedNetwork, run_folder
 from reldistill.report.record import RunRecord, read_record
 from reldistill.runs.caching import check_cache, open_cache
@@ -60,7 +61,6 @@ def train(
     distiller = build_distiller(
         "none",
         student=student.extractor,
-        teacher=None,
         image_size=images.image_size,
         task=setup.task(training, images),
     )
@@ -108,12 +108,14 @@ def distill(
         teacher=teacher.extractor,
         image_size=images.image_size,
         task=setup.task(training, images),
-        levels=levels,
-        settings=networks.settings,
-        weights=networks.weights,
-        curriculum=WarmUp(over=networks.warm_up) if networks.warm_up else None,
+        choices=Choices(
+            levels=levels,
+            settings=networks.settings,
+            weights=networks.weights,
+            curriculum=WarmUp(over=networks.warm_up) if networks.warm_up else None,
+            balance=networks.balance,
+        ),
         images=images.train.images,
-        balance=networks.balance,
     )
     measured = trusted_teacher(teacher, images, training, setup=setup)
     return fit(

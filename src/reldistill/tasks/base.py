@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from reldistill.core.types import Task
+from reldistill.methods.build import Objective
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.networks.zoo import Role
 from reldistill.tasks.classification.task import ClassificationSetup
@@ -36,7 +36,7 @@ class TaskSetup(Protocol):
         """A network for the images' classes."""
         ...
 
-    def task(self, training: TrainSettings, images: Any) -> Task:
+    def task(self, training: TrainSettings, images: Any) -> Objective:
         """The student's own loss, and how it is measured."""
         ...
 

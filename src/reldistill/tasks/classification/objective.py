@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reldistill.core.safe_files import write_bytes
-from reldistill.core.types import Batch, Features, FeatureSource
+from reldistill.core.types import Batch, ClassLabels, Features, FeatureSource
+from reldistill.methods.build import LevelTerms
 from reldistill.relations.across_ranks import sum_over_ranks
 
 CORRECT_FILE = "val_correct.npy"
@@ -24,15 +25,19 @@ class Classification(nn.Module):
         label_smoothing: share of the target that is spread evenly over all classes.
     """
 
+    methods = LevelTerms("classification", frozenset({"labels", "classes", "levels", "pooled"}))
+
     def __init__(self, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Features, batch: Batch) -> Tensor:
         """Scalar mean over the batch, in float32 (float64 stays float64)."""
-        assert student.logits is not None, "the task needs the student's logits"
+        if student.logits is None:
+            raise ValueError("classification needs the student's logits: ask the network for them")
         logits = student.logits if student.logits.dtype == torch.float64 else student.logits.float()
-        return functional.cross_entropy(logits, batch.classes, label_smoothing=self.label_smoothing)
+        labels = batch.targets_as(ClassLabels).labels
+        return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def evaluator(self) -> Accuracy:
         """What measures a network that does this."""
@@ -63,9 +68,11 @@ class Accuracy:
     def update(self, network: FeatureSource, batch: Batch) -> None:
         """Measure one batch."""
         logits = network(batch.images).logits
-        assert logits is not None
-        hits = logits.argmax(dim=1) == batch.classes
-        loss = functional.cross_entropy(logits.float(), batch.classes, reduction="sum")
+        if logits is None:
+            raise ValueError("the network says no logits: classification measures class scores")
+        labels = batch.targets_as(ClassLabels).labels
+        hits = logits.argmax(dim=1) == labels
+        loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
         self._totals[0] += hits.sum()
         self._totals[1] += loss
         self._totals[2] += len(hits)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from reldistill.core.types import Batch
 from reldistill.relations.attention import map_attention
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.detections_file import Detections, Shown, write_detections
 from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
 from reldistill.tasks.detection.metrics.detection_errors import KINDS, SIZES
@@ -49,12 +50,13 @@ def write_detection_pictures(
     for batch in batches:
         if len(shown) == _IMAGES:
             break
-        assert batch.indices is not None
-        assert batch.boxes is not None
+        boxes = batch.targets_as(Boxes)
+        if batch.indices is None:
+            raise ValueError("the images drawn are known by their indices: give Batch(images, boxes, indices)")
         attention = _attention(teacher_network, level, batch) if level else None
         for row, index in enumerate(batch.indices.tolist()):
             if len(shown) < _IMAGES and len(ours[index].true_boxes):
-                height, width = batch.boxes.sizes[row].tolist()
+                height, width = boxes.sizes[row].tolist()
                 mask = None if attention is None else _inside(attention[row], batch.images.shape[-2:], (height, width))
                 pixels = batch.images[row, :, :height, :width]
                 shown.append(_shown(pixels, ours[index], theirs.get(index), mask))
@@ -90,7 +92,7 @@ def _found(image: ImageResult, shares: np.ndarray) -> np.ndarray:
 def _attention(network: Any, level: str, batch: Batch) -> Tensor:
     """The teacher's spatial attention (B, h, w), mean 1, as SEKD weighs positions by it."""
     with torch.autocast(batch.images.device.type, enabled=False):
-        features = network(batch.images, levels=(level,), logits=False, boxes=batch.boxes).levels[level].float()
+        features = network(batch.images, levels=(level,), logits=False, targets=batch.targets).levels[level].float()
     spatial, _ = map_attention(features.flatten(2), temperature=1.0, scale="relative")
     return spatial.unflatten(1, features.shape[2:])
 
