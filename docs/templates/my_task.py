@@ -239,6 +239,7 @@ class Discs:
     drawn_level = "deepest"
     keeps_teacher = True
     look = DiscLook
+    methods = RadiusError.methods
 
     def claims(self, data: str) -> bool:
         """`discs:COUNT`."""

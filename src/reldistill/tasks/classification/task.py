@@ -13,6 +13,7 @@ from reldistill.tasks.classification.reporting import REPORT
 from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.classification.images import ImageData
@@ -36,6 +37,13 @@ class ClassificationTask:
         from reldistill.tasks.classification.look import ClassLook
 
         return ClassLook
+
+    @property
+    def methods(self) -> TermSource:
+        """Of networks with levels and class scores."""
+        from reldistill.tasks.classification.objective import Classification
+
+        return Classification.methods
 
     def claims(self, data: str) -> bool:
         """Never by name: any folder may hold class folders."""

@@ -13,6 +13,7 @@ from reldistill.tasks.detection.reporting import REPORT
 from reldistill.training.defaults import TrainDefaults
 
 if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.detection.images import DetectionData
@@ -41,6 +42,13 @@ class DetectionTask:
         from reldistill.tasks.detection.look import BoxLook
 
         return BoxLook
+
+    @property
+    def methods(self) -> TermSource:
+        """Of detectors."""
+        from reldistill.tasks.detection.objective import Detection
+
+        return Detection.methods
 
     def claims(self, data: str) -> bool:
         """`coco:DIR`, `voc:DIR` and `yolo:DIR`."""
