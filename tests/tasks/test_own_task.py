@@ -19,7 +19,7 @@ import several_lives
 from small_runs import environment, reldistill
 
 TEMPLATE = Path(__file__).parents[2] / "docs" / "templates" / "my_task.py"
-DATA = ["--task", "my_task.py:Discs", "--data", "discs:80", "--batch-size", "20", "--lr", "0.02", "--epochs", "2"]
+DATA = ["--task", "my_task.py:Discs", "--data", "discs:300", "--batch-size", "20", "--lr", "0.05", "--epochs", "2"]
 EXACT = [*DATA, "--precision", "32-true", "--teacher", "teacher", "--student", "resnet8"]
 DISTILL = ["distill", *EXACT, "--method", "fitnets+serkd"]
 
@@ -40,7 +40,7 @@ def lives(world: Path) -> Path:
     """The same distillation twice: to the end, and killed within the second epoch, then resumed."""
     again = [*DISTILL, "--checkpoint-every", "1", "--out", "killed", "--resume"]
     whole = [*DISTILL, "--checkpoint-every", "1", "--out", "whole"]
-    plan = [[" ".join(words), moment] for words, moment in ((whole, ""), (again, "batch:6"), (again, ""))]
+    plan = [[" ".join(words), moment] for words, moment in ((whole, ""), (again, "batch:20"), (again, ""))]
     done = subprocess.run(
         [sys.executable, several_lives.__file__, json.dumps(plan)],
         cwd=world,
@@ -84,7 +84,7 @@ def test_it_has_the_terms_that_need_no_classes(lives: Path) -> None:
 
 
 def test_it_is_evaluated(world: Path) -> None:
-    data = ["--task", "my_task.py:Discs", "--data", "discs:80", "--val-fraction", "0.1"]
+    data = ["--task", "my_task.py:Discs", "--data", "discs:300", "--val-fraction", "0.1"]
     done = reldistill("evaluate", "teacher", *data, "--json", cwd=world)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -138,7 +138,7 @@ def test_a_task_of_ones_own_is_checked(world: Path) -> None:
         "discs": "task 'discs' is not known",
     }
     for given, expected in rows.items():
-        done = reldistill("evaluate", "teacher", "--task", given, "--data", "discs:80", cwd=world)
+        done = reldistill("evaluate", "teacher", "--task", given, "--data", "discs:300", cwd=world)
         assert done.returncode == 2
         assert expected in done.stderr
         assert "Traceback" not in done.stderr
@@ -162,7 +162,7 @@ def test_it_can_be_registered_from_python(own_registry: None) -> None:
 
     task = run_file(TEMPLATE, what="the template").Discs()
     package.register_task(task)
-    assert package.DataSettings(data="discs:80").task == "disc sizes"
+    assert package.DataSettings(data="discs:300").task == "disc sizes"
     assert open_task("disc sizes") is task
     task = type("Namesake", (), {"name": "detection"})()
     with pytest.raises(package.UserError, match="give yours another name"):
