@@ -3,6 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
+import pytest
+
+from reldistill.relations.kernels.switch import fast_kernels
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(params=["kernels", "equations"])
+def each_form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Relations by the fast kernels, and as their equations read."""
+    with fast_kernels(request.param == "kernels"):
+        yield request.param
+
+
+@pytest.fixture
+def unchecked_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotations are not checked, as users run the package: for its own errors, and for what torch.compile traces."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
