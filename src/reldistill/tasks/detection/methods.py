@@ -27,7 +27,7 @@ from reldistill.methods.build import not_for
 from reldistill.methods.plan import DEFAULT_CHOICES, Choices
 from reldistill.step.term import Term
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
-from reldistill.tasks.detection.objective.plan import DetectorPlan
+from reldistill.tasks.detection.plan import DetectorPlan
 
 Weights = float | Mapping[str, float]
 
