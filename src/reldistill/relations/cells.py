@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ def home_cells(tokens: int, cells: int) -> list[int]:
     return [(2 * i + 1) * cells // (2 * tokens) for i in range(tokens)]
 
 
+@no_type_check  # see `superpixels.Assignment`
 class Cells:
     """Tokens in the order of the cells they lie in, so that a cell's tokens meet its neighbours in one small product.
 
