@@ -513,6 +513,7 @@ def test_signature(row: Row) -> None:
             student, teacher, *more = inspect.signature(getattr(loss, name)).parameters.values()
             assert (student.name, teacher.name) == ("student", "teacher")
             assert {p.name for p in more} - {"names", "progress"} == set(row.inputs(0).of_the_batch)
+            assert {p.name for p in more} - {"names"} == set(getattr(loss, "needs", ()))
             assert all(p.kind is p.KEYWORD_ONLY for p in more)
     for parameter in inspect.signature(type(loss)).parameters.values():
         assert parameter.kind is parameter.KEYWORD_ONLY, parameter

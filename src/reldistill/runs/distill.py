@@ -8,6 +8,7 @@ from pathlib import Path
 from reldistill.core.checks import UserError
 from reldistill.data.images import Images
 from reldistill.methods.build import build_distiller, method_names
+from reldistill.methods.plan import Choices
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.record import RunRecord
 from reldistill.runs.caching import check_cache, open_cache
@@ -16,7 +17,7 @@ from reldistill.runs.folders import claim_folder
 from reldistill.runs.opening import open_student, open_teacher, read_images, trusted_teacher
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
-from reldistill.tasks.base import Task, task_of
+from reldistill.tasks.base import AnyTask, task_of
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings, flat_settings
 
 
@@ -67,7 +68,7 @@ def build_pair(
     images: Images,
     training: TrainSettings,
     *,
-    task: Task,
+    task: AnyTask,
     student: OpenedNetwork,
     teacher: OpenedNetwork,
 ) -> Distiller:
@@ -78,12 +79,14 @@ def build_pair(
         teacher=teacher.extractor,
         image_size=images.image_size,
         task=task.objective(training, images),
-        levels=level_pairs(networks.levels),
-        settings=networks.settings,
-        weights=networks.weights,
-        curriculum=WarmUp(over=networks.warm_up) if networks.warm_up else None,
+        choices=Choices(
+            levels=level_pairs(networks.levels),
+            settings=networks.settings,
+            weights=networks.weights,
+            curriculum=WarmUp(over=networks.warm_up) if networks.warm_up else None,
+            balance=networks.balance,
+        ),
         images=images.train.images,
-        balance=networks.balance,
     )
 
 

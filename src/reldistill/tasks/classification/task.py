@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
 from reldistill.report.intervals import wilson_interval
-from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
 from reldistill.tasks.classification.reporting import REPORT
-from reldistill.training.optimisers import DEFAULTS
+from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.classification.images import ImageData
@@ -31,11 +32,18 @@ class ClassificationTask:
     keeps_teacher = True
 
     @property
-    def look(self) -> type[Look]:
+    def look(self) -> type[Look[ImageData]]:
         """Logits and features of every test image."""
         from reldistill.tasks.classification.look import ClassLook
 
         return ClassLook
+
+    @property
+    def methods(self) -> TermSource:
+        """Of networks with levels and class scores."""
+        from reldistill.tasks.classification.objective import Classification
+
+        return Classification.methods
 
     def claims(self, data: str) -> bool:
         """Never by name: any folder may hold class folders."""
@@ -155,3 +163,7 @@ class ClassificationTask:
 
 def _interval(found: Mapping[str, float], images: int) -> list[float]:
     return list(wilson_interval(round(found["accuracy"] / 100 * images), images))
+
+
+if TYPE_CHECKING:
+    _: Task[ImageData] = ClassificationTask()

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
-from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
 from reldistill.tasks.detection.layouts import LAYOUTS, is_detection
 from reldistill.tasks.detection.reporting import REPORT
-from reldistill.training.optimisers import TrainDefaults
+from reldistill.training.defaults import TrainDefaults
 
 if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.detection.images import DetectionData
@@ -36,11 +37,18 @@ class DetectionTask:
     keeps_teacher = False
 
     @property
-    def look(self) -> type[Look]:
+    def look(self) -> type[Look[DetectionData]]:
         """What is found in every test image."""
         from reldistill.tasks.detection.look import BoxLook
 
         return BoxLook
+
+    @property
+    def methods(self) -> TermSource:
+        """Of detectors."""
+        from reldistill.tasks.detection.objective import Detection
+
+        return Detection.methods
 
     def claims(self, data: str) -> bool:
         """`coco:DIR`, `voc:DIR` and `yolo:DIR`."""
@@ -175,3 +183,7 @@ class DetectionTask:
         from reldistill.tasks.detection.export import loader_files
 
         return loader_files(card, target)
+
+
+if TYPE_CHECKING:
+    _: Task[DetectionData] = DetectionTask()
