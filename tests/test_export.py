@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from reldistill.checks import UserError
 from reldistill.cli import main
 from reldistill.export import export_run
+from reldistill.export_detectors import _difference
+from reldistill.onnx_files import onnx_file
 from small_runs import DISTILL, TRAIN, with_options, write_world
 
 VIT = {"patch_size": 4, "img_size": 12, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -142,3 +145,67 @@ def test_a_graph_that_computes_something_else_is_not_written(runs: Path, monkeyp
     with pytest.raises(UserError, match=r"differ from the network's by .*: not written"):
         export_run(runs / "cnn", format="onnx", out=runs / "wrong.onnx")
     assert not [*runs.glob("*wrong*")]
+
+
+def test_a_graph_takes_the_place_of_a_file_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there stays as it was until the graph has been compared, and while it is written."""
+    pytest.importorskip("onnxscript")
+    target, images = tmp_path / "graph.onnx", torch.rand(1, 3, 2, 2)
+    target.write_bytes(b"before")
+
+    def write(error: Exception | None = None, *, full: bool = False) -> None:
+        with onnx_file(target, nn.Flatten(), images, outputs=["flat"], dynamo=False) as graph:
+            np.testing.assert_array_equal(graph(images.numpy())[0], images.flatten(1).numpy())
+            if error is not None:
+                raise error
+            if full:
+                monkeypatch.setattr(os, "replace", no_space)
+
+    def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="differs"):
+        write(UserError("differs"))
+    assert target.read_bytes() == b"before"
+    with pytest.raises(OSError, match="No space left"):
+        write(full=True)
+    assert target.read_bytes() == b"before"
+    monkeypatch.undo()
+    write()
+    assert target.read_bytes() != b"before"
+    assert [*tmp_path.iterdir()] == [target]
+
+
+BOXES = np.array([[0.0, 0.0, 100.0, 50.0], [30.0, 20.0, 60.0, 90.0], [5.0, 5.0, 25.0, 45.0]])
+
+
+def compared(
+    corner: float = 0.0, score: float = 0.0, label: int = 2, *, size: tuple[int, int] = (100, 200)
+) -> tuple[int, int, float, float]:
+    """Three detections, in another order; the third's right edge, score and label as given."""
+    scores, labels = np.array([0.9, 0.8, 0.7]), np.array([1, 1, 2])
+    boxes, changed_scores, changed_labels = BOXES.copy(), scores.copy(), labels.copy()
+    boxes[2, 2] += corner
+    changed_scores[2] += score
+    changed_labels[2] = label
+    order = [2, 0, 1]
+    found = boxes[order], changed_labels[order], changed_scores[order]
+    return _difference(found, (BOXES, labels, scores), size=size)
+
+
+def test_detections_of_a_graph_are_equal_up_to_a_ten_thousandth() -> None:
+    """Of the image's longer side, 200 pixels: 0.02 pixels; and of score."""
+    assert compared() == (3, 0, 0.0, 0.0)
+    assert compared(corner=0.019)[:3] == (3, 0, pytest.approx(0.019))
+    assert compared(corner=-0.021)[:3] == (2, 1, 0.0)
+    assert compared(corner=0.019, size=(100, 150))[:2] == (2, 1)
+    assert compared(score=0.9e-4) == (3, 0, 0.0, pytest.approx(0.9e-4))
+    assert compared(score=-1.1e-4) == (2, 1, 0.0, 0.0)
+    assert compared(label=1)[:2] == (2, 1)
+
+
+def test_a_detection_more_on_either_side_has_no_equal() -> None:
+    both = BOXES, np.array([1, 1, 2]), np.array([0.9, 0.8, 0.7])
+    fewer = tuple(column[:2] for column in both)
+    for found, expected in ((fewer, both), (both, fewer)):
+        assert _difference(found, expected, size=(100, 200))[:2] == (2, 1)

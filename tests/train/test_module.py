@@ -181,3 +181,17 @@ def test_a_batch_may_be_a_pair_or_a_batch() -> None:
         moved = module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
         assert torch.equal(moved.images, images)
         assert torch.equal(moved.labels, labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "warned"),
+    [(0.02, 1.99, False), (0.02, 2.01, True), (0.02, -2.01, True), (-0.02, 1.99, False), (-0.02, 2.01, True)],
+)
+def test_a_part_outweighs_the_task_beyond_a_hundredfold(
+    task: float, part: float, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, notes = make(), []
+    monkeypatch.setattr(module, "note", notes.append)
+    for _ in range(2):
+        module._watch({"task": torch.tensor(task), "kd": torch.tensor(part), "rkd": torch.tensor(0.0)})
+    assert [note.partition(",")[0] for note in notes] == ([f"kd is {part}"] if warned else [])

@@ -152,16 +152,16 @@ class Distiller(nn.Module):
     def _term_values(
         self, terms: Sequence[Term], student: Features, teacher: Mapping[str, Tensor], batch: Batch, progress: float
     ) -> Iterable[tuple[Term, dict[str, Tensor]]]:
-        adapted: dict[tuple[str, Place], Any] = {}
+        adapted: dict[tuple[str, Place, Place], Any] = {}
         for term in terms:
             tensor, theirs = value_at(student, term.student), term.of_teacher(teacher)
             if term.adapter is not None:
-                key = (term.adapter, term.student)
+                adapter = self.adapters[_key(term.adapter)]
+                fits = "teacher" in inspect.signature(adapter.forward).parameters
+                key = (term.adapter, term.student, term.teacher_now if fits else ())
                 if key not in adapted:
-                    adapter = self.adapters[_key(term.adapter)]
                     given = tensor if isinstance(tensor, tuple) else (tensor,)
-                    more = {"teacher": theirs} if "teacher" in inspect.signature(adapter.forward).parameters else {}
-                    adapted[key] = adapter(*given, **more)
+                    adapted[key] = adapter(*given, **({"teacher": theirs} if fits else {}))
                 tensor = adapted[key]
             yield term, term(tensor, theirs, batch=batch, progress=progress)
 
