@@ -1,0 +1,62 @@
+"""Guards that name the axes, and the one kind of error that a user is meant to read."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class UserError(ValueError):
+    """Bad input: says in one line what is wrong, where, and what to do. The command line prints it and exits with 2."""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an error's text, after its kind."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    kind = type(error).__name__
+    return textwrap.shorten(f"{kind}: {text}" if text else kind, limit, placeholder=" …")
+
+
+def check_axes(tensor: Tensor, axes: str, *, name: str, **sizes: int) -> None:
+    """Raise ValueError unless `tensor` has the named axes, e.g. `check_axes(x, "B C H W", name="student", C=64)`.
+
+    Args:
+        tensor: any tensor.
+        axes: the names of its axes, separated by spaces.
+        name: what to call the tensor in the message.
+        **sizes: axis name → the size it must have.
+    """
+    names = axes.split()
+    shape = tuple(tensor.shape)
+    if len(shape) != len(names):
+        raise ValueError(f"{name}: expected ({', '.join(names)}), got a tensor of shape {shape}")
+    for axis, size in sizes.items():
+        found = shape[names.index(axis)]
+        if found != size:
+            raise ValueError(f"{name}: expected {axis} = {size} in ({', '.join(names)}), got shape {shape}")
+
+
+def check_same_batch(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError unless both tensors hold the same number of samples."""
+    if student.shape[0] != teacher.shape[0]:
+        raise ValueError(
+            f"student and teacher must hold the same samples: B is {student.shape[0]} in the student "
+            f"and {teacher.shape[0]} in the teacher"
+        )
+
+
+def check_parts(names: Collection[str], parts: Collection[str]) -> None:
+    """Raise ValueError unless all `names` are parts of the loss."""
+    for name in names:
+        if name not in parts:
+            raise ValueError(f"part must be one of {', '.join(parts)}, got {name!r}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ValueError unless a softmax can have this temperature."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")

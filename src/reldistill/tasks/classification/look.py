@@ -1,0 +1,126 @@
+"""The one look at the test images of classification: what is kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from reldistill.core.types import Batch
+from reldistill.data.images import test_loader
+from reldistill.networks.saved import OpenedNetwork
+from reldistill.tasks.classification.images import ImageData
+from reldistill.training.settings import TrainSettings
+from reldistill.training.trainer import has_gpu, resolve_precision
+
+BINS = 15
+SHOWN = 500
+MOST_CLASSES = 1000
+_COUNTED = 4
+
+
+class ClassLook:
+    """Logits and features of every test image: see `tasks.base.Look`.
+
+    Args:
+        logits: (n, K).
+        labels: (n,).
+        features: (m, D) of the images `shown`.
+        shown: (m,) indices of the images whose features are kept.
+    """
+
+    @torch.no_grad()
+    def __init__(self, network: OpenedNetwork, images: ImageData, training: TrainSettings) -> None:
+        test = test_loader(images)
+        device = torch.device("cuda" if has_gpu(training.accelerator) else "cpu")
+        precision = resolve_precision(training.precision, training.accelerator)
+        extractor = network.extractor.to(device).eval()
+        count = test.images
+        self.shown = np.linspace(0, count - 1, min(count, SHOWN)).astype(np.int64)
+        logits, labels, features = [], [], []
+        for batch in test:
+            batch = batch.to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+                said = extractor(batch.images, pooled=True)
+            assert said.logits is not None
+            assert said.pooled is not None
+            assert batch.indices is not None
+            logits.append(said.logits.float().cpu().numpy())
+            labels.append(batch.classes.cpu().numpy())
+            features.append(said.pooled.float().cpu().numpy()[np.isin(batch.indices.cpu().numpy(), self.shown)])
+        self.logits, self.labels = np.concatenate(logits), np.concatenate(labels)
+        self.features = np.concatenate(features)
+        self.predicted = self.logits.argmax(axis=1)
+        self.correct = self.predicted == self.labels
+        self.score = 100 * float(self.correct.mean())
+        self.calibration_error: float | None = calibration_error(self.logits, self.labels)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Which images were right, features, and how the classes' logits go together."""
+        return {
+            "correct_last": self.correct,
+            "features": self.features.astype(np.float32),
+            "correlation": logit_correlation(self.logits[:, :MOST_CLASSES]),
+        }
+
+    def reference_arrays(self) -> dict[str, np.ndarray]:
+        """The same, with labels and predictions."""
+        return {
+            "labels": self.labels,
+            "shown": self.shown,
+            "predicted": self.predicted,
+            "correct": self.correct,
+            "features": self.features,
+            "correlation": logit_correlation(self.logits[:, :MOST_CLASSES]),
+        }
+
+    def beside(self, teacher: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+        """Agreement, calibration, and how far the correlations of the logits lie apart."""
+        correlation = logit_correlation(self.logits[:, :MOST_CLASSES])
+        off = ~np.eye(len(correlation), dtype=bool)
+        return {
+            "agreement": 100 * float((self.predicted == teacher["predicted"]).mean()),
+            "calibration_error": self.calibration_error,
+            "correlation_gap": float(np.abs(correlation - teacher["correlation"])[off].mean()),
+        }
+
+    @classmethod
+    def features_of(cls, network: OpenedNetwork, images: ImageData, training: TrainSettings) -> Iterator[np.ndarray]:
+        """One array."""
+        yield cls(network, images, training).features
+
+    @staticmethod
+    def run_once(extractor: nn.Module, side: int) -> None:
+        """Logits."""
+        extractor(torch.rand(1, 3, side, side))
+
+    @staticmethod
+    def some_batch(images: ImageData) -> Batch:
+        """Noise with a class each."""
+        random = torch.Generator().manual_seed(0)
+        pixels = torch.rand(_COUNTED, 3, images.image_size, images.image_size, generator=random)
+        indices = torch.arange(_COUNTED)
+        return Batch(pixels, indices % len(images.classes), indices)
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray, *, bins: int = BINS) -> float:
+    """Expected calibration error in percent: |accuracy - confidence|, averaged over the images by bin of confidence.
+
+    Bins are equally wide, open below and closed above (Guo et al., ICML 2017, arXiv 1706.04599).
+    """
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    probabilities = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
+    confidence = probabilities.max(axis=1)
+    gap = (logits.argmax(axis=1) == labels) - confidence
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return 100 * float(np.abs(np.bincount(place, weights=gap, minlength=bins)).sum() / len(labels))
+
+
+def logit_correlation(logits: np.ndarray) -> np.ndarray:
+    """(n, K) → (K, K) correlation of two classes' logits over the images; 0 for a class whose logit never moves."""
+    centred = logits.astype(np.float64) - logits.mean(axis=0)
+    size = np.sqrt((centred**2).sum(axis=0))
+    scaled = centred / np.where(size > 0, size, 1.0)
+    return (scaled.T @ scaled).astype(np.float32)
