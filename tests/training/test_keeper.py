@@ -1,4 +1,4 @@
-"""When a run ends."""
+"""When a run ends, and what a step may draw."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from reldistill.report.record import Epoch, result_of
 from reldistill.report.task_report import Score
+from reldistill.step.distiller import Distiller
+from reldistill.tasks.classification.objective import Classification
 from reldistill.training.keeper import RunKeeper
+from reldistill.training.module import DistillationModule
 
 
-def epochs_left(scores: list[float | None], *, patience: int, epochs: int = 10) -> int:
-    """After epochs of these accuracies; None for one that was not validated."""
+def keeper_of(scores: list[float | None], *, patience: int = 0, seed: int = 0) -> RunKeeper:
+    """Of ten epochs, after some of these accuracies; None for one that was not validated."""
     history = [
         Epoch(number, number, 1.0, 0.1, {}, {} if score is None else {"accuracy": score})
         for number, score in enumerate(scores, start=1)
@@ -22,9 +26,9 @@ def epochs_left(scores: list[float | None], *, patience: int, epochs: int = 10) 
     result = result_of(history, score=Score("accuracy", counted=True), val_images=10)
     record: Any = SimpleNamespace(history=history, result=result)
     loader: Any = range(3)
-    keeper = RunKeeper(Path(), record, loader=loader, seed=0, epochs=epochs, patience=patience)
+    keeper = RunKeeper(Path(), record, loader=loader, seed=seed, epochs=10, patience=patience)
     keeper.epoch = len(history)
-    return keeper.epochs_left
+    return keeper
 
 
 @pytest.mark.parametrize(
@@ -42,9 +46,33 @@ def epochs_left(scores: list[float | None], *, patience: int, epochs: int = 10) 
     ],
 )
 def test_patience_is_the_number_of_epochs_without_a_better_score(scores: list[float | None], expected: int) -> None:
-    assert epochs_left(scores, patience=3) == expected
+    assert keeper_of(scores, patience=3).epochs_left == expected
 
 
 def test_without_patience_every_epoch_runs() -> None:
-    assert epochs_left([50.0] * 9, patience=0) == 1
-    assert epochs_left([50.0] * 10, patience=0) == 0
+    assert keeper_of([50.0] * 9).epochs_left == 1
+    assert keeper_of([50.0] * 10).epochs_left == 0
+
+
+def drawn(keeper: RunKeeper, *, epoch: int = 0, batch: int = 0, rank: int = 0) -> tuple[float, int]:
+    """What the first draw of a step is, and which view of the images it sees."""
+    module = DistillationModule(Distiller(torch.nn.Linear(1, 1), None, terms=[], adapters={}, task=Classification()))
+    cache: Any = SimpleNamespace(view=None, views=3)
+    module.teacher_cache = cache
+    keeper.epoch, keeper.batch = epoch, batch
+    trainer: Any = SimpleNamespace(global_rank=rank)
+    with torch.random.fork_rng(devices=[]):
+        keeper.on_train_batch_start(trainer, module, None, 0)
+        return float(torch.rand(())), cache.view
+
+
+def test_a_step_is_seeded_by_run_position_and_rank() -> None:
+    keepers = [keeper_of([], seed=seed) for seed in (0, 1)]
+    steps = [{}, {"epoch": 1}, {"batch": 1}, {"rank": 1}, {"epoch": 1, "batch": 1}]
+    first = {drawn(keeper, **step)[0] for keeper in keepers for step in steps}
+    assert len(first) == 10
+    assert drawn(keepers[0], epoch=1)[0] == drawn(keeper_of([], seed=0), epoch=1)[0]
+
+
+def test_epochs_go_through_the_views_of_the_images() -> None:
+    assert [drawn(keeper_of([]), epoch=epoch)[1] for epoch in range(5)] == [0, 1, 2, 0, 1]

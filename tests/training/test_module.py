@@ -18,6 +18,7 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import Batch
 from reldistill.methods.build import build_distiller
 from reldistill.tasks.classification.objective import Classification
+from reldistill.training.checkpoint import pack, restore, unpack
 from reldistill.training.module import DistillationModule
 
 pytestmark = pytest.mark.filterwarnings(
@@ -195,3 +196,21 @@ def test_a_part_outweighs_the_task_beyond_a_hundredfold(
     for _ in range(2):
         module._watch({"task": torch.tensor(task), "kd": torch.tensor(part), "rkd": torch.tensor(0.0)})
     assert [note.partition(",")[0] for note in notes] == ([f"kd is {part}"] if warned else [])
+
+
+def test_a_resumed_run_does_not_warn_again(tmp_path: Path) -> None:
+    def fitted(module: DistillationModule) -> L.Trainer:
+        run = trainer(max_epochs=1)
+        run.fit(module, loader())
+        return run
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, second = make(weights={"kd": 1e5}, lr=1e-9), make(weights={"kd": 1e5}, lr=1e-9)
+        (tmp_path / "last.ckpt").write_bytes(pack(first, fitted(first), {}))
+        run = fitted(second)
+    assert second.warned == first.warned == {"kd"}
+    second.warned, second.notes = set(), []
+    restore(unpack(tmp_path / "last.ckpt"), second, run)
+    assert second.warned == {"kd"}
+    assert second.notes == first.notes != []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,13 @@ def test_images_that_are_not_all_of_the_data_are_not_kept(indices: list[int] | N
     """Positions beyond the images that were measured: which ones they are is not known."""
     assert measured(indices).write(tmp_path) is None
     assert not [*tmp_path.iterdir()]
+
+
+def test_every_image_weighs_alike_whatever_its_batch() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, -1.0]])
+    found = Accuracy()
+    for rows in (slice(0, 1), slice(1, 3)):
+        images = torch.nn.functional.pad(logits[rows], (0, 1)).view(-1, 3, 1, 1)
+        found.update(Says(), Batch(images, torch.zeros(len(images), dtype=torch.int64)))
+    losses = [math.log(1 + math.exp(other - own)) for own, other in logits.tolist()]
+    assert found.values() == pytest.approx({"accuracy": 200 / 3, "loss": sum(losses) / 3})
