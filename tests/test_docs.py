@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from benchmarks.results_page import BEGIN, END, PAGE, README, page, readme
 
-from reldistill.cli import table as cli
 from reldistill.cli.forms import Command, Group
+from reldistill.cli.main import table as cli
 from reldistill.methods.table import METHODS
 from reldistill.training.settings import PairSettings
 

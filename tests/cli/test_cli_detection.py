@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reldistill.export.export.student_files import export_run
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -24,7 +25,6 @@ from drawn_boxes import CLASSES, draw_large, write_coco
 from reldistill.cli.main import main
 from reldistill.core.checks import UserError
 from reldistill.export.onnx_files import onnx_file
-from reldistill.export.student_files import export_run
 from reldistill.tasks.base import GraphForm
 from reldistill.tasks.detection.export import GRAPH, ExactResizing
 from reldistill.tasks.detection.networks.saved_detectors import open_detector
@@ -112,6 +112,7 @@ def test_evaluate_measures_what_the_run_measured(world: Path, capfd: pytest.Capt
     assert found["AP"] == pytest.approx(record("teacher")["result"]["score_best"])
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_run_keeps_its_size_unless_it_is_trained_on(world: Path) -> None:
     images = SimpleNamespace(classes=CLASSES, image_size=96, longest_size=160)
     sizes = {

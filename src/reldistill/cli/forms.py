@@ -80,7 +80,7 @@ def of_settings(summary: str, run: Callable[[Given], Answer | None], *groups: ty
     def options(prog: str) -> Options:
         found = Options(prog, summary)
         found.add_one("out", Path, "folder for everything that comes of the run", required=True)
-        found.add_one("resume", bool, "go on with the run in --out from its last checkpoint", default=False)
+        found.add_one("resume", bool, "continue the run in --out from its last checkpoint", default=False)
         found.add_one("json", bool, JSON_HELP, default=False)
         for group in groups:
             found.add(group)
@@ -103,7 +103,7 @@ def of_cells(summary: str, run: Callable[[Given], Answer | None], *, sweep: bool
         found.add_one("out", Path, "folder for all runs, tables and the page", required=True)
         found.add_one("jobs", int, "runs at a time, each in a process of its own", default=1)
         found.add_one("dry_run", bool, "say which runs there would be and which are finished, and stop", default=False)
-        found.add_one("resume", bool, "as everywhere; here what is in --out is gone on with in any case", default=False)
+        found.add_one("resume", bool, "accepted as elsewhere; what is in --out is continued in any case", default=False)
         found.add_one("json", bool, JSON_HELP, default=False)
         found.add(DataSettings, skip=["hold_out_test"])
         found.add(PairSettings, skip=["student"] if sweep else ["method"])

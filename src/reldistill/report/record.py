@@ -138,7 +138,7 @@ class RunRecord:
         terms: the loss terms in force.
         environment: versions, device, precision and threads, as JSON values.
         history: one entry an epoch.
-        result: kept up to date while the run goes on.
+        result: kept up to date during the run.
         status: `finished` means that it ended as planned (early stopping included), `stopped` that it was cut short.
         notes: every warning the user was shown.
         schema: version of this format.

@@ -8,6 +8,7 @@ from pathlib import Path
 from reldistill.core.checks import UserError
 from reldistill.data.images import Images
 from reldistill.methods.build import build_distiller, method_names
+from reldistill.methods.plan import Choices
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.record import RunRecord
 from reldistill.runs.caching import check_cache, open_cache
@@ -78,12 +79,14 @@ def build_pair(
         teacher=teacher.extractor,
         image_size=images.image_size,
         task=task.objective(training, images),
-        levels=level_pairs(networks.levels),
-        settings=networks.settings,
-        weights=networks.weights,
-        curriculum=WarmUp(over=networks.warm_up) if networks.warm_up else None,
+        choices=Choices(
+            levels=level_pairs(networks.levels),
+            settings=networks.settings,
+            weights=networks.weights,
+            curriculum=WarmUp(over=networks.warm_up) if networks.warm_up else None,
+            balance=networks.balance,
+        ),
         images=images.train.images,
-        balance=networks.balance,
     )
 
 

@@ -141,7 +141,7 @@ def _as_built(student: OpenedNetwork, distiller: Distiller) -> OpenedNetwork:
 def _module(distiller: Distiller, images: Images, training: TrainSettings, *, task: AnyTask) -> DistillationModule:
     name, defaults = training.optimizer, task.defaults
     if name == "auto":
-        stages = distiller.student.stages(images.image_size)  # type: ignore[operator]
+        stages = distiller.student.stages(images.image_size)
         name = "adamw" if stages and stages[-1].kind == "tokens" else "sgd"
     if training.channels_last:
         distiller.to(memory_format=torch.channels_last)
@@ -212,7 +212,7 @@ def _drawn_levels(run: Run, distiller: Distiller, teacher: OpenedNetwork, images
         if isinstance(term, Term) and term.looks_inside:
             inside = [[p for p in places if p not in OUTPUTS] for places in (term.student_places, term.teacher_places)]
             return inside[0][place], inside[1][place]
-    stages = [network.stages(images.image_size) for network in (distiller.student, teacher.extractor)]  # type: ignore[operator]
+    stages = [network.stages(images.image_size) for network in (distiller.student, teacher.extractor)]
     return (stages[0][place].name, stages[1][place].name) if all(stages) else None
 
 

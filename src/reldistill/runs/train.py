@@ -48,7 +48,6 @@ def train(
     distiller = build_distiller(
         "none",
         student=student.extractor,
-        teacher=None,
         image_size=images.image_size,
         task=task.objective(training, images),
     )

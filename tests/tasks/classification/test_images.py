@@ -12,8 +12,8 @@ from PIL import Image
 
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch
-from reldistill.tasks.classification import images as classification
 from reldistill.tasks.classification.images import ImageData, load_images
+from reldistill.tasks.classification.objective import images as classification
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -301,7 +301,7 @@ def test_from_tensors() -> None:
     assert torch.equal(torch.cat([b.images for b in data.val]), own["val_images"] / 255)
     for batch in data.train:
         assert torch.equal(batch.images, own["train_images"][batch.indices] / 255)
-        assert torch.equal(batch.labels, own["train_labels"][batch.indices])
+        assert torch.equal(batch.targets.labels, own["train_labels"][batch.indices])
     assert ImageData.from_tensors(**own).augment == "crop-flip"
     assert ImageData.from_tensors(**own, flips=False).augment == "crop"
     changed = tensors()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from reldistill.core.types import Batch
+from reldistill.core.types import Batch, ClassLabels
 from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.tasks.classification.images import ImageData
@@ -48,7 +48,7 @@ class ClassLook:
             assert said.pooled is not None
             assert batch.indices is not None
             logits.append(said.logits.float().cpu().numpy())
-            labels.append(batch.classes.cpu().numpy())
+            labels.append(batch.targets_as(ClassLabels).labels.cpu().numpy())
             features.append(said.pooled.float().cpu().numpy()[np.isin(batch.indices.cpu().numpy(), self.shown)])
         self.logits, self.labels = np.concatenate(logits), np.concatenate(labels)
         self.features = np.concatenate(features)
@@ -102,7 +102,7 @@ class ClassLook:
         random = torch.Generator().manual_seed(0)
         pixels = torch.rand(_COUNTED, 3, images.image_size, images.image_size, generator=random)
         indices = torch.arange(_COUNTED)
-        return Batch(pixels, indices % len(images.classes), indices)
+        return Batch(pixels, ClassLabels(indices % len(images.classes)), indices)
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, *, bins: int = BINS) -> float:

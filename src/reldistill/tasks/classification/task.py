@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from reldistill.core.checks import UserError
 from reldistill.report.intervals import wilson_interval
 from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
-from reldistill.tasks.classification.reporting import REPORT
+from reldistill.tasks.classification.objective.reporting import REPORT
 from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.classification.images import ImageData
@@ -33,9 +34,16 @@ class ClassificationTask:
     @property
     def look(self) -> type[Look[ImageData]]:
         """Logits and features of every test image."""
-        from reldistill.tasks.classification.look import ClassLook
+        from reldistill.tasks.classification.objective.look import ClassLook
 
         return ClassLook
+
+    @property
+    def methods(self) -> TermSource:
+        """Of networks with levels and class scores."""
+        from reldistill.tasks.classification.objective import Classification
+
+        return Classification.methods
 
     def claims(self, data: str) -> bool:
         """Never by name: any folder may hold class folders."""
@@ -144,7 +152,7 @@ class ClassificationTask:
 
     def graph(self, run: Path, *, source: Path, raw: bool) -> GraphForm:
         """Images (B, 3, H, W) → logits (B, K)."""
-        from reldistill.tasks.classification.export import classifier_graph
+        from reldistill.tasks.classification.objective.export import classifier_graph
 
         return classifier_graph(run, source=source, raw=raw)
 

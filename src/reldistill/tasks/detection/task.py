@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
 from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
-from reldistill.tasks.detection.layouts import LAYOUTS, is_detection
-from reldistill.tasks.detection.reporting import REPORT
+from reldistill.tasks.detection.objective.layouts import LAYOUTS, is_detection
+from reldistill.tasks.detection.objective.reporting import REPORT
 from reldistill.training.defaults import TrainDefaults
 
 if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.detection.images import DetectionData
@@ -38,9 +39,16 @@ class DetectionTask:
     @property
     def look(self) -> type[Look[DetectionData]]:
         """What is found in every test image."""
-        from reldistill.tasks.detection.look import BoxLook
+        from reldistill.tasks.detection.objective.look import BoxLook
 
         return BoxLook
+
+    @property
+    def methods(self) -> TermSource:
+        """Of detectors."""
+        from reldistill.tasks.detection.objective import Detection
+
+        return Detection.methods
 
     def claims(self, data: str) -> bool:
         """`coco:DIR`, `voc:DIR` and `yolo:DIR`."""
