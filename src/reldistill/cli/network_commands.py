@@ -67,7 +67,7 @@ def export(
         task: FILE.py:CLASS where the run's task is one of your own, which runs that file.
         json: print one JSON document on standard output, all else on standard error.
     """
-    from reldistill.export.export.student_files import export_run
+    from reldistill.export.student_files import export_run
 
     know_task(task)
     result = export_run(run, format=format, out=out, best=best, raw=raw)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from reldistill.losses.sekd import SEKD
+from reldistill.methods.logits import kd_where_there_are_classes
 from reldistill.methods.plan import Plan
-from reldistill.methods.table.logits import kd_where_there_are_classes
 from reldistill.step.term import Term
 
 

@@ -11,8 +11,8 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import LevelInfo
 from reldistill.losses.fitnets import FitNets
 from reldistill.losses.serkd import SeRKD
+from reldistill.methods.logits import kd_where_there_are_classes
 from reldistill.methods.plan import Plan
-from reldistill.methods.table.logits import kd_where_there_are_classes
 from reldistill.networks.adapters import StridedTokeniser
 from reldistill.relations.tokens import Pooling
 from reldistill.step.term import Term
