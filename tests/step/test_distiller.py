@@ -415,6 +415,8 @@ def test_an_adapter_shared_by_two_terms_runs_once() -> None:
 class Spread(nn.Module):
     """The mean of the student's tensor, in the shape of the teacher's."""
 
+    wants_teacher = True
+
     def forward(self, student: Tensor, *, teacher: Tensor) -> Tensor:
         return student.mean().expand_as(teacher)
 

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
+import lightning as L
 import pytest
 import torch
 
-from reldistill.report.record import Epoch, result_of
-from reldistill.report.task_report import Score
+from reldistill.core.types import Batch
+from reldistill.networks.extract import Extractor
+from reldistill.report.record import DataRecord, Epoch, NetworkRecord, RunRecord, result_of
 from reldistill.step.distiller import Distiller
 from reldistill.tasks.classification.objective import Classification
 from reldistill.training.keeper import RunKeeper
 from reldistill.training.module import DistillationModule
+from reldistill.training.teacher_cache import TeacherCache
+
+
+class Three:
+    """Batches that are never asked for."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        raise AssertionError
+
+    def __iter__(self) -> Iterator[Batch]:
+        raise AssertionError
 
 
 def keeper_of(scores: list[float | None], *, patience: int = 0, seed: int = 0) -> RunKeeper:
     """Of ten epochs, after some of these accuracies; None for one that was not validated."""
-    history = [
+    network, data = NetworkRecord("net", 1, 8), DataRecord("images", ["a", "b"], 30, 10, 8)
+    record = RunRecord("0", [], "", "classification", "none", {}, network, None, data)
+    record.history = [
         Epoch(number, number, 1.0, 0.1, {}, {} if score is None else {"accuracy": score})
         for number, score in enumerate(scores, start=1)
     ]
-    result = result_of(history, score=Score("accuracy", counted=True), val_images=10)
-    record: Any = SimpleNamespace(history=history, result=result)
-    loader: Any = range(3)
-    keeper = RunKeeper(Path(), record, loader=loader, seed=seed, epochs=10, patience=patience)
-    keeper.epoch = len(history)
+    record.result = result_of(record.history, score=record.score, val_images=10)
+    keeper = RunKeeper(Path(), record, loader=Three(), seed=seed, epochs=10, patience=patience)
+    keeper.epoch = len(scores)
     return keeper
 
 
@@ -55,15 +71,14 @@ def test_without_patience_every_epoch_runs() -> None:
 
 
 def drawn(keeper: RunKeeper, *, epoch: int = 0, batch: int = 0, rank: int = 0) -> tuple[float, int]:
-    """What the first draw of a step is, and which view of the images it sees."""
-    module = DistillationModule(Distiller(torch.nn.Linear(1, 1), None, terms=[], adapters={}, task=Classification()))
-    cache: Any = SimpleNamespace(view=None, views=3)
-    module.teacher_cache = cache
+    """What the first draw of a step is, and which of three views of the images it sees."""
+    student = Extractor(torch.nn.Flatten())
+    module = DistillationModule(Distiller(student, None, terms=[], adapters={}, task=Classification()))
+    module.teacher_cache = Mock(spec=TeacherCache, views=3)
     keeper.epoch, keeper.batch = epoch, batch
-    trainer: Any = SimpleNamespace(global_rank=rank)
     with torch.random.fork_rng(devices=[]):
-        keeper.on_train_batch_start(trainer, module, None, 0)
-        return float(torch.rand(())), cache.view
+        keeper.on_train_batch_start(Mock(spec=L.Trainer, global_rank=rank), module, None, 0)
+        return float(torch.rand(())), module.teacher_cache.view
 
 
 def test_a_step_is_seeded_by_run_position_and_rank() -> None:
