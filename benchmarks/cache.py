@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks.relations import machine
 from benchmarks.subset import subset
-from reldistill.run import distill
-from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.runs.run import distill
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 RESULTS = Path(__file__).parent / "results" / "cache.json"
 METHODS = ("kd", "serkd", "sekd")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from reldistill.report import comparison_text
-from reldistill.report.cells import ARRAYS_FILE, TEST_FILE
-from reldistill.report.compare import ALONE
-from reldistill.report.comparison import Comparison, Summary, read_comparison, summaries
-from reldistill.report.comparison_pairs import PAIRS, pairs_markdown
-from reldistill.report.comparison_text import difference_text, spread
+from reldistill.report.comparison import comparison_text
+from reldistill.report.comparison.cell_records import ARRAYS_FILE, TEST_FILE
+from reldistill.report.comparison.comparison_text import difference_text, spread
+from reldistill.report.comparison.pairs_section import PAIRS, pairs_markdown
+from reldistill.report.comparison.summary import Comparison, Summary, read_comparison, summaries
+from reldistill.report.paired import ALONE
 from reldistill.report.record import read_record
 from reldistill.report.seeds import METHOD, difference_over_seeds
 from reldistill.report.words import percent

@@ -30,13 +30,13 @@ from benchmarks.relations import machine
 from benchmarks.steps import device_name
 from benchmarks.subset import subset
 from reldistill.data.loader import MemoryPixels
-from reldistill.features.extract import Extractor
-from reldistill.run import distill
+from reldistill.networks.extract import Extractor
+from reldistill.runs.run import distill
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
-from reldistill.train.module import DistillationModule
-from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
-from reldistill.train.trainer import resolve_precision
+from reldistill.training.module import DistillationModule
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.training.trainer import resolve_precision
 
 RESULTS = Path(__file__).parent / "results" / "profile.json"
 WARM_UP = 10

@@ -31,7 +31,7 @@ import torch
 import benchmarks
 from benchmarks.cases import Case
 from benchmarks.steps import best_device, device_name, seconds_of
-from reldistill.train.trainer import resolve_precision
+from reldistill.training.trainer import resolve_precision
 
 RESULTS = Path(__file__).parent / "results" / "relations.json"
 ROUNDS = 25, 50  # of a case, at least and at most

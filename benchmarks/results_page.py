@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import comparisons_page, speed_page
 from benchmarks.weights import GRID
 from reldistill.report.record import RunRecord, find_runs, read_record
-from reldistill.report.render import Row, comparison_table, verdict
+from reldistill.report.run.render import Row, comparison_table, verdict
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"

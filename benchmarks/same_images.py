@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from reldistill.checks import UserError
+from reldistill.core.checks import UserError
 
 
 def same_images(folder: Path, target: Path) -> None:

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from benchmarks.cases import device as best_device
 from reldistill import build_distiller
-from reldistill.saved import open_network
-from reldistill.saved_detectors import open_detector
+from reldistill.core.types import Batch, Boxes, Task
+from reldistill.networks.saved import open_network
 from reldistill.step.distiller import Distiller
-from reldistill.tasks.classification import Classification
-from reldistill.tasks.detection import Detection
-from reldistill.train.trainer import resolve_precision
-from reldistill.types import Batch, Boxes, Task
+from reldistill.tasks.classification.objective import Classification
+from reldistill.tasks.detection.networks.saved_detectors import open_detector
+from reldistill.tasks.detection.objective import Detection
+from reldistill.training.trainer import resolve_precision
 
 RESULTS = Path(__file__).parent / "results" / "steps.json"
 METHODS = ("none", "kd", "rkd", "kd+rkd", "serkd", "sekd", "serkd+sekd")

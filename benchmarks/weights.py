@@ -24,8 +24,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.subset import subset
-from reldistill.run import distill
-from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.runs.run import distill
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 RESULTS = Path(__file__).parent / "results" / "weights.json"
 IMAGES_A_CLASS = 1500

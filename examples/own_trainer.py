@@ -8,8 +8,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from reldistill import DistillationModule
-from reldistill.build import build_distiller
-from reldistill.tasks.classification import Classification
+from reldistill.methods.build import build_distiller
+from reldistill.tasks.classification.objective import Classification
 
 digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reldistill.types import Batch, Boxes
+from reldistill.core.types import Batch, Boxes
 
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.2, 0.3, 0.9]])
 CLASSES = ("red", "green", "blue")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reldistill.metrics.detection_results import ImageResult
+from reldistill.tasks.detection.metrics.detection_results import ImageResult
 
 
 def random_results(count: int, *, classes: int = 3, seed: int = 0, ties: bool = False) -> list[ImageResult]:

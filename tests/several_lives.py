@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def _kill_at(moment: str) -> None:
-    from reldistill.train.keeper import RunKeeper
+    from reldistill.training.keeper import RunKeeper
 
     kind, _, what = moment.partition(":")
     left = 1 if kind == "file" else int(what)
@@ -51,7 +51,7 @@ def _kill_at(moment: str) -> None:
 
 
 def _live(arguments: list[str], moment: str) -> int:
-    from reldistill.cli import main
+    from reldistill.cli.main import main
 
     child = os.fork()
     if child == 0:
@@ -64,6 +64,6 @@ def _live(arguments: list[str], moment: str) -> int:
 
 
 if __name__ == "__main__":
-    import reldistill.run  # noqa: F401 - everything heavy, once
+    import reldistill.runs.run  # noqa: F401 - everything heavy, once
 
     print(json.dumps([_live(command.split(), moment) for command, moment in json.loads(sys.argv[1])]))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from benchmarks.results_page import BEGIN, END, PAGE, README, page, readme
 
-from reldistill import cli
-from reldistill.methods import METHODS
-from reldistill.train.settings import PairSettings
+from reldistill.cli import main as cli
+from reldistill.methods.table import METHODS
+from reldistill.training.settings import PairSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -31,7 +31,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_the_commands_help_loads_no_torch() -> None:
-    code = "import sys\nfrom reldistill.cli import main\nsys.argv = ['reldistill', '--help']\n"
+    code = "import sys\nfrom reldistill.cli.main import main\nsys.argv = ['reldistill', '--help']\n"
     loaded = modules_after(f"{code}try:\n    main()\nexcept SystemExit as end:\n    assert not end.code")
     assert loaded.isdisjoint({"torch", "torchvision", "timm", "lightning"})
 

@@ -9,26 +9,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reldistill.build import build_distiller
-    from reldistill.checks import UserError
-    from reldistill.data.classification import ImageData, load_images
-    from reldistill.features.detector_extract import DetectorExtractor
-    from reldistill.features.detectors import load_detector
-    from reldistill.features.extract import Extractor
-    from reldistill.features.zoo import load_network
-    from reldistill.run import distill, evaluate
+    from reldistill.core.checks import UserError
+    from reldistill.core.types import Batch, Boxes, Features, LevelInfo, StepOutput
+    from reldistill.methods.build import build_distiller
+    from reldistill.networks.extract import Extractor
+    from reldistill.networks.zoo import load_network
+    from reldistill.runs.run import distill, evaluate
     from reldistill.step.curriculum import WarmUp
     from reldistill.step.distiller import Distiller
     from reldistill.step.term import Term
-    from reldistill.tasks.classification import Classification
-    from reldistill.tasks.detection import Detection
-    from reldistill.train.module import DistillationModule
-    from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
-    from reldistill.types import Batch, Boxes, Features, LevelInfo, StepOutput
+    from reldistill.tasks.classification.images import ImageData, load_images
+    from reldistill.tasks.classification.objective import Classification
+    from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
+    from reldistill.tasks.detection.networks.detectors import load_detector
+    from reldistill.tasks.detection.objective import Detection
+    from reldistill.training.module import DistillationModule
+    from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
 __version__ = "0.1.0"
 
-# `reldistill.run.train` is not among them: `reldistill.train` is a package.
+# `reldistill.runs.run.train` is not among them: `reldistill.training` is a package.
 __all__ = [
     "Batch",
     "Boxes",
@@ -58,22 +58,22 @@ __all__ = [
 ]
 
 _MODULES = {
-    "build": ["build_distiller"],
-    "checks": ["UserError"],
-    "data.classification": ["ImageData", "load_images"],
-    "features.detector_extract": ["DetectorExtractor"],
-    "features.detectors": ["load_detector"],
-    "features.extract": ["Extractor"],
-    "features.zoo": ["load_network"],
-    "run": ["distill", "evaluate"],
+    "core.checks": ["UserError"],
+    "core.types": ["Batch", "Boxes", "Features", "LevelInfo", "StepOutput"],
+    "methods.build": ["build_distiller"],
+    "networks.extract": ["Extractor"],
+    "networks.zoo": ["load_network"],
+    "runs.run": ["distill", "evaluate"],
     "step.curriculum": ["WarmUp"],
     "step.distiller": ["Distiller"],
     "step.term": ["Term"],
-    "tasks.classification": ["Classification"],
-    "tasks.detection": ["Detection"],
-    "train.module": ["DistillationModule"],
-    "train.settings": ["DataSettings", "ModelSettings", "PairSettings", "TrainSettings"],
-    "types": ["Batch", "Boxes", "Features", "LevelInfo", "StepOutput"],
+    "tasks.classification.images": ["ImageData", "load_images"],
+    "tasks.classification.objective": ["Classification"],
+    "tasks.detection.networks.detector_extract": ["DetectorExtractor"],
+    "tasks.detection.networks.detectors": ["load_detector"],
+    "tasks.detection.objective": ["Detection"],
+    "training.module": ["DistillationModule"],
+    "training.settings": ["DataSettings", "ModelSettings", "PairSettings", "TrainSettings"],
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from reldistill.cli import main
+from reldistill.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

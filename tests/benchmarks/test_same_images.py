@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import same_images
 from drawn_boxes import draw
-from reldistill.data.detection import load_detection
+from reldistill.tasks.detection.images import load_detection
 
 
 def test_every_split_holds_the_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from reldistill.checks import UserError
 from reldistill.comparison.cells import (
     Axis,
     MethodParts,
@@ -14,7 +13,8 @@ from reldistill.comparison.cells import (
     read_axes,
     swept_cells,
 )
-from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.core.checks import UserError
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 DATA = DataSettings(data="digits")
 KD = MethodParts(["kd"], ["kd"], False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reldistill.comparison.pool import Failure, Job, run_all
-from reldistill.report.cells import read_json
+from reldistill.report.comparison.cell_records import read_json
 
 
 def test_what_fails_or_dies_leaves_the_others_alone(tmp_path: Path) -> None:

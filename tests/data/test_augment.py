@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from reldistill.checks import UserError
+from reldistill.core.checks import UserError
 from reldistill.data.augment import (
     DRAWS,
     ERASE_AREA,

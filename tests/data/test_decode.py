@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reldistill.checks import UserError
+from reldistill.core.checks import UserError
 from reldistill.data.decode import BadImage, check, decode, fit, header_size, to_rgb
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reldistill.checks import UserError
+from reldistill.core.checks import UserError
 from reldistill.data import files
 from reldistill.data.decode import BadImage
 from reldistill.data.files import Archive, Folder, Store, read_splits

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from reldistill.checks import UserError
+from reldistill.core.checks import UserError
+from reldistill.core.types import Batch
 from reldistill.data.augment import Augment, ImageTransform
 from reldistill.data.files import Folder, read_splits
 from reldistill.data.loader import DiskPixels, Loader, MemoryPixels
 from reldistill.data.samples import Samples
-from reldistill.types import Batch
 
 IMAGES = 23
 KINDS = ("memory", "disk")

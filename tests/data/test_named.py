@@ -13,7 +13,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from reldistill.checks import UserError
+from reldistill.core.checks import UserError
 from reldistill.data import named
 from reldistill.data.decode import BadImage
 from reldistill.data.named import ArrayReader, cache_folder, cifar, digits, from_timm

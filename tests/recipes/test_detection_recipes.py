@@ -10,13 +10,13 @@ from typing import Any, get_args
 
 import pytest
 
-import reldistill.run
+import reldistill.runs.run
 from drawn_boxes import draw_large, write_coco, write_voc
-from reldistill.checks import UserError
-from reldistill.cli import main
-from reldistill.features.plain_detectors import make_detector
+from reldistill.cli.main import main
+from reldistill.core.checks import UserError
 from reldistill.recipes import RECIPES
 from reldistill.recipes.detection import Family, Pair
+from reldistill.tasks.detection.networks.plain_detectors import make_detector
 
 NAMES = ("coco-detector", "voc-detector")
 DATA = {"coco-detector": "coco:coco", "voc-detector": "voc:voc"}
@@ -81,7 +81,7 @@ def test_every_pair_has_its_networks(monkeypatch: pytest.MonkeyPatch, family: st
     def ask(*given: Any, **more: Any) -> None:
         raise Asked(*given)
 
-    monkeypatch.setattr(reldistill.run, "distill", ask)
+    monkeypatch.setattr(reldistill.runs.run, "distill", ask)
     found = []
     for name in NAMES:
         with pytest.raises(Asked) as asked:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from reldistill.cli import main
+from reldistill.cli.main import main
 from reldistill.recipes import RECIPES
 from small_runs import TRAIN, reldistill, with_options, write_images, write_world
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reldistill.checks import UserError
+from reldistill.core.checks import UserError
 from reldistill.report.intervals import wilson_interval
 from reldistill.report.record import SCHEMA, SCORES, Epoch, find_runs, read_record, result_of, write_record
 

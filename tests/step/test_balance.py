@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reldistill.build import build_distiller
-from reldistill.checks import UserError
+from reldistill.core.checks import UserError
+from reldistill.core.types import Batch
+from reldistill.methods.build import build_distiller
 from reldistill.step.balance import Balance
 from reldistill.step.distiller import Distiller
-from reldistill.tasks.classification import Classification
-from reldistill.types import Batch
+from reldistill.tasks.classification.objective import Classification
 
 
 class Net(nn.Module):

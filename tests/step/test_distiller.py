@@ -10,15 +10,15 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from ddp_helpers import run_on_ranks
-from reldistill.build import build_distiller
-from reldistill.features.adapters import MapAdapter
-from reldistill.features.extract import Extractor
+from reldistill.core.types import Batch, Features
 from reldistill.losses import KD, RKD, FitNets
+from reldistill.methods.build import build_distiller
+from reldistill.networks.adapters import MapAdapter
+from reldistill.networks.extract import Extractor
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
-from reldistill.tasks.classification import Classification
-from reldistill.types import Batch, Features
+from reldistill.tasks.classification.objective import Classification
 
 CLASSES = 4
 SIDE = 16

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reldistill.core.types import Batch, Features
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.term import Term, value_at
-from reldistill.types import Batch, Features
 
 
 class Gap(nn.Module):

@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from reldistill.checks import UserError
 from reldistill.comparison.cells import Cell
 from reldistill.comparison.pool import Failure, Job
+from reldistill.core.checks import UserError
 from reldistill.report.record import RECORD_FILE, read_record
-from reldistill.train.progress import clock, console, say
+from reldistill.training.progress import clock, console, say
 
 _BAR = 20
 

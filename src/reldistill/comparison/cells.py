@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reldistill.checks import UserError
-from reldistill.report.cells import CellPlan
-from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.core.checks import UserError
+from reldistill.report.comparison.cell_records import CellPlan
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 _MOST_AXES = 2
 TASK = "task"

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from reldistill.data.classification import ImageData
-from reldistill.data.detection import DetectionData
-from reldistill.metrics.resampled_ap import average_precisions, draws, match
-from reldistill.saved import OpenedNetwork
-from reldistill.tasks.average_precision import AveragePrecision
-from reldistill.train.settings import TrainSettings
-from reldistill.train.trainer import has_gpu, resolve_precision
-from reldistill.types import Batch, Boxes
+from reldistill.core.types import Batch, Boxes
+from reldistill.networks.saved import OpenedNetwork
+from reldistill.tasks.classification.images import ImageData
+from reldistill.tasks.detection.images import DetectionData
+from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
+from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, draws, match
+from reldistill.training.settings import TrainSettings
+from reldistill.training.trainer import has_gpu, resolve_precision
 
 BINS = 15
 SHOWN = 500
@@ -41,7 +41,7 @@ class Look(Protocol):
         ...
 
     def beside(self, teacher: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-        """The figures of `report.cells.TestRecord` that hold it against the teacher's `reference_arrays`."""
+        """The figures of `report.comparison.cell_records.TestRecord` that hold it against the teacher's `reference_arrays`."""
         ...
 
     @classmethod

@@ -12,19 +12,26 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from reldistill.build import build_distiller
 from reldistill.comparison.cells import Cell, MethodParts
 from reldistill.comparison.looks import LOOKS, Look
-from reldistill.files import write_arrays, write_text
-from reldistill.fit import data_record
-from reldistill.report.cells import ARRAYS_FILE, REFERENCE, TEST_FILE, TestRecord, dump_json, read_arrays
-from reldistill.run import open_student, open_teacher, trusted_teacher
-from reldistill.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork
+from reldistill.core.safe_files import write_arrays, write_text
+from reldistill.core.types import Batch
+from reldistill.methods.build import build_distiller
+from reldistill.networks.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork
+from reldistill.report.comparison.cell_records import (
+    ARRAYS_FILE,
+    REFERENCE,
+    TEST_FILE,
+    TestRecord,
+    dump_json,
+    read_arrays,
+)
+from reldistill.runs.fit import data_record
+from reldistill.runs.run import open_student, open_teacher, trusted_teacher
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
-from reldistill.task_setup import setup_of
-from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
-from reldistill.types import Batch
+from reldistill.tasks.base import setup_of
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 
 def measure_cell(cell: Cell, folder: Path, images: Any, *, reference: Path) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from reldistill.checks import UserError
 from reldistill.comparison.cells import Cell
 from reldistill.comparison.measure import measure_cell, measure_reference
-from reldistill.report.cells import REFERENCE
-from reldistill.run import distill, read_images
-from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.core.checks import UserError
+from reldistill.report.comparison.cell_records import REFERENCE
+from reldistill.runs.run import distill, read_images
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 LOG_FILE = "log.txt"
 

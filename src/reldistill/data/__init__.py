@@ -1,0 +1,1 @@
+"""Images of any task: files, decoding, samples, loaders, named data sets."""

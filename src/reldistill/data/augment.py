@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from ..checks import UserError
-from .decode import fit
+from reldistill.core.checks import UserError
+from reldistill.data.decode import fit
 
 WORDS = ("auto", "none", "crop", "crop-flip", "strong")
 PADDING = 0.125  # of the side, on every edge, before a random crop in memory

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..checks import UserError
+from reldistill.core.checks import UserError
 
 ORIENTATION_TAG = 0x0112
 ORIENTATIONS_ON_THE_SIDE = (5, 6, 7, 8)

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..checks import UserError
-from .decode import EXTENSIONS, BadImage, check, decode, header_size
-from .samples import Samples, Splits, hold_out, split_by_name
+from reldistill.core.checks import UserError
+from reldistill.data.decode import EXTENSIONS, BadImage, check, decode, header_size
+from reldistill.data.samples import Samples, Splits, hold_out, split_by_name
 
 VAL_FOLDERS = ("val", "valid", "validation", "test")  # in order of preference
 MEMBER_LIMIT = 1 << 30  # bytes; a larger member of an archive is no photograph

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..checks import UserError
-from ..types import Batch
-from .augment import DRAWS, Augment, ImageTransform, augment_batch, generator_of, seed_of, to_float
-from .decode import BadImage
-from .samples import Samples
+from reldistill.core.checks import UserError
+from reldistill.core.types import Batch
+from reldistill.data.augment import DRAWS, Augment, ImageTransform, augment_batch, generator_of, seed_of, to_float
+from reldistill.data.decode import BadImage
+from reldistill.data.samples import Samples
 
 Key = tuple[int, int, int]  # seed, epoch, index
 

@@ -16,9 +16,9 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from ..checks import UserError
-from .decode import BadImage, to_rgb
-from .samples import Samples, Splits, split_by_name
+from reldistill.core.checks import UserError
+from reldistill.data.decode import BadImage, to_rgb
+from reldistill.data.samples import Samples, Splits, split_by_name
 
 CIFAR = ("cifar10", "cifar100")
 NAMES = ("digits", *CIFAR)

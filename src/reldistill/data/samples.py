@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
-from ..checks import UserError
-from .decode import BadImage, fit
+from reldistill.core.checks import UserError
+from reldistill.data.decode import BadImage, fit
 
 T = TypeVar("T")
 SPLIT_SEED = "reldistill split 1"  # a constant: the split must not move with the seed of a training run

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_same_batch, check_temperature
+from reldistill.core.checks import check_axes, check_same_batch, check_temperature
 from reldistill.losses.deit_hard import deit_hard_loss
 from reldistill.losses.kd import kd_loss
 from reldistill.relations.precision import full_precision

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from reldistill.checks import check_temperature
+from reldistill.core.checks import check_temperature
 from reldistill.losses.kd import kd_loss
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_parts, check_same_batch, check_temperature
+from reldistill.core.checks import check_axes, check_parts, check_same_batch, check_temperature
 from reldistill.relations.across_ranks import gather_batch
 from reldistill.relations.precision import full_precision
 from reldistill.relations.similarity import unit_deviations

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_parts, check_same_batch, check_temperature
+from reldistill.core.checks import check_axes, check_parts, check_same_batch, check_temperature
 from reldistill.relations.precision import full_precision
 
 PARTS = ("target", "nontarget")

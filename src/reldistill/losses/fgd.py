@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_parts, check_same_batch, check_temperature
+from reldistill.core.checks import check_axes, check_parts, check_same_batch, check_temperature
 from reldistill.relations.precision import as_float, full_precision
 
 PARTS = ("foreground", "background", "attention", "global")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_same_batch
+from reldistill.core.checks import check_axes, check_same_batch
 from reldistill.relations.precision import full_precision
 from reldistill.relations.similarity import unit_vectors
 

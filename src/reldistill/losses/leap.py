@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_same_batch
+from reldistill.core.checks import check_axes, check_same_batch
 from reldistill.losses.fitnets import FitNets
 from reldistill.relations.across_ranks import gather_batch
 from reldistill.relations.precision import as_float, full_precision

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_same_batch
+from reldistill.core.checks import check_axes, check_same_batch
 from reldistill.relations.across_ranks import mean_over_batch
 from reldistill.relations.precision import as_float
 

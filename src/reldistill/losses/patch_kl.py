@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_same_batch, check_temperature
+from reldistill.core.checks import check_axes, check_same_batch, check_temperature
 from reldistill.relations.precision import full_precision
 from reldistill.relations.similarity import cosines
 from reldistill.relations.tokens import map_to_tokens, on_common_grid

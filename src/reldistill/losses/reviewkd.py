@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reldistill.checks import check_same_batch
+from reldistill.core.checks import check_same_batch
 from reldistill.relations.precision import as_float
 from reldistill.relations.tokens import average_pool
 
@@ -34,7 +34,7 @@ def reviewkd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tenso
         HCL(s, t) = Σ_k w_k mean (pool_k s − pool_k t)² / Σ_k w_k,   k = the map's own size, 4, 2, 1;   w = 1, ½, ¼, ⅛
 
     Sizes k that are not below the map's height are left out, and the weights go to those that are left. The maps are
-    fused from deep to shallow by attention (ABF) in an adapter, `features.fusion.AttentionFusion`.
+    fused from deep to shallow by attention (ABF) in an adapter, `networks.fusion.AttentionFusion`.
 
     Pengguang Chen, Shu Liu, Hengshuang Zhao, Jiaya Jia: Distilling Knowledge via Knowledge Review. CVPR 2021,
     arXiv 2104.09044.

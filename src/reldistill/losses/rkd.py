@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_same_batch
+from reldistill.core.checks import check_axes, check_same_batch
 from reldistill.relations.across_ranks import gather_batch
 from reldistill.relations.pairwise import PARTS, distance_and_angle
 from reldistill.relations.precision import full_precision

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_same_batch
+from reldistill.core.checks import check_axes, check_same_batch
 from reldistill.relations import spectrum
 from reldistill.relations.across_ranks import mean_over_batch
 from reldistill.relations.attention import Scale

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from reldistill.checks import check_axes, check_same_batch
+from reldistill.core.checks import check_axes, check_same_batch
 from reldistill.relations.pairwise import PARTS, distance_and_angle
 from reldistill.relations.precision import full_precision
 from reldistill.relations.superpixels import (

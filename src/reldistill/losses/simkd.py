@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reldistill.checks import check_same_batch
+from reldistill.core.checks import check_same_batch
 from reldistill.relations.precision import full_precision
 
 
@@ -20,7 +20,7 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: the projected last map P(F^S), (B, C, H, W), or a vector (B, C) where the teacher's classifier sees no
-            mean of a map. The projector is part of the student: `features.reused_head.ReusedHead`.
+            mean of a map. The projector is part of the student: `networks.reused_head.ReusedHead`.
         teacher: F^T, (B, C, H', W') or (B, C), taken without gradient. Where its map is larger it is averaged to H×W.
 
     Returns:

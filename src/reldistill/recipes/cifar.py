@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
+from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
 if TYPE_CHECKING:
     from reldistill.report.record import RunRecord
@@ -44,7 +44,7 @@ def cifar10_resnet20(
         devices: how many devices, or auto.
         resume: go on with the run in out.
     """
-    from reldistill.run import distill
+    from reldistill.runs.run import distill
 
     return distill(
         DataSettings(data=data, image_size=32, download=download),
@@ -92,8 +92,8 @@ def cifar100(
         devices: how many devices, or auto.
         resume: go on with the runs in out.
     """
-    from reldistill.run import distill, train
-    from reldistill.saved import run_folder
+    from reldistill.networks.saved import run_folder
+    from reldistill.runs.run import distill, train
 
     images = DataSettings(data=data, image_size=32, download=download)
     slow = ("mobilenet", "shufflenet")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from reldistill.checks import UserError
-from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.core.checks import UserError
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 if TYPE_CHECKING:
     from reldistill.report.record import RunRecord
@@ -77,7 +77,7 @@ def coco_detector(
         devices: how many devices, or auto.
         resume: go on with the run in out.
     """
-    from reldistill.run import distill
+    from reldistill.runs.run import distill
 
     return distill(
         DataSettings(data=data, image_size=image_size, workers=workers),
@@ -140,7 +140,7 @@ def voc_detector(
         devices: how many devices, or auto.
         resume: go on with the run in out.
     """
-    from reldistill.run import distill
+    from reldistill.runs.run import distill
 
     return distill(
         DataSettings(data=data, image_size=image_size, workers=workers),
@@ -155,7 +155,7 @@ def _networks(
     family: Family, pair: Pair, teacher: str | None, teacher_weights: str | None, method: str, pretrained_backbone: bool
 ) -> PairSettings:
     """UserError where the pair's own teacher is asked for, and nobody has published its weights."""
-    from reldistill.features.plain_detectors import OWN_NAMES
+    from reldistill.tasks.detection.networks.plain_detectors import OWN_NAMES
 
     theirs, ours = (f"{family}_{backbone}_fpn" for backbone in _BACKBONES[pair])
     if not (teacher or teacher_weights) and theirs not in OWN_NAMES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reldistill.train.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 if TYPE_CHECKING:
     from reldistill.report.record import RunRecord
@@ -45,7 +45,7 @@ def imagenet_deit_tiny(
         devices: how many devices, or auto.
         resume: go on with the run in out.
     """
-    from reldistill.run import distill
+    from reldistill.runs.run import distill
 
     return distill(
         DataSettings(data=data, image_size=224, augment="strong"),
@@ -100,7 +100,7 @@ def imagenet_resnet18(
         devices: how many devices, or auto.
         resume: go on with the run in out.
     """
-    from reldistill.run import distill
+    from reldistill.runs.run import distill
 
     return distill(
         DataSettings(data=data, image_size=224),

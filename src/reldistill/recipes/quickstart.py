@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reldistill.checks import UserError
-from reldistill.train.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
+from reldistill.core.checks import UserError
+from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
 if TYPE_CHECKING:
     from reldistill.report.record import RunRecord
@@ -38,10 +38,10 @@ def quickstart(
     Raises:
         UserError: when a method is not known, or the folder holds runs and `resume` was not asked for.
     """
-    from reldistill.build import method_names
-    from reldistill.report.render import render_html
-    from reldistill.run import distill, train
-    from reldistill.train.progress import say
+    from reldistill.methods.build import method_names
+    from reldistill.report.run.render import render_html
+    from reldistill.runs.run import distill, train
+    from reldistill.training.progress import say
 
     for method in methods:
         method_names(method)

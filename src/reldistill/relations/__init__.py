@@ -1,0 +1,1 @@
+"""What can be read off features, as pure functions on tensors."""

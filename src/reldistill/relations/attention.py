@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reldistill.checks import check_axes
+from reldistill.core.checks import check_axes
 from reldistill.relations.channel_graph import DEAD
 from reldistill.relations.precision import full_precision
 

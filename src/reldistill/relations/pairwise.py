@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from reldistill.checks import check_axes, check_parts, check_same_batch
+from reldistill.core.checks import check_axes, check_parts, check_same_batch
 from reldistill.relations.precision import full_precision
 from reldistill.relations.replay import Replayed
 

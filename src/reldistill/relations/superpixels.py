@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reldistill.checks import check_axes
+from reldistill.core.checks import check_axes
 from reldistill.relations.cells import Cells, Grid, around, gather_around, home_cells, largest_of_column, spread_around
 from reldistill.relations.precision import full_precision
 from reldistill.relations.tokens import average_pool, map_to_tokens

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reldistill.checks import check_axes
+from reldistill.core.checks import check_axes
 from reldistill.relations.precision import full_precision
 
 Pooling = Literal["average", "max", "none"]

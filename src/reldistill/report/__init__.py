@@ -1,0 +1,1 @@
+"""Records → words, tables, intervals and pages. No torch."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from reldistill.checks import UserError
-from reldistill.files import write_text
+from reldistill.core.checks import UserError
+from reldistill.core.safe_files import write_text
 from reldistill.report.intervals import wilson_interval
 
 SCHEMA = 1

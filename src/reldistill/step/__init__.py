@@ -1,0 +1,1 @@
+"""One step: terms, their course over training, their balance, and the Distiller."""

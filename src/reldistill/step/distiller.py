@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from reldistill.core.types import OUTPUTS, Batch, Boxes, Features, StepOutput, Task
 from reldistill.step.balance import Balance
 from reldistill.step.term import Place, Term, value_at
-from reldistill.types import OUTPUTS, Batch, Boxes, Features, StepOutput, Task
 
 if TYPE_CHECKING:
-    from reldistill.types import FeatureSource
+    from reldistill.core.types import FeatureSource
 
 TASK = "task"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reldistill.core.types import OUTPUTS, Batch, Features
 from reldistill.step.curriculum import Curriculum
-from reldistill.types import OUTPUTS, Batch, Features
 
 Place = str | tuple[str, ...]
 _OF_THE_BATCH: dict[str, Callable[[Batch], Tensor | None]] = {

@@ -1,0 +1,1 @@
+"""What images are labelled for: a folder each."""

@@ -1,0 +1,141 @@
+"""What can be named: methods, networks, recipes, and the places inside a network."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from reldistill.core.checks import UserError
+
+if TYPE_CHECKING:
+    from reldistill.networks.extract import Extractor
+    from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
+
+
+def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
+    """One dict an entry.
+
+    Args:
+        what: `methods`, `models` or `recipes`.
+        pattern: text that the name must hold.
+
+    Raises:
+        UserError: when `what` is something else, or no name holds the pattern.
+    """
+    lists = {"methods": _methods, "models": _models, "recipes": _recipes}
+    if what not in lists:
+        raise UserError(f"there is no list of '{what}': say methods, models or recipes")
+    wanted = pattern.lower().replace("-", "_")
+    rows = [row for row in lists[what]() if wanted in row["name"].lower().replace("-", "_")]
+    if not rows:
+        raise UserError(f"none of the {what} has '{pattern}' in its name (see: reldistill list {what})")
+    return rows
+
+
+def layers_of(
+    model: str, *, arguments: Mapping[str, Any], image_size: int | None, num_classes: int | None, everything: bool
+) -> list[dict[str, Any]]:
+    """The places of a network that can be tapped, in order of execution.
+
+    Args:
+        model: a name, FILE.py:factory, or a run folder.
+        arguments: keyword arguments of its constructor.
+        image_size: side of its images; None for its own.
+        num_classes: classes to build it with; None for its own.
+        everything: every place; otherwise those that the automatic choice draws from.
+    """
+    from reldistill.networks.saved import open_network
+    from reldistill.tasks.detection.networks.saved_detectors import finds_boxes, open_detector
+
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image size must be positive, got {image_size}")
+    if finds_boxes(model):
+        classes = None if num_classes is None else [f"class {number}" for number in range(num_classes)]
+        opened = open_detector(model, role="model", classes=classes, arguments=arguments)
+        extractor, side = opened.extractor, image_size or opened.card.input_size
+    else:
+        opened = open_network(model, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments)
+        extractor, side = opened.extractor, opened.card.input_size
+    takers = _takers(extractor, side)
+    return [
+        {
+            "name": level.name,
+            "channels": level.channels,
+            "height": level.height,
+            "width": level.width,
+            "stride": level.stride,
+            "kind": level.kind,
+            "auto": takers.get(level.name, []),
+        }
+        for level in (extractor.survey(side) if everything else extractor.stages(side))
+    ]
+
+
+def print_layers(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table on standard output."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("level", "channels", "size", "stride", "kind", "taken by auto"):
+        table.add_column(name, justify="right" if name in ("channels", "size", "stride") else "left")
+    for row in rows:
+        size = f"{row['height']}x{row['width']}"
+        table.add_row(
+            row["name"], str(row["channels"]), size, f"{row['stride']:g}", row["kind"], ", ".join(row["auto"])
+        )
+    _print(table, soft_wrap=True)
+
+
+def print_listing(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table on standard output."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0]:
+        table.add_column(name, no_wrap=name == "name")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    _print(table)
+
+
+def _print(table: Table, *, soft_wrap: bool = False) -> None:
+    console = Console(soft_wrap=soft_wrap)
+    with console.capture() as printed:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+
+def _takers(network: Extractor | DetectorExtractor, side: int) -> dict[str, list[str]]:
+    """Level → the methods that would take it when this network meets one like itself."""
+    from reldistill.methods.build import build_terms
+    from reldistill.methods.plan import plan_for
+    from reldistill.methods.table import METHODS
+
+    takers: dict[str, list[str]] = {}
+    for method in METHODS:
+        with contextlib.suppress(UserError):  # no level of this network suits the method
+            for term in build_terms(method, plan_for(network, network, side)):
+                for place in term.student_places:
+                    takers.setdefault(place, [])
+                    takers[place] += [method] * (method not in takers[place])
+    return takers
+
+
+def _methods() -> list[dict[str, Any]]:
+    from reldistill.methods.table import METHODS
+
+    return [{"name": n, "transfers": m.summary, "paper": m.paper} for n, m in METHODS.items()]
+
+
+def _models() -> list[dict[str, Any]]:
+    from reldistill.networks.zoo import list_networks
+    from reldistill.tasks.detection.networks.detectors import list_detectors
+
+    return [{"name": e.name, "source": e.source, "note": e.note} for e in (*list_networks(), *list_detectors())]
+
+
+def _recipes() -> list[dict[str, Any]]:
+    from reldistill.recipes import RECIPES
+
+    return [{"name": n, "what": (inspect.getdoc(r) or "").split("\n")[0]} for n, r in RECIPES.items()]

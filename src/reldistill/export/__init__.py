@@ -1,0 +1,1 @@
+"""A run's student as files that need nothing of this package."""

@@ -1,0 +1,169 @@
+"""The terms of methods that learn or remember something beside the student, or change what it ends in.
+
+Each function takes a plan and returns its method's terms; `reldistill.methods.table` names them.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from reldistill.core.checks import UserError
+from reldistill.core.types import LevelInfo
+from reldistill.losses.crd import CRD
+from reldistill.losses.cskd import CSKD
+from reldistill.losses.deit_hard import DeiTHard
+from reldistill.losses.deit_soft import DeiTSoft
+from reldistill.losses.leap import LEAP
+from reldistill.losses.mgd import MGD
+from reldistill.losses.ofd import OFD
+from reldistill.losses.reviewkd import ReviewKD
+from reldistill.losses.simkd import SimKD
+from reldistill.losses.vid import VID
+from reldistill.methods.plan import Plan
+from reldistill.networks.adapters import EachLevel, NormedProjection, PixelwiseRegressor
+from reldistill.networks.extract import Extractor
+from reldistill.networks.fusion import AttentionFusion
+from reldistill.networks.reused_head import ReusedHead, averaged_level
+from reldistill.step.curriculum import WarmUp
+from reldistill.step.term import Term
+
+
+def crd(plan: Plan) -> list[Term]:
+    """One term on the pooled vectors, with a bank of all training images."""
+    if plan.images is None:
+        raise UserError("crd remembers every training image: give build_distiller their number (images=…)")
+    sizes = {"student_dim": plan.student.pooled_size, "teacher_dim": plan.teacher.pooled_size, "images": plan.images}
+    return [plan.term("crd", plan.loss("crd", CRD, sizes=sizes), "pooled", "pooled", 0.8)]
+
+
+def reviewkd(plan: Plan) -> list[Term]:
+    """One term on up to four stages and the pooled vectors, fused."""
+    pairs = plan.pairs(4)
+    students, teachers = ([*(pair[side].name for pair in pairs), "pooled"] for side in (0, 1))
+    name = f"{'+'.join(students)}->{'+'.join(teachers)}"
+    plan.adapters[name] = AttentionFusion(
+        [*(student.channels for student, _ in pairs), plan.student.pooled_size],
+        [*(teacher.channels for _, teacher in pairs), plan.teacher.pooled_size],
+        teacher_sizes=[*(_size(teacher) for _, teacher in pairs), None],
+    )
+    loss = plan.loss("reviewkd", ReviewKD)
+    term = plan.term("reviewkd", loss, tuple(students), tuple(teachers), 1.0, adapter=name)
+    term.curriculum = WarmUp(over=20 / 240)
+    return [term]
+
+
+def vid(plan: Plan) -> list[Term]:
+    """A term for each of up to three pairs of stages, each with its own regressor and variances."""
+    terms = []
+    for student, teacher in plan.pairs(3):
+        name = f"{student.name}->{teacher.name}:mean"
+        plan.adapters[name] = PixelwiseRegressor(student.channels, teacher.channels, teacher_size=_size(teacher))
+        loss = plan.loss("vid", VID, sizes={"channels": teacher.channels})
+        terms.append(plan.term("vid", loss, student.name, teacher.name, 1.0, adapter=name))
+    return terms
+
+
+def ofd(plan: Plan) -> list[Term]:
+    """One term on up to four pairs of stages."""
+    pairs = plan.pairs(4)
+    students, teachers = (tuple(pair[side].name for pair in pairs) for side in (0, 1))
+    name = f"{'+'.join(students)}->{'+'.join(teachers)}:normed"
+    plan.adapters[name] = EachLevel(
+        NormedProjection(student.channels, teacher.channels, teacher_size=_size(teacher)) for student, teacher in pairs
+    )
+    return [plan.term("ofd", plan.loss("ofd", OFD), students, teachers, 1e-3, adapter=name)]
+
+
+def mgd(plan: Plan) -> list[Term]:
+    """One term on the deepest pair of stages."""
+    return [
+        plan.term(
+            "mgd",
+            plan.loss("mgd", MGD, sizes={"channels": teacher.channels}),
+            student.name,
+            teacher.name,
+            7e-5,
+            adapter=plan.adapter(student, teacher),
+        )
+        for student, teacher in plan.pairs(1)
+    ]
+
+
+def simkd(plan: Plan) -> list[Term]:
+    """One term between what the two networks feed into the teacher's classifier."""
+    network = plan.student.network
+    if not isinstance(network, ReusedHead):
+        raise UserError("simkd needs a student with the teacher's classifier: build_distiller makes it one")
+    if plan.levels:
+        raise UserError("simkd compares what the classifier is fed: leave the levels out")
+    level = averaged_level(plan.teacher, plan.image_size)
+    places = ("pooled", "pooled") if network.level is None or level is None else ("projector", level.name)
+    return [plan.term("simkd", plan.loss("simkd", SimKD), *places, 1.0)]
+
+
+def train_distillation_token(student: Extractor, teacher: Extractor, image_size: int) -> Extractor:
+    """The student, told to say the distillation token's logits apart from the class token's while it trains."""
+    if student.has_distillation_token:
+        student.network.set_distilled_training(True)  # type: ignore[operator]
+    return student
+
+
+def deit_hard(plan: Plan) -> list[Term]:
+    """One term between the distillation token's logits and the teacher's."""
+    return _distillation_token(plan, "deit_hard", DeiTHard, 0.5)
+
+
+def deit_soft(plan: Plan) -> list[Term]:
+    """One term between the distillation token's logits and the teacher's."""
+    return _distillation_token(plan, "deit_soft", DeiTSoft, 0.1)
+
+
+def cskd(plan: Plan) -> list[Term]:
+    """One term between the class scores of all places, one between those of the whole image, both by the teacher's."""
+    theirs, ours = plan.teacher.feed(plan.image_size), plan.student.feed(plan.image_size)
+    if theirs is None or not (theirs.linear and theirs.by_mean):
+        raise UserError(
+            f"cskd asks the teacher's classifier about each place of a map, but {plan.teacher.name} does not classify "
+            f"the mean of a map by one linear layer: choose a CNN that does"
+        )
+    if ours is None or not ours.linear:
+        raise UserError(
+            f"cskd asks the student's classifier about each place, but {plan.student.name} does not classify the mean "
+            f"of a map, nor a token, by one linear layer: choose another student"
+        )
+    token = "distilled" if plan.student.has_distillation_token else "logits"
+    return [
+        plan.term("deit_hard", plan.loss("deit_hard", DeiTHard), token, "logits", 0.5),
+        plan.term("cskd", plan.loss("cskd", CSKD), "dense", "dense", 1.0),
+    ]
+
+
+def _distillation_token(plan: Plan, name: str, kind: type[nn.Module], weight: float) -> list[Term]:
+    if not plan.student.has_distillation_token:
+        raise UserError(
+            f"{name} needs a student with a distillation token (deit_tiny_distilled_patch16_224 and the like), and "
+            f"{plan.student.name} has none"
+        )
+    return [plan.term(name, plan.loss(name, kind), "distilled", "logits", weight)]
+
+
+def leap(plan: Plan) -> list[Term]:
+    """One term between the student's deepest level and one after the other of the teacher's blocks."""
+    pairs = plan.pairs(1)
+    student = pairs[0][0]
+    blocks = [teacher for _, teacher in pairs] if plan.levels else plan.teacher.stages(plan.image_size)
+    if len({level.name for level, _ in pairs}) > 1:
+        raise UserError("leap compares one level of the student with several of the teacher: give it only one")
+    shapes = {(block.channels, *_size(block)) for block in blocks}
+    if len(blocks) < 2 or len(shapes) > 1:
+        raise UserError(
+            f"leap needs a teacher of several blocks that say maps of one shape, a plain vision transformer: "
+            f"{plan.teacher.name} is none"
+        )
+    loss = plan.loss("leap", LEAP, sizes={"layers": len(blocks), "loss": None})
+    adapter = plan.adapter(student, blocks[-1])
+    return [plan.term("leap", loss, student.name, tuple(block.name for block in blocks), 1.0, adapter=adapter)]
+
+
+def _size(level: LevelInfo) -> tuple[int, int]:
+    return level.height, level.width

@@ -1,0 +1,1 @@
+"""Any network → Features: extraction, levels, adapters, names and weights, cards of saved networks."""

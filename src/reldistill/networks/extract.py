@@ -1,0 +1,393 @@
+"""Any network → Features: its own normalisation and input size, and the maps inside it, without editing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reldistill.core.checks import UserError, check_axes
+from reldistill.core.types import Features, LevelInfo
+from reldistill.networks.levels import Seen, Tap, stages_of, taps_of
+
+DISTILLATION_HEAD = "head_dist"  # timm's name for it
+
+
+class _DeepEnough(Exception):
+    """Not an error: it ends a forward pass whose remainder nobody asked for."""
+
+
+class Feed(NamedTuple):
+    """The level that a classifier's input comes from.
+
+    Args:
+        level: with as many channels as the classifier takes.
+        by_mean: whether the input is the mean over the level's places; otherwise it is a token beside them.
+        linear: whether the classifier is one linear layer, so that it can judge the places one by one.
+    """
+
+    level: LevelInfo
+    by_mean: bool
+    linear: bool
+
+
+class Extractor(nn.Module):
+    """A network that takes un-normalised images of any size and says Features of them.
+
+    The first use of a level (or `survey`) makes a dry run that finds every place that can be tapped. Hooks are set
+    for one forward pass and removed after it; a pass from which nobody wants logits stops at the deepest level asked.
+
+    Args:
+        network: any module that maps (B, 3, H, W) to logits (B, K).
+        mean: per-channel mean that the network expects to be subtracted; the default leaves images as they are. As
+            many numbers as images have channels.
+        std: per-channel standard deviation it expects images to be divided by.
+        input_size: side that images are resized to, or None where the network takes them at any size.
+        name: what to call the network in messages.
+
+    Raises:
+        UserError: when a level is not in the network.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
+    >>> features = Extractor(net, input_size=8)(torch.rand(2, 3, 8, 8), levels=("1",))
+    >>> tuple(features.logits.shape), tuple(features.levels["1"].shape)
+    ((2, 5), (2, 8, 4, 4))
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        input_size: int | None = None,
+        name: str = "network",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.name = name
+        self.input_size = input_size
+        device = first_float(network).device
+        self.register_buffer("mean", torch.tensor(mean, device=device).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, device=device).view(-1, 1, 1), persistent=False)
+        self._taps: dict[str, Tap] = {}
+        self._surveyed_size: int | None = None
+        self._untrained: set[str] | None = None
+        self._classifier: str | None = None
+        self._exact = False
+        self._feed: Feed | None = None
+        self.pooled_is_rectified = False
+        self.num_classes = 0
+        self.pooled_size = 0
+
+    @property
+    def classifier_path(self) -> str | None:
+        """Path of the module that makes the logits; None where none was found, or before the first survey."""
+        return self._classifier
+
+    def classifier(self, image_size: int) -> nn.Module | None:
+        """The module that makes the logits alone; None where several heads are mixed, or none was found."""
+        self._survey_at(image_size)
+        return self.network.get_submodule(self._classifier) if self._classifier and self._exact else None
+
+    @property
+    def has_distillation_token(self) -> bool:
+        """Whether it is a transformer with a distillation token and a head for it, as timm makes them."""
+        return isinstance(getattr(self.network, DISTILLATION_HEAD, None), nn.Module)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] → the network's own size, normalisation and precision."""
+        check_axes(images, "B C H W", name="images", C=len(self.mean))
+        if not images.is_floating_point():
+            raise ValueError(f"images: expected floating point in [0, 1], got {images.dtype}")
+        size = self.input_size
+        if size is not None and images.shape[-2:] != (size, size):
+            images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return ((images - self.mean) / self.std).to(first_float(self.network, default=images).dtype)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        levels: tuple[str, ...] = (),
+        logits: bool = True,
+        pooled: bool = False,
+        distilled: bool = False,
+        dense: bool = False,
+    ) -> Features:
+        """Features of images.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            levels: names of the levels wanted.
+            logits: whether the logits are wanted.
+            pooled: whether the classifier's input is wanted; it is the logits where no one layer makes them.
+            distilled: whether the logits of the distillation token's own head are wanted.
+            dense: whether the classifier's logits of each place are wanted; it takes a linear classifier with a `feed`.
+        """
+        if (levels or pooled or dense) and self._surveyed_size is None:
+            self.survey(max(images.shape[-2:]))
+        images = self.prepare(images)
+        aspect = images.shape[-2] / images.shape[-1]
+        source = self._feed.level.name if dense and self._feed else None
+        taps = {name: self._tap(name) for name in ((*levels, source) if source else levels)}
+        found: dict[str, Tensor] = {}
+        classifier_input: list[Tensor] = []
+        stop_early = bool(taps) and not logits and not pooled and not distilled
+        token_logits: list[Tensor] = []
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                found[name] = taps[name].read(_first_tensor(output), aspect=aspect)
+                if stop_early and len(found) == len(taps):
+                    raise _DeepEnough
+
+            return hook
+
+        def keep_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            token_logits.append(output)
+
+        hooks = [(name, keep(name)) for name in taps]
+        if distilled:
+            hooks.append((DISTILLATION_HEAD, keep_output))
+        if pooled and self._classifier:
+            hooks.append((self._classifier, _input_into(classifier_input)))
+        try:
+            with hooked([(self.network.get_submodule(name), hook) for name, hook in hooks]):
+                output = _first_tensor(self.network(images))
+        except _DeepEnough:
+            output = None
+        vector = _as_vector(classifier_input[-1]) if classifier_input else output
+        return Features(
+            logits=output if logits else None,
+            pooled=vector if pooled else None,
+            distilled=token_logits[-1] if distilled else None,
+            dense=self._of_each_place(found[source]) if source else None,
+            levels={name: found[name] for name in levels},
+        )
+
+    def feed(self, image_size: int) -> Feed | None:
+        """Where the classifier's input comes from; None where it is neither a level's mean nor one of its tokens."""
+        self._survey_at(image_size)
+        return self._feed
+
+    def _of_each_place(self, feature_map: Tensor) -> Tensor:
+        """(B, C, H, W) → the classifier's (B, K, H, W)."""
+        assert self._classifier is not None
+        layer = self.network.get_submodule(self._classifier)
+        return layer(feature_map.movedim(1, -1)).movedim(-1, 1) if isinstance(layer, nn.Linear) else layer(feature_map)
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def survey(self, image_size: int) -> list[LevelInfo]:
+        """Every place that can be tapped, in order of execution, found by a dry run on square images of that side.
+
+        Raises:
+            UserError: when the network does not map images of that size to (B, K) logits.
+        """
+        size = self.input_size or image_size
+        images = self._noise(2, size)
+        seen: list[Seen] = []
+        inputs_of: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                tensor = _first_tensor(output)
+                if isinstance(tensor, Tensor):
+                    seen.append(Seen(name, module, tensor, tensor._version))
+                if inputs and isinstance(inputs[0], Tensor):
+                    inputs_of[name] = inputs[0]
+
+            return hook
+
+        try:
+            with evaluating(self.network), hooked([(m, keep(n)) for n, m in self.network.named_modules() if n]):
+                logits = _first_tensor(self.network(images))
+        except UserError:
+            raise
+        except Exception as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{self.name} does not run on {size}x{size} images: {why} (try another --image-size)"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+            said = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"{self.name} must map images (B, 3, H, W) to class scores (B, K), but returned {said}")
+        self.num_classes = logits.shape[1]
+        self._classifier, self._exact = _find_classifier(seen, logits, inputs_of)
+        vector = _as_vector(inputs_of[self._classifier]) if self._classifier else logits
+        self.pooled_size = vector.shape[1]
+        self._taps = taps_of(self.network, seen, size)
+        self.pooled_is_rectified = bool(vector.min() >= 0)
+        linear = self._classifier is not None and is_linear(self.network.get_submodule(self._classifier))
+        self._feed = _feed_of(vector, seen, self._taps, linear=linear)
+        self._surveyed_size, self._untrained = size, None
+        return [tap.info for tap in self._taps.values()]
+
+    def stages(self, image_size: int) -> list[LevelInfo]:
+        """The levels `auto` chooses from: the last block at each resolution, or the repeated blocks of a plain ViT.
+
+        A ViT that classifies by its class token never looks at the patch tokens that its last block makes: no label has
+        trained them, and that block is left out.
+        """
+        self._survey_at(image_size)
+        found = stages_of(self.network, {n: t.info for n, t in self._taps.items()})
+        if self._untrained is None:
+            tokens = [level.name for level in found if level.kind == "tokens"]
+            unheard = self._unheard(tokens) if tokens else set()
+            self._untrained = unheard if len(unheard) < len(tokens) else set()
+        return [level for level in found if level.name not in self._untrained]
+
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
+    def _unheard(self, names: Sequence[str]) -> set[str]:
+        """Those of the levels that the classifier's input does not depend on."""
+        assert self._surveyed_size is not None
+        outputs: dict[str, Tensor] = {}
+        vectors: list[Tensor] = []
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                outputs[name] = _first_tensor(output)
+
+            return hook
+
+        hooks = [(self.network.get_submodule(name), keep(name)) for name in names]
+        if self._classifier:
+            hooks.append((self.network.get_submodule(self._classifier), _input_into(vectors)))
+        with evaluating(self.network), hooked(hooks):
+            logits = _first_tensor(self.network(self._noise(1, self._surveyed_size).requires_grad_()))
+        vector = vectors[-1] if vectors else logits
+        pull = torch.rand(vector.shape, generator=torch.Generator().manual_seed(1)).to(vector)
+        gradients = torch.autograd.grad(vector, [outputs[name] for name in names], pull, allow_unused=True)
+        return {
+            name
+            for name, gradient in zip(names, gradients, strict=True)
+            if gradient is None or not self._taps[name].read(gradient, aspect=1.0).any()
+        }
+
+    def _noise(self, batch_size: int, side: int) -> Tensor:
+        """Images for a dry run, in the network's precision; the same every time."""
+        like = first_float(self.network, default=self.mean)
+        shape = (batch_size, len(self.mean), side, side)
+        return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+
+    def level(self, name: str, image_size: int) -> LevelInfo:
+        """One level by name.
+
+        Raises:
+            UserError: when it is not in the network.
+        """
+        self._survey_at(image_size)
+        return self._tap(name).info
+
+    def _survey_at(self, image_size: int) -> None:
+        if self._surveyed_size != (self.input_size or image_size):
+            self.survey(image_size)
+
+    def _tap(self, name: str) -> Tap:
+        if name not in self._taps:
+            names = [i.name for i in stages_of(self.network, {n: t.info for n, t in self._taps.items()})]
+            listed = ", ".join(names) if len(names) < 6 else f"{', '.join(names[:3])} … {names[-1]}"
+            listed = listed or "no place that holds a map or patch tokens"
+            raise UserError(
+                f"level '{name}' not in {self.name}: it has {listed} (see: reldistill layers {self.name} --all)"
+            )
+        return self._taps[name]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode, each module put back into its own mode afterwards."""
+    modes = {m: m.training for m in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def hooked(hooks: Sequence[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    """Forward hooks that are taken off again."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _input_into(found: list[Tensor]) -> Callable[..., None]:
+    """A hook that keeps what a module was given."""
+
+    def hook(_module: nn.Module, inputs: Any, _output: Any) -> None:
+        found.append(inputs[0])
+
+    return hook
+
+
+def _first_tensor(output: Any) -> Any:
+    """Networks answer with a tensor, or a tuple or dict whose first entry (or `logits`, `out`) is the one meant."""
+    if isinstance(output, dict):
+        for key in ("logits", "out"):
+            if key in output:
+                return output[key]
+        return next(iter(output.values()), None)
+    if isinstance(output, (tuple, list)):
+        return _first_tensor(output[0]) if output else None
+    return output
+
+
+def first_float(network: nn.Module, *, default: Tensor | None = None) -> Tensor:
+    """A tensor that has the network's device and precision: its first floating-point parameter, or the default."""
+    found = next((p for p in network.parameters() if p.is_floating_point()), default)
+    return torch.empty(0) if found is None else found
+
+
+def _find_classifier(seen: list[Seen], logits: Tensor, inputs_of: Mapping[str, Tensor]) -> tuple[str | None, bool]:
+    """The innermost module with parameters that makes the logits; where they are mixed from several heads, the last.
+
+    The second result says whether that module's output is the logits.
+    """
+    with_parameters = [s for s in seen if s.name in inputs_of and next(s.module.parameters(), None) is not None]
+    heads = [s for s in with_parameters if s.output.ndim > 1 and s.output.flatten(1).shape == logits.shape]
+    # A container's hook runs after that of the layer inside it, whose output it hands on.
+    exact = [s.name for s in heads if torch.equal(s.output.flatten(1), logits)]
+    inner = [s.name for s in heads if next(s.module.children(), None) is None]
+    return (exact[0] if exact else inner[-1] if inner else None), bool(exact)
+
+
+def is_linear(layer: nn.Module | None) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Whether it is one linear layer, perhaps written as a convolution of 1 × 1."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() == 1)
+
+
+def _feed_of(vector: Tensor, seen: Sequence[Seen], taps: Mapping[str, Tap], *, linear: bool) -> Feed | None:
+    for one in reversed(seen):
+        tap = taps.get(one.name)
+        if tap is None or tap.overwritten or tap.info.channels != vector.shape[1]:
+            continue
+        by_mean = _agree(tap.read(one.output, aspect=1.0).mean(dim=(2, 3)), vector)
+        if by_mean or any(_agree(one.output[:, i], vector) for i in range(tap.prefix_tokens)):
+            return Feed(tap.info, by_mean, linear)
+    return None
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def _as_vector(classifier_input: Tensor) -> Tensor:
+    """(B, D), or the mean over the positions of a map (B, D, H, W) or of tokens (B, N, D)."""
+    if classifier_input.ndim == 3:
+        return classifier_input.mean(dim=1)
+    return classifier_input if classifier_input.ndim == 2 else classifier_input.flatten(2).mean(dim=2)

@@ -1,0 +1,209 @@
+"""A run's network on disk: weights that say which network they are for, so that a run folder can be used as a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from reldistill.core.checks import UserError
+from reldistill.core.safe_files import sha256, write_bytes
+from reldistill.networks.extract import Extractor
+from reldistill.networks.reused_head import ReusedHead
+from reldistill.networks.weights import one_line, read_weights, weights_file
+from reldistill.networks.zoo import list_networks, load_network
+from reldistill.report.record import RECORD_FILE
+from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
+from reldistill.tasks.detection.networks.plain_detectors import names_detector
+
+LAST_WEIGHTS = "student.safetensors"
+BEST_WEIGHTS = "student-best.safetensors"
+_KEY = "reldistill"
+
+
+@dataclass(frozen=True)
+class NetworkCard:
+    """What is needed to build a network again and to feed it.
+
+    Args:
+        name: as the zoo takes it.
+        arguments: keyword arguments of its constructor.
+        num_classes: K of its logits.
+        classes: their names.
+        mean: per-channel mean to subtract from images in [0, 1].
+        std: per-channel standard deviation to divide by.
+        input_size: side of its images, pixels.
+        reused_head: how to give it another network's classifier, as `ReusedHead.described` says; None for its own.
+        detector: `outputs`, the number of the class output for each of `classes`, and `num_outputs`, where it is one.
+    """
+
+    name: str
+    num_classes: int
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    reused_head: Mapping[str, Any] | None = None
+    detector: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class OpenedNetwork:
+    """A network ready to be asked for features, and where it came from.
+
+    Args:
+        extractor: the network with its normalisation and size.
+        card: how to build it again.
+        pretrained: where its weights came from, in words.
+        weights_sha256: of the file that held them, where there was one.
+    """
+
+    extractor: Extractor | DetectorExtractor
+    card: NetworkCard
+    pretrained: str
+    weights_sha256: str | None = None
+
+
+def run_folder(name: str) -> Path | None:
+    """The run folder of that name, or None where it names a network; for a folder called like one, say `./NAME`.
+
+    Raises:
+        UserError: when the run is not finished.
+    """
+    folder = Path(name)
+    if not (folder / LAST_WEIGHTS).is_file() and not (folder / RECORD_FILE).is_file():
+        return None
+    if folder.name == name and (names_detector(name) or any(one.name == name for one in list_networks(name))):
+        return None
+    if not (folder / LAST_WEIGHTS).is_file():
+        raise UserError(f"the run in {name} is not finished: there is no {LAST_WEIGHTS} (go on with it by --resume)")
+    return folder
+
+
+def open_network(
+    name: str,
+    *,
+    role: Literal["student", "teacher", "model"],
+    num_classes: int | None,
+    image_size: int | None,
+    weights: str | None = None,
+    pretrained: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+) -> OpenedNetwork:
+    """A network by name or from a run folder, surveyed at the size it will see.
+
+    Args:
+        name: what the zoo takes, or a run folder.
+        role: a teacher must bring weights.
+        num_classes: K that the network must have; None to take what it has.
+        image_size: side of the images; None for the network's own.
+        weights: file to load.
+        pretrained: take the weights that timm or torchvision publish.
+        arguments: keyword arguments of the constructor.
+
+    Raises:
+        UserError: when name, weights and classes don't go together.
+    """
+    classes: tuple[str, ...] = ()
+    card = None
+    folder = run_folder(name)
+    if folder is not None:
+        card = read_card(folder / LAST_WEIGHTS)
+        if card.detector is not None:
+            raise UserError(
+                f"{name} is a run of detection: its network needs labelled boxes (--data coco:DIR, voc:DIR or yolo:DIR)"
+            )
+        weights = weights or str(folder / LAST_WEIGHTS)
+        classes = card.classes
+        name, arguments = card.name, {**card.arguments, **(arguments or {})}
+        image_size = image_size or card.input_size
+        if num_classes is None:
+            num_classes = card.num_classes
+    reused = None if card is None else card.reused_head
+    loaded = load_network(
+        name,
+        num_classes=num_classes,
+        weights=weights if reused is None else None,
+        pretrained=pretrained and reused is None,
+        image_size=image_size,
+        arguments=arguments,
+        role=role if reused is None else "student",
+    )
+    # A run says how its network was fed; its name's defaults may have changed since.
+    mean, std = (loaded.mean, loaded.std) if card is None else (card.mean, card.std)
+    module, origin, size = loaded.module, loaded.pretrained, loaded.input_size or image_size or 224
+    if reused is not None and card is not None:
+        module, origin = _with_reused_head(module, card, size=size, weights=str(weights)), str(weights)
+    extractor = Extractor(module, mean=mean, std=std, input_size=loaded.input_size, name=loaded.name)
+    extractor.survey(image_size or loaded.input_size or 224)
+    if num_classes is not None and extractor.num_classes != num_classes:
+        raise UserError(
+            f"the {role} {name} says {extractor.num_classes} classes, the data have {num_classes}: give weights "
+            f"that were trained on these classes (reldistill train makes them)"
+        )
+    given = dict(arguments or {})
+    card = NetworkCard(name, extractor.num_classes, size, tuple(mean), tuple(std), classes, given, reused)
+    return OpenedNetwork(extractor, card, origin, sha256(weights_file(weights, what=name)) if weights else None)
+
+
+def _with_reused_head(network: nn.Module, card: NetworkCard, *, size: int, weights: str) -> nn.Module:
+    """The network with the classifier that its card tells of, and all its weights."""
+    assert card.reused_head is not None
+    made = ReusedHead(network, image_size=size, num_classes=card.num_classes, **card.reused_head)
+    try:
+        made.load_state_dict(read_weights(weights, what=card.name))
+    except RuntimeError as error:
+        raise UserError(f"{weights} does not fit {card.name} with a reused classifier: {one_line(error)}") from error
+    return made
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], card: NetworkCard) -> str:
+    """Write a network's state as safetensors with its card inside; the result is the file's sha256."""
+    # Tied weights share memory, which the format refuses; each name gets its own copy.
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    data = save(tensors, metadata={_KEY: json.dumps(asdict(card), sort_keys=True)})
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_card(path: Path) -> NetworkCard:
+    """The card inside a run's weights.
+
+    Raises:
+        UserError: when the file is not a run's weights.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        content = json.loads(metadata[_KEY])
+        for name in ("mean", "std", "classes"):
+            content[name] = tuple(content[name])
+        return NetworkCard(**content)
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} does not say which network it is for: it was not written by a run") from error
+
+
+class Normalised(nn.Module):
+    """A network with its normalisation inside: images (B, 3, H, W) in [0, 1] → logits (B, K)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] → (B, K)."""
+        return self.network((images - self.mean) / self.std)

@@ -1,0 +1,133 @@
+"""Networks from a Python file of the user's own, as in `my_network.py:resnet56`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from reldistill.core.checks import UserError
+from reldistill.networks.sources import BuiltNetwork, Triple, told_in_one_line, triple
+from reldistill.networks.weights import one_line
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A function or class in a Python file of the user's own that makes a network.
+
+    Constants `MEAN` and `STD` in the file give its normalisation.
+    """
+
+    path: Path
+    factory: str
+    what: str
+    label: str = "factory"
+
+    def has_pretrained(self) -> bool:
+        """Only the file knows: its factory may load weights by itself."""
+        return True
+
+    def pretrained_classes(self) -> int | None:
+        """Only the file knows."""
+        return None
+
+    def takes_size(self) -> bool:
+        """A size is given by the factory's own arguments."""
+        return False
+
+    def build(
+        self, *, num_classes: int | None, pretrained: bool, image_size: int | None, arguments: Mapping[str, Any]
+    ) -> BuiltNetwork:
+        """Run the file, then its factory, with `num_classes` and `pretrained` where it takes them."""
+        with _importable_beside(self.path):
+            module = _run_file(self.path, what=self.what)
+            make = getattr(module, self.factory, None)
+            if not callable(make):
+                found = [n for n, v in vars(module).items() if callable(v) and _defined_in(v, module)]
+                raise UserError(f"{self.what}: {self.path.name} defines no {self.factory!r}: it has {', '.join(found)}")
+            offered = {"num_classes": num_classes, "pretrained": pretrained or None}
+            settings = {k: v for k, v in offered.items() if v is not None and _accepts(make, k)} | dict(arguments)
+            unknown = [name for name in arguments if not _accepts(make, name)]
+            if unknown:
+                accepted = ", ".join(inspect.signature(make).parameters) or "none"
+                raise UserError(f"{self.what} takes no argument {unknown[0]!r}: it takes {accepted}")
+            with told_in_one_line(self.what, settings, downloads=False):
+                network = make(**settings)
+        if not isinstance(network, nn.Module):
+            raise UserError(f"{self.what} returned {type(network).__name__}: expected a torch.nn.Module")
+        mean, std = self._normalisation(module)
+        return BuiltNetwork(network, mean, std, own_size=None)
+
+    def _normalisation(self, module: ModuleType) -> tuple[Triple, Triple]:
+        given = [hasattr(module, name) for name in ("MEAN", "STD")]
+        if all(given):
+            mean = triple(module.MEAN, name="MEAN", what=self.what)
+            return mean, triple(module.STD, name="STD", what=self.what, positive=True)
+        if any(given):
+            raise UserError(f"{self.what}: {self.path.name} defines only one of MEAN and STD: it needs both or neither")
+        logger.warning("%s: %s defines no MEAN and STD, so ImageNet's are used", self.what, self.path.name)
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+def _accepts(function: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return any(p.kind is p.VAR_KEYWORD or (p.name == name and p.kind in by_name) for p in parameters.values())
+
+
+def _defined_in(value: Any, module: ModuleType) -> bool:
+    return getattr(value, "__module__", None) == module.__name__
+
+
+@contextlib.contextmanager
+def _importable_beside(path: Path) -> Iterator[None]:
+    """Let a user's file import its neighbours, as it can when run as a script."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _run_file(path: Path, *, what: str) -> ModuleType:
+    """The module that a Python file makes, run once for each content of the file."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{what}: no such Python file: {path}") from error
+    digest = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]
+    name = f"reldistill_file_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, "a .py file always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        # Not the loader's own way: it may take stale bytecode of a file that was changed within the second.
+        exec(compile(content, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(f"{what}: {path} could not be run: {one_line(error)}{_line_in(path, error)}") from error
+    return module
+
+
+def _line_in(path: Path, error: BaseException) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""

@@ -1,0 +1,322 @@
+"""From a name to a network: CIFAR networks of the literature, timm, torchvision, or a file of the user's own.
+
+A name is looked up in this order: `FILE.py:factory`; timm's `hf-hub:…` and `local-dir:…`; `torchvision/NAME`; our CIFAR
+networks (`-` and `_` alike, as in `wrn-16-2`); timm; torchvision's names that timm lacks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from reldistill.core.checks import UserError
+from reldistill.networks import cifar
+from reldistill.networks.sources import HUB_PREFIXES, BuiltNetwork, Source, TimmSource, TorchvisionSource, Triple
+from reldistill.networks.user_file import FileSource
+from reldistill.networks.weights import fitting_names, load_weights, mismatch, one_line, read_weights
+from reldistill.tasks.detection.networks.plain_detectors import names_detector
+
+__all__ = ["ListedNetwork", "LoadedNetwork", "list_networks", "load_network", "load_weights"]
+
+logger = logging.getLogger(__name__)
+
+Role = Literal["student", "teacher", "model"]
+
+_TORCHVISION = "torchvision/"
+_FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<factory>\w*))?")
+_OWN_ARGUMENTS = ("num_classes", "pretrained", "weights")
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network that is ready to be used, and what is needed to feed it.
+
+    Args:
+        module: the network, as its maker left it (usually in training mode), on the device where it was made.
+        name: as the user gave it.
+        num_classes: K, measured by a dry run.
+        mean: of its normalisation, for images in [0, 1].
+        std: of its normalisation.
+        input_size: the side that images must have, or None where the dry runs passed at more than one.
+        pretrained: "no", "timm", "torchvision", the weights file's path, or "factory" where a user's file made the
+            network without a weights file, so that only it knows.
+    """
+
+    module: nn.Module
+    name: str
+    num_classes: int
+    mean: Triple
+    std: Triple
+    input_size: int | None
+    pretrained: str
+
+
+@dataclass(frozen=True)
+class ListedNetwork:
+    """A name that `load_network` understands.
+
+    Args:
+        name: the name.
+        source: who defines the network.
+        note: what could be confused about it, or "".
+    """
+
+    name: str
+    source: Literal["reldistill", "timm", "torchvision"]
+    note: str = ""
+
+
+def load_network(
+    name: str,
+    *,
+    num_classes: int | None,
+    weights: str | Path | None = None,
+    pretrained: bool = False,
+    image_size: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    role: Role = "model",
+) -> LoadedNetwork:
+    """Build a network by name, load its weights, and measure what it says and which images it takes.
+
+    Args:
+        name: see this module's beginning.
+        num_classes: K of the data; None takes what the network has.
+        weights: a weights file or a run folder; it outweighs `pretrained`.
+        pretrained: take the weights that timm or torchvision offer.
+        image_size: side of the data's images; a network whose size can be chosen is made for it, unless its
+            pretrained weights are used as they are.
+        arguments: for the network's maker, e.g. `{"patch_size": 4, "depth": 6}` for a transformer of timm.
+        role: a student may start from random weights or get a new classifier; a teacher never.
+
+    Raises:
+        UserError: unknown name or argument, weights that are missing or don't fit, a class count that differs from
+            the data's, a teacher without weights, a download that failed.
+    """
+    what = f"{role} {name}"
+    source = _find(name, what=what)
+    chosen = dict(arguments or {})
+    for reserved in _OWN_ARGUMENTS:
+        if reserved in chosen:
+            raise UserError(f"{what}: {reserved!r} can't be among the arguments: it has an option of its own")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"{what}: image size must be positive, got {image_size}")
+    state = None if weights is None else read_weights(weights, what=what)
+    pretrained = pretrained and weights is None
+    _check_origin(source, role=role, what=what, has_weights=state is not None, pretrained=pretrained)
+    from_file = isinstance(source, FileSource)
+    keeps_head = pretrained and role != "student" and not from_file
+    known = source.pretrained_classes() if pretrained else None
+    if keeps_head and known is not None and num_classes not in (None, known):
+        raise _wrong_classes(what, role=role, found=known, wanted=num_classes)
+    built = _build(
+        source,
+        what=what,
+        num_classes=None if keeps_head else num_classes,
+        pretrained=pretrained,
+        image_size=None if keeps_head or "img_size" in chosen or not source.takes_size() else image_size,
+        arguments=chosen,
+        state=state,
+        weights=weights,
+    )
+    classes, input_size = _measure(built, what=what, image_size=image_size)
+    if num_classes not in (None, classes):
+        raise _wrong_classes(what, role=role, found=classes, wanted=num_classes)
+    if pretrained and known is not None and known != classes:
+        logger.info("%s: its classifier for %d classes starts from random weights", what, classes)
+    _warn_of_namesake(name, image_size=image_size)
+    origin = source.label if pretrained or from_file else "no"
+    return LoadedNetwork(
+        module=built.module,
+        name=name,
+        num_classes=classes,
+        mean=built.mean,
+        std=built.std,
+        input_size=input_size,
+        pretrained=origin if weights is None else str(weights),
+    )
+
+
+def list_networks(pattern: str = "") -> list[ListedNetwork]:
+    """Every name with its source: ours first, then timm's, then torchvision's.
+
+    Args:
+        pattern: part of a name, or a pattern with `*` and `?`; `_` and `-` are alike.
+    """
+    ours = [
+        ListedNetwork(
+            registered,
+            "reldistill",
+            "for 32×32 images" if registered == name else f"for 32×32 images; {name} is timm's ImageNet network",
+        )
+        for name, registered in cifar.REGISTERED.items()
+    ]
+    own = set(cifar.REGISTERED.values())
+    namesakes = {name: registered for name, registered in cifar.REGISTERED.items() if registered != name}
+    from_timm = [
+        ListedNetwork(name, "timm", f"for ImageNet; {namesakes[name]} is for CIFAR" if name in namesakes else "")
+        for name in timm.list_models()
+        if name not in own
+    ]
+    from_torchvision = [
+        ListedNetwork(f"{_TORCHVISION}{name}", "torchvision", "" if timm.is_model(name) else f"{name} for short")
+        for name in _torchvision_names()
+    ]
+    wanted = pattern.lower().replace("-", "_")
+    wanted = wanted if any(sign in wanted for sign in "*?") else f"*{wanted}*"
+    return [
+        network
+        for network in (*ours, *from_timm, *from_torchvision)
+        if fnmatch.fnmatchcase(network.name.lower().replace("-", "_"), wanted)
+    ]
+
+
+def _torchvision_names() -> list[str]:
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _find(name: str, *, what: str) -> Source:
+    """The source of a name, in the order that this module's beginning gives."""
+    file = _FILE.fullmatch(name)
+    if file:
+        path = Path(file["path"]).expanduser()
+        if not path.is_file():
+            raise UserError(f"{what}: no such Python file: {path}")
+        if not file["factory"]:
+            raise UserError(f"{what}: say which function of {path.name} makes the network, as in {path.name}:factory")
+        return FileSource(path, file["factory"], what)
+    if name.startswith(HUB_PREFIXES):
+        return TimmSource(name, what)
+    ours = name.lower().replace("-", "_")
+    if ours in cifar.REGISTERED.values():
+        return TimmSource(ours, what)
+    bare = name.removeprefix(_TORCHVISION)
+    if bare == name and "/" not in name and timm.is_model(name):
+        return TimmSource(name, what)
+    if bare in _torchvision_names():
+        return TorchvisionSource(bare, what)
+    raise _unknown(name, what=what)
+
+
+def _unknown(name: str, *, what: str) -> UserError:
+    if names_detector(name):
+        return UserError(f"{what}: a detector needs labelled boxes: give --data coco:DIR, voc:DIR or yolo:DIR")
+    names = [network.name for network in list_networks()] + _torchvision_names()
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), dict.fromkeys(names), n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return UserError(
+        f"{what}: no such network: {hint}(see: reldistill list models; FILE.py:factory for one of your own)"
+    )
+
+
+def _warn_of_namesake(name: str, *, image_size: int | None) -> None:
+    registered = cifar.REGISTERED.get(name)
+    if registered not in (None, name) and image_size is not None and image_size <= 64:
+        logger.warning("%s is timm's ImageNet network; the one of the CIFAR literature is %s", name, registered)
+
+
+def _check_origin(source: Source, *, role: Role, what: str, has_weights: bool, pretrained: bool) -> None:
+    """UserError for pretrained weights that don't exist, and for a teacher that would start from random ones."""
+    remedy = "train a teacher first (reldistill train …) and pass --teacher-weights FILE"
+    if pretrained and not source.has_pretrained():
+        other = remedy if role == "teacher" else "start from random ones, or from a file"
+        raise UserError(f"{what}: no pretrained weights exist: {other}")
+    if role == "teacher" and not (has_weights or pretrained or isinstance(source, FileSource)):
+        raise UserError(f"{what}: its weights would be random: {remedy}, or ask for pretrained ones where they exist")
+
+
+def _wrong_classes(what: str, *, role: Role, found: int, wanted: int | None) -> UserError:
+    remedy = {
+        "teacher": "train a teacher first (reldistill train …) or pass --teacher-weights FILE",
+        "student": "let its factory take num_classes",
+        "model": "give the weights of a network that was trained on these classes",
+    }[role]
+    return UserError(f"{what} says {found} classes, the data has {wanted}: {remedy}")
+
+
+def _build(
+    source: Source,
+    *,
+    what: str,
+    num_classes: int | None,
+    pretrained: bool,
+    image_size: int | None,
+    arguments: Mapping[str, Any],
+    state: dict[str, Tensor] | None,
+    weights: str | Path | None,
+) -> BuiltNetwork:
+    """The network with its weights, made for `image_size` where that works, else for its own size."""
+    problem: UserError | None = None
+    for size in dict.fromkeys((image_size, None)):
+        try:
+            built = source.build(num_classes=num_classes, pretrained=pretrained, image_size=size, arguments=arguments)
+        except UserError as error:
+            # The later one is about the user's own arguments alone.
+            problem = error
+            continue
+        if state is None:
+            return built
+        named = fitting_names(built.module, state)
+        misfit = mismatch(built.module, named)
+        if misfit is None:
+            built.module.load_state_dict(named, strict=False)
+            return built
+        problem = problem or UserError(f"{what}: {weights} {misfit}")
+    assert problem is not None
+    raise problem
+
+
+def _measure(built: BuiltNetwork, *, what: str, image_size: int | None) -> tuple[int, int | None]:
+    """(K, the side that images must have or None), by dry runs."""
+    if getattr(built.module, "num_classes", None) == 0:
+        raise UserError(f"{what} has no classifier: it says features, not classes")
+    if image_size is None:
+        sides = [built.own_size or 224, 32]
+    else:
+        # Before its own size, the next side that halves evenly five times, as most networks want.
+        sides = [image_size, -(-image_size // 32) * 32, built.own_size or 224]
+    problems = []
+    for side in dict.fromkeys(sides):
+        try:
+            said = _dry_run(built.module, side)
+        except Exception as error:
+            problems.append(f"at {side}×{side}: {one_line(error, limit=120)}")
+            continue
+        if not isinstance(said, Tensor) or said.ndim != 2:
+            shape = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
+            raise UserError(f"{what} returns {shape} for one image: expected logits of shape (1, K)")
+        if image_size not in (None, side) or not _runs(built.module, side + 32):
+            return said.shape[1], side
+        return said.shape[1], None
+    raise UserError(f"{what} fails on images: {'; '.join(problems)}")
+
+
+def _runs(module: nn.Module, side: int) -> bool:
+    try:
+        _dry_run(module, side)
+    except Exception:
+        return False
+    return True
+
+
+def _dry_run(module: nn.Module, side: int) -> Any:
+    """What the network says in eval mode of one black image; its own modes are put back."""
+    modes = [(part, part.training) for part in module.modules()]
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    module.eval()
+    try:
+        with torch.no_grad():
+            return module(torch.zeros(1, 3, side, side, device=device))
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,1 @@
+"""The page, tables and verdict of many runs under the same conditions."""

@@ -1,0 +1,1 @@
+"""One run's page, table and verdict."""

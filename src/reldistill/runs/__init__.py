@@ -1,0 +1,1 @@
+"""Settings → a folder of results."""

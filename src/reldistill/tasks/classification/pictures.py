@@ -1,0 +1,68 @@
+"""What a report draws of a finished run: superpixels over a few images, a level's channel graph and its spectrum."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reldistill.core.safe_files import write_arrays
+from reldistill.core.types import Batch, Features
+from reldistill.relations.channel_graph import channel_adjacency
+from reldistill.relations.spectrum import laplacian_eigenvalues
+from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
+from reldistill.relations.tokens import tokenise
+
+# A side of 16 tokens is what the superpixel loss works on by default; of a graph of more than 1024 channels only the
+# first are drawn.
+_LARGEST_GRID = 16
+_LARGEST_GRAPH = 1024
+
+
+@torch.no_grad()
+def write_pictures(
+    path: Path,
+    *,
+    student: nn.Module,
+    teacher: nn.Module,
+    levels: tuple[str, str],
+    batch: Batch,
+    classes: tuple[str, ...],
+    images: int = 6,
+) -> None:
+    """Write `relations.npz` into a run's folder.
+
+    Args:
+        path: the file.
+        student: says Features of images.
+        teacher: the same.
+        levels: the level of the student and of the teacher that are drawn.
+        batch: validation images: their graph is drawn, and the superpixels of the first ones.
+        classes: names of the classes.
+        images: over how many images superpixels are drawn.
+    """
+    drawn: dict[str, np.ndarray] = {
+        "images": (batch.images[:images].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy(),
+        "classes": np.array(classes),
+        "level": np.array(":".join(levels)),
+    }
+    if batch.labels is not None:
+        drawn["labels"] = batch.labels[:images].cpu().numpy()
+    for name, network, level in (("student", student.eval(), levels[0]), ("teacher", teacher.eval(), levels[1])):
+        features: Features = network(batch.images, levels=(level,), logits=False, pooled=False)
+        feature_map = features.levels[level].float()
+        drawn[f"{name}_superpixels"] = _superpixels(feature_map[:images]).cpu().numpy().astype(np.int16)
+        adjacency = channel_adjacency(feature_map).mean(dim=0)  # of this process's images: only one draws
+        drawn[f"{name}_spectrum"] = laplacian_eigenvalues(adjacency).cpu().numpy()
+        drawn[f"{name}_adjacency"] = adjacency[:_LARGEST_GRAPH, :_LARGEST_GRAPH].cpu().numpy()
+    write_arrays(path, **drawn)
+
+
+def _superpixels(feature_map: Tensor) -> Tensor:
+    tokens = tokenise(feature_map, largest_grid=_LARGEST_GRID)
+    grid = superpixel_grid((tokens.shape[2], tokens.shape[3]))
+    _, assignment = superpixels_and_assignment(tokens, grid=grid)
+    assert assignment is not None
+    return assignment.labels()

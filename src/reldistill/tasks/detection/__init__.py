@@ -1,0 +1,1 @@
+"""Detection: labelled boxes around the objects of an image."""

@@ -1,0 +1,1 @@
+"""Images with boxes: COCO, VOC and YOLO files, augmentation, loading."""

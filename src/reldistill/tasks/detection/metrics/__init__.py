@@ -1,0 +1,1 @@
+"""Average precision and kinds of errors of detections."""

@@ -1,0 +1,1 @@
+"""Detectors: by name, from a run, and asked for Features."""

@@ -1,0 +1,107 @@
+"""What the page shows of a detection run: boxes of both networks over a few images, and their errors over all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from reldistill.core.types import Batch
+from reldistill.relations.attention import map_attention
+from reldistill.tasks.detection.detections_file import Detections, Shown, write_detections
+from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
+from reldistill.tasks.detection.metrics.detection_errors import KINDS, SIZES
+from reldistill.tasks.detection.metrics.detection_results import ImageResult
+
+_IMAGES = 6
+_LARGEST_SIDE = 384
+_LEAST_SCORE = 0.3
+_MOST_BOXES = 8
+
+
+def write_detection_pictures(
+    folder: Path,
+    *,
+    student: AveragePrecision,
+    teacher: AveragePrecision | None,
+    teacher_network: Any,
+    level: str,
+    batches: Iterable[Batch],
+) -> None:
+    """Write `detections_file` into a run's folder.
+
+    Args:
+        folder: the run's.
+        student: what was found of the student on the validation images.
+        teacher: the same of the teacher, where there is one.
+        teacher_network: says the teacher's levels.
+        level: the level whose attention is drawn; empty for none.
+        batches: validation images, the first of which are drawn: those with objects.
+    """
+    ours = {image.index: image for image in student.metrics.images}
+    theirs = {} if teacher is None else {image.index: image for image in teacher.metrics.images}
+    shown: list[Shown] = []
+    for batch in batches:
+        if len(shown) == _IMAGES:
+            break
+        assert batch.indices is not None
+        assert batch.boxes is not None
+        attention = _attention(teacher_network, level, batch) if level else None
+        for row, index in enumerate(batch.indices.tolist()):
+            if len(shown) < _IMAGES and len(ours[index].true_boxes):
+                height, width = batch.boxes.sizes[row].tolist()
+                mask = None if attention is None else _inside(attention[row], batch.images.shape[-2:], (height, width))
+                pixels = batch.images[row, :, :height, :width]
+                shown.append(_shown(pixels, ours[index], theirs.get(index), mask))
+    errors = {"student": _errors(student)} | ({} if teacher is None else {"teacher": _errors(teacher)})
+    write_detections(folder, Detections(shown, student.classes, level, errors))
+
+
+def _shown(pixels: Tensor, ours: ImageResult, theirs: ImageResult | None, attention: Tensor | None) -> Shown:
+    height, width = pixels.shape[-2:]
+    scale = min(1.0, _LARGEST_SIDE / max(height, width))
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    small = functional.interpolate(pixels[None].float(), size, mode="bilinear", antialias=True)[0]
+    shares = np.array([width, height, width, height], dtype=np.float64)
+    truth = np.column_stack([ours.true_boxes / shares, ours.true_labels])[~ours.ignored]
+    return Shown(
+        (small.permute(1, 2, 0) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy(),
+        truth.astype(np.float32),
+        _found(ours, shares),
+        None if theirs is None else _found(theirs, shares),
+        None if attention is None else attention.cpu().numpy(),
+    )
+
+
+def _found(image: ImageResult, shares: np.ndarray) -> np.ndarray:
+    """The boxes worth drawing, best first."""
+    order = np.argsort(-image.scores, kind="stable")
+    order = order[image.scores[order] >= _LEAST_SCORE][:_MOST_BOXES]
+    rows = np.column_stack([image.boxes / shares, image.labels, image.scores])[order]
+    return rows.astype(np.float32)
+
+
+@torch.no_grad()
+def _attention(network: Any, level: str, batch: Batch) -> Tensor:
+    """The teacher's spatial attention (B, h, w), mean 1, as SEKD weighs positions by it."""
+    with torch.autocast(batch.images.device.type, enabled=False):
+        features = network(batch.images, levels=(level,), logits=False, boxes=batch.boxes).levels[level].float()
+    spatial, _ = map_attention(features.flatten(2), temperature=1.0, scale="relative")
+    return spatial.unflatten(1, features.shape[2:])
+
+
+def _inside(attention: Tensor, padded: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """The part of (h, w) that lies over the image."""
+    rows, columns = (max(1, round(n * s / p)) for n, s, p in zip(attention.shape, size, padded, strict=True))
+    return attention[:rows, :columns]
+
+
+def _errors(measured: AveragePrecision) -> np.ndarray:
+    errors = measured.metrics.errors()
+    table = [[(errors.counts[kind][size], errors.costs[kind][size]) for size in SIZES] for kind in KINDS]
+    return np.array(table, dtype=np.float64)

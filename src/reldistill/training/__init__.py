@@ -1,0 +1,1 @@
+"""Training: the Lightning module, exact resume, checkpoints, optimisers, the teacher's cache, settings."""

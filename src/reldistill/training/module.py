@@ -1,0 +1,217 @@
+"""The Lightning module of a distillation: usable in anybody's Trainer, and in `reldistill distill`."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from reldistill.core.checks import UserError
+from reldistill.core.types import Batch
+from reldistill.step.distiller import TASK, Distiller
+from reldistill.training.optimisers import DEFAULT_WEIGHT_DECAY, OptimizerName, Schedule, lr_factor, make_optimizer
+from reldistill.training.teacher_cache import TeacherCache
+
+_WATCH_EVERY = 50
+_TEACHER = "distiller.teacher."
+
+
+class DistillationModule(L.LightningModule):
+    """Trains a Distiller's student, and measures it (or its moving average) as its task says.
+
+    The teacher is never part of a checkpoint.
+
+    Args:
+        distiller: teacher, student, terms and task.
+        optimizer: `sgd` or `adamw`.
+        lr: peak learning rate.
+        weight_decay: by default 5e-4 (sgd), 0.05 (adamw).
+        schedule: course of the learning rate, see `optimisers.lr_factor`.
+        lr_warm_up: fraction of training over which the learning rate rises.
+        milestones: fractions of training at which the step schedule goes down.
+        ema_decay: decay of the moving average of the student's weights; 0 for none.
+        total_batches: batches of the whole training; by default what the Trainer expects.
+
+    Raises:
+        UserError: when a loss stops being finite, naming step and part.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        *,
+        optimizer: OptimizerName = "sgd",
+        lr: float = 0.1,
+        weight_decay: float | None = None,
+        schedule: Schedule = "one-cycle",
+        lr_warm_up: float | None = None,
+        milestones: Sequence[float] = (0.625, 0.75, 0.875),
+        ema_decay: float = 0.0,
+        total_batches: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.distiller = distiller
+        self.optimizer_name: OptimizerName = optimizer
+        self.lr = lr
+        self.weight_decay = DEFAULT_WEIGHT_DECAY["classification", optimizer] if weight_decay is None else weight_decay
+        self.schedule: Schedule = schedule
+        self.lr_warm_up = lr_warm_up
+        self.milestones = milestones
+        self.total_batches = total_batches
+        self.batches_done = 0
+        self._asks_trainer = total_batches is None
+        self._goes_on = False
+        self.part_sums: dict[str, Tensor] = {}
+        self.part_batches = 0
+        self.ema: AveragedModel | None = None
+        if ema_decay:
+            average = get_ema_multi_avg_fn(ema_decay)
+            self.ema = AveragedModel(distiller.student, multi_avg_fn=average, use_buffers=True)
+            self.ema.requires_grad_(False)
+        self.evaluator = distiller.task.evaluator()
+        self.teacher_cache: TeacherCache | None = None
+        self.warned: set[str] = set()
+        self.notes: list[str] = []
+
+    @property
+    def student(self) -> nn.Module:
+        """The student that is evaluated and saved: the moving average where there is one."""
+        return self.ema.module if self.ema is not None else self.distiller.student
+
+    @property
+    def progress(self) -> float:
+        """Fraction of training done, in [0, 1]."""
+        return min(self.batches_done / self.total_batches, 1.0) if self.total_batches else 0.0
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser of student, adapters and losses, with a learning rate that follows the progress."""
+        if not self._goes_on:  # a second fit is a new training with a new schedule
+            self.batches_done = 0
+        self._goes_on = False
+        if self._asks_trainer:
+            steps = self.trainer.estimated_stepping_batches
+            if not math.isfinite(steps):
+                raise UserError("the Trainer does not say when training ends: give it max_epochs or max_steps")
+            self.total_batches = int(steps) * self.trainer.accumulate_grad_batches
+        optimizer = make_optimizer(
+            [self.distiller], optimizer=self.optimizer_name, lr=self.lr, weight_decay=self.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Batch:
+        """A Batch, or a pair (images, labels), on the device."""
+        batch = batch if isinstance(batch, Batch) else Batch(*batch)
+        return batch.to(device)
+
+    def on_train_epoch_start(self) -> None:
+        """Start new epoch means, unless the epoch goes on after a resume."""
+        if self.part_batches == 0:
+            self.part_sums = {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step's total loss."""
+        if self.teacher_cache is not None:
+            batch = self.teacher_cache.complete(batch, self.distiller.ask_teacher)
+        output = self.distiller(batch, progress=self.progress)
+        if not torch.isfinite(output.total):
+            self._stop_not_finite({**output.parts, "total": output.total})
+        for name, value in {**output.parts, "total": output.total.detach()}.items():
+            value = value.float()
+            self.part_sums[name] = self.part_sums[name] + value if name in self.part_sums else value
+        self.part_batches += 1
+        if self.batches_done % _WATCH_EVERY == 0:
+            self._watch(output.parts)
+        self.batches_done += 1
+        return output.total
+
+    def on_train_epoch_end(self) -> None:
+        """Log every part's mean as `train/…`, unless a callback has taken the means already."""
+        if self.part_batches:
+            self.log_dict({f"train/{name}": value for name, value in self.part_means().items()})
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Let the moving average follow every step."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update_parameters(self.distiller.student)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start measuring."""
+        self.evaluator.start(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure the student on one batch."""
+        self.evaluator.update(self.student, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the task's evaluator found, over all images of all ranks, as `val/…`."""
+        for name, value in self.evaluator.values().items():
+            self.log(f"val/{name}", value, prog_bar=name == self.evaluator.score)
+
+    def part_means(self) -> dict[str, float]:
+        """Mean of every weighted part since the epoch began, over all ranks; starts the next epoch's count."""
+        names = sorted(self.part_sums)
+        means = torch.stack([self.part_sums[n] for n in names]) / max(self.part_batches, 1)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(means)
+            means /= self.trainer.world_size
+        self.part_sums, self.part_batches = {}, 0
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the teacher out."""
+        checkpoint["state_dict"] = without_teacher(checkpoint["state_dict"])
+        checkpoint["batches_done"] = self.batches_done
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the teacher from the module, which loaded it itself."""
+        mine = {k: v for k, v in self.state_dict().items() if k.startswith(_TEACHER)}
+        checkpoint["state_dict"] = {**mine, **checkpoint["state_dict"]}
+        self.batches_done, self._goes_on = checkpoint["batches_done"], True
+
+    def exported(self) -> nn.Module:
+        """The bare student network on the CPU, of the moving average where there is one."""
+        student = self.student
+        return copy.deepcopy(getattr(student, "network", student)).cpu().eval()
+
+    def _lr_factor(self, _step: int) -> float:
+        return lr_factor(self.progress, schedule=self.schedule, warm_up=self.lr_warm_up, milestones=self.milestones)
+
+    def _watch(self, parts: Any) -> None:
+        """Say once when a part outweighs the task's loss a hundredfold: the student would learn nothing else."""
+        if TASK not in parts:
+            return
+        task = float(parts[TASK])
+        for name, value in parts.items():
+            if name != TASK and name not in self.warned and abs(float(value)) > 100 * abs(task):
+                self.warned.add(name)
+                self.note(
+                    f"{name} is {float(value):.3g}, more than a hundred times the task's loss ({task:.3g}) at batch "
+                    f"{self.batches_done + 1}: lower its weight (--weights '{{\"{name}\": …}}')"
+                )
+
+    def note(self, text: str) -> None:
+        """Warn the user once, and keep the warning for the record."""
+        self.notes.append(text)
+        if self.trainer.is_global_zero:
+            warnings.warn(text, stacklevel=2)
+
+    def _stop_not_finite(self, parts: dict[str, Tensor]) -> None:
+        bad = [name for name, value in parts.items() if not torch.isfinite(value)]
+        raise UserError(
+            f"the loss is not finite at batch {self.batches_done + 1}, in {bad[0]}: lower the learning rate or that "
+            f"part's weight, or train with --precision 32-true"
+        )
+
+
+def without_teacher(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A module's state without its teacher's."""
+    return {k: v for k, v in state.items() if not k.startswith(_TEACHER)}

@@ -1,0 +1,256 @@
+"""What a teacher said of the training images, kept on disk, so that later epochs do without the teacher.
+
+A stored row belongs to one image in one *view*: an epoch's random changes of the image, which are a function of the
+view's seed and number and of the image's index. Epoch e shows view e mod V. In the epochs that fill the cache the
+losses already see the values as they are stored, so a run ends the same whether it found the cache full or filled it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reldistill.core.checks import UserError
+from reldistill.core.safe_files import write_text
+from reldistill.core.types import Batch
+
+_CARD = "cache.json"
+_PRESENT = "present.u8"
+# Stored and live values may differ by rounding (half precision, and a batch of other images), never by more than this
+# share of their image's largest.
+_TOLERANCE = 0.05
+
+
+class _Array(NamedTuple):
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+class TeacherCache:
+    """A folder with what the terms of one method need of a teacher, for V views of every training image.
+
+    Values are kept in half precision, each row in units of its own largest magnitude; those of maps with the channels
+    last, as the networks that made them and the losses that compare them have them.
+
+    Args:
+        folder: where; made if it is not there.
+        made_of: what the values depend on, by name: weights, data, augmentation, …
+        rows: name → shape of one image's part of a tensor.
+        images: number of training images.
+        views: V.
+        seed: of the views, for a new cache; a cache that is there keeps its own.
+
+    Raises:
+        UserError: when the folder holds another teacher's, data's, … values, lacks some, or the disk is too small.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        made_of: Mapping[str, Any],
+        rows: Mapping[str, tuple[int, ...]],
+        images: int,
+        views: int,
+        seed: int,
+    ) -> None:
+        self.folder, self.images, self.views = folder, images, views
+        self.view = 0
+        made_of = {**made_of, "images": images, "views": views, "layout of maps": "channels last"}
+        card = self._card()
+        self._checked = card is None  # a new one holds this run's own values only
+        if card is None:
+            card = {"made_of": made_of, "seed": seed, "rows": {name: list(shape) for name, shape in rows.items()}}
+            self._create(card)
+        _check_same(folder, card, made_of, rows)
+        self.seed = int(card["seed"])
+        layout = self._layout(card)
+        numbers = {name: number for number, name in enumerate(card["rows"])}
+        self._values = {name: self._map(f"{numbers[name]}.f16", layout) for name in rows}
+        self._scales = {name: self._map(f"{numbers[name]}.scale.f32", layout) for name in rows}
+        self._present = self._map(_PRESENT, layout)
+        self._pending: list[tuple[int, np.ndarray]] = []
+
+    @property
+    def bytes(self) -> int:
+        """Size of what this run uses of the cache once it is full."""
+        maps = [*self._values.values(), *self._scales.values(), self._present]
+        return sum(m.nbytes for m in maps)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every view of every image is there."""
+        return bool(self._present.all())
+
+    def complete(self, batch: Batch, ask: Callable[[Tensor], Mapping[str, Tensor]]) -> Batch:
+        """The batch with what the teacher says of its images: from the cache, else by asking the teacher.
+
+        Args:
+            batch: with indices.
+            ask: images → name → (B, …), by the teacher itself.
+        """
+        assert batch.indices is not None
+        indices = batch.indices.cpu().numpy()
+        there = self._present[self.view, indices].astype(bool)
+        if there.any() and not self._checked:
+            known = torch.from_numpy(there)
+            self._check(self._read(indices[there], batch.images.device), ask(batch.images[known]))
+        if not there.all():
+            self._write(indices[~there], ask(batch.images[torch.from_numpy(~there)]))
+        return dataclasses.replace(batch, teacher=self._read(indices, batch.images.device))
+
+    def flush(self) -> None:
+        """Put everything on disk, and only then say that it is there."""
+        if not self._pending:
+            return
+        for stored in (*self._values.values(), *self._scales.values()):
+            stored.flush()
+        for view, indices in self._pending:
+            self._present[view, indices] = 1
+        self._pending = []
+        self._present.flush()
+
+    def _read(self, indices: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+        said = {}
+        rows = torch.from_numpy(indices)
+        for name, values in self._values.items():
+            # index_select on flat rows copies whole rows, with all threads
+            half = torch.from_numpy(values[self.view]).flatten(1).index_select(0, rows).to(device)
+            scale = torch.from_numpy(self._scales[name][self.view]).index_select(0, rows).to(device)
+            said[name] = _as_maps((half * scale[:, None]).view(len(rows), *values.shape[2:]))
+        return said
+
+    def _write(self, indices: np.ndarray, said: Mapping[str, Tensor]) -> None:
+        for name, values in self._values.items():
+            tensor = said[name].float()
+            largest = tensor.flatten(1).abs().amax(dim=1)
+            scale = torch.where(largest > 0, largest, 1.0)
+            scaled = tensor / scale.view(-1, *[1] * (tensor.ndim - 1))
+            values[self.view, indices] = _as_stored(scaled.half()).cpu().numpy()
+            self._scales[name][self.view, indices] = scale.cpu().numpy()
+        self._pending.append((self.view, indices))
+
+    def _check(self, stored: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
+        for name, values in stored.items():
+            largest = live[name].float().flatten(1).abs().amax(dim=1)
+            gap = (values - live[name].float()).flatten(1).abs().amax(dim=1)
+            if (gap > _TOLERANCE * largest).any():
+                raise UserError(
+                    f"the teacher cache in {self.folder} does not hold what the teacher says of these images ({name} "
+                    f"differs): it is of another version of the software; give another folder to --cache-teacher"
+                )
+        self._checked = True
+
+    def _card(self) -> dict[str, Any] | None:
+        path = self.folder / _CARD
+        if not path.exists():
+            return None
+        try:
+            card = json.loads(path.read_text())
+            if {"made_of", "seed", "rows"} <= card.keys():
+                return card
+        except (OSError, ValueError, AttributeError):
+            pass
+        raise UserError(f"{path} can't be read: it is not a teacher cache's; give another folder to --cache-teacher")
+
+    def _create(self, card: Mapping[str, Any]) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            raise UserError(
+                f"--cache-teacher {self.folder} can't be written to ({error.strerror}): give another folder"
+            ) from None
+        layout = self._layout(card)
+        needed = sum(array.nbytes for array in layout.values())
+        if needed > free:
+            raise UserError(
+                f"the teacher cache needs {size_in_words(needed)} for {self.views} views of {self.images:,} images, "
+                f"{self.folder} has {size_in_words(free)} left: lower --cache-views or give another folder"
+            )
+        for name, array in layout.items():
+            with (self.folder / name).open("ab") as file:
+                file.truncate(array.nbytes)
+        write_text(self.folder / _CARD, json.dumps(card, indent=2))
+
+    def _layout(self, card: Mapping[str, Any]) -> dict[str, _Array]:
+        """Every file of the cache by name."""
+        rows = (self.views, self.images)
+        files = {_PRESENT: _Array(np.dtype(np.uint8), rows)}
+        for number, shape in enumerate(card["rows"].values()):
+            stored = _as_stored(torch.empty(1, *shape, device="meta")).shape[1:]
+            files[f"{number}.f16"] = _Array(np.dtype(np.float16), (*rows, *stored))
+            files[f"{number}.scale.f32"] = _Array(np.dtype(np.float32), rows)
+        return files
+
+    def _map(self, name: str, layout: Mapping[str, _Array]) -> np.memmap:
+        path, array = self.folder / name, layout[name]
+        if not path.is_file() or path.stat().st_size != array.nbytes:
+            raise UserError(
+                f"the teacher cache in {self.folder} is damaged ({name} is not as long as it was made): remove it, or "
+                f"give another folder to --cache-teacher"
+            )
+        return np.memmap(path, array.dtype, "r+", shape=array.shape)
+
+
+def _check_same(
+    folder: Path, card: Mapping[str, Any], made_of: Mapping[str, Any], rows: Mapping[str, tuple[int, ...]]
+) -> None:
+    before = card["made_of"]
+    for name, value in made_of.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"the teacher cache in {folder} is of {name} {before.get(name)}, not {value}: give another folder to "
+                f"--cache-teacher"
+            )
+    for name, shape in rows.items():
+        if card["rows"].get(name) != list(shape):
+            raise UserError(
+                f"the teacher cache in {folder} holds {', '.join(card['rows'])}, but this method needs {name} of shape "
+                f"{tuple(shape)}: give another folder to --cache-teacher"
+            )
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    """Of maps (B, C, H, W) → (B, H, W, C)."""
+    return tensor.movedim(1, -1) if tensor.ndim == 4 else tensor
+
+
+def _as_maps(stored: Tensor) -> Tensor:
+    """And back."""
+    return stored.movedim(-1, 1) if stored.ndim == 4 else stored
+
+
+def fingerprint_of(network: nn.Module) -> str:
+    """16 hex digits of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def size_in_words(size: float) -> str:
+    """A number of bytes as people say it.
+
+    >>> size_in_words(2_400), size_in_words(1_500_000_000)
+    ('2.4 kB', '1.5 GB')
+    """
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.3g} {units[0]}"

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from reldistill.core.checks import UserError
+from reldistill.networks.saved import LAST_WEIGHTS, NetworkCard, open_network, read_card, run_folder, write_weights
+from reldistill.report.record import RECORD_FILE
+
+
+def _finished(folder: Path) -> torch.nn.Module:
+    made = open_network("resnet8", role="student", num_classes=3, image_size=16).extractor.network
+    card = NetworkCard("resnet8", 3, 16, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), ("a", "b", "c"))
+    folder.mkdir()
+    write_weights(folder / LAST_WEIGHTS, made.state_dict(), card)
+    return made
+
+
+def test_a_run_folder_brings_network_weights_and_classes(tmp_path: Path) -> None:
+    made = _finished(tmp_path / "run")
+    opened = open_network(str(tmp_path / "run"), role="model", num_classes=None, image_size=None)
+    assert opened.card.classes == ("a", "b", "c")
+    assert opened.card.name == "resnet8"
+    for name, value in made.state_dict().items():
+        assert torch.equal(opened.extractor.network.state_dict()[name], value)
+
+
+def test_card_round_trip(tmp_path: Path) -> None:
+    card = NetworkCard("vit", 5, 32, (0.0,) * 3, (1.0,) * 3, ("x",), {"patch_size": 4})
+    write_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)}, card)
+    assert read_card(tmp_path / "w.safetensors") == card
+
+
+def test_a_folder_called_like_a_network_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _finished(tmp_path / "resnet20")
+    assert run_folder("resnet20") is None
+    assert run_folder("./resnet20") == Path("resnet20")
+    assert (
+        sum(
+            p.numel()
+            for p in open_network("resnet20", role="student", num_classes=3, image_size=16).extractor.parameters()
+        )
+        > 200_000
+    )
+
+
+def test_a_folder_without_a_run_is_a_name(tmp_path: Path) -> None:
+    assert run_folder(str(tmp_path)) is None
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    (tmp_path / RECORD_FILE).write_text("{}")
+    with pytest.raises(UserError, match="not finished"):
+        run_folder(str(tmp_path))
+
+
+def test_weights_of_something_else_say_so(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="does not say which network"):
+        read_card(tmp_path / "w.safetensors")
