@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.pictures import frame, of_logits, of_maps, of_samples
+from benchmarks.pictures import frame, of_detectors, of_logits, of_maps, of_samples
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
-PICTURES = {**of_logits.PICTURES, **of_samples.PICTURES, **of_maps.PICTURES}
+PICTURES = {**of_logits.PICTURES, **of_samples.PICTURES, **of_maps.PICTURES, **of_detectors.PICTURES}
 
 
 def main(names: list[str]) -> int:

@@ -41,7 +41,7 @@ def style() -> Any:
 
 def write(drawn: Figure, path: Path, *, title: str, scheme: Scheme = "both") -> None:
     """Write an SVG that needs nothing else."""
-    svg = _PNG.sub(_as_photograph, plots.to_page(drawn, path.stem, title))
+    svg = _PNG.sub(_smaller, plots.to_page(drawn, path.stem, title))
     colours = {
         "light": f":root {{{_LIGHT}}}",
         "dark": f":root {{{_LIGHT}}} :root {{{_DARK}}}",
@@ -56,16 +56,17 @@ def write(drawn: Figure, path: Path, *, title: str, scheme: Scheme = "both") -> 
     )
 
 
-def _as_photograph(found: re.Match[str]) -> str:
-    """Photographs as JPEG; maps, whose cells are few, stay without loss."""
+def _smaller(found: re.Match[str]) -> str:
+    """The same picture in fewer bytes: photographs as JPEG, maps and matrices by a palette, without loss."""
     image = Image.open(io.BytesIO(base64.b64decode(found[1])))
-    out = io.BytesIO()
-    if min(image.size) <= 128:
+    out, kind = io.BytesIO(), "png"
+    if image.getextrema()[3][0] < 255:  # see-through: laid over a photograph
         image.save(out, "PNG", optimize=True)
-        kind = "png"
+    elif image.getcolors(256) is not None:
+        image.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE).save(out, "PNG", optimize=True)
     else:
-        image.convert("RGB").save(out, "JPEG", quality=84, optimize=True)
         kind = "jpeg"
+        image.convert("RGB").save(out, "JPEG", quality=80, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
@@ -87,7 +88,9 @@ def photograph(axes: Axes, image: np.ndarray, title: str = "") -> None:
 def heat(axes: Axes, values: np.ndarray, title: str = "", *, limit: float | None = None, signed: bool = False) -> None:
     """A map or matrix as colours: from 0 to `limit`, or around 0."""
     most = float(np.abs(values).max()) if limit is None else limit
-    colours = {"cmap": "PuOr_r", "vmin": -most, "vmax": most} if signed else {"cmap": "cividis", "vmin": 0, "vmax": most}
+    colours = (
+        {"cmap": "PuOr_r", "vmin": -most, "vmax": most} if signed else {"cmap": "cividis", "vmin": 0, "vmax": most}
+    )
     axes.imshow(values, interpolation="nearest", **colours)
     bare(axes, title)
 
@@ -108,18 +111,24 @@ def regions(axes: Axes, image: np.ndarray, assignment: np.ndarray, title: str = 
     """An image with the borders between its superpixels, (h, w) integers."""
     side = image.shape[0]
     axes.imshow(image, interpolation="none", extent=(0, side, side, 0))
-    rows, columns = (side / n for n in assignment.shape)
-    corners: list[tuple[float, float]] = []
-    for row, column in np.argwhere(assignment[1:] != assignment[:-1]) + [1, 0]:
-        corners += [(column * columns, row * rows), ((column + 1) * columns, row * rows)]
-    for row, column in np.argwhere(assignment[:, 1:] != assignment[:, :-1]) + [0, 1]:
-        corners += [(column * columns, row * rows), (column * columns, (row + 1) * rows)]
+    across, down = _borders(assignment), [(y, x) for x, y in _borders(assignment.T)]
+    scale = side / np.array(assignment.shape[::-1])
+    corners = np.array(across + down) * scale
     borders = MatplotlibPath(corners, [MatplotlibPath.MOVETO, MatplotlibPath.LINETO] * (len(corners) // 2))
     for colour, width, alpha in (("#000000", 1.7, 0.45), ("#ffffff", 0.8, 1.0)):
         axes.add_patch(
             PathPatch(borders, fill=False, edgecolor=colour, linewidth=width, alpha=alpha, capstyle="projecting")
         )
     bare(axes, title)
+
+
+def _borders(assignment: np.ndarray) -> list[tuple[int, int]]:
+    """Ends of the lines between rows, two (x, y) a line, in cells."""
+    ends = []
+    for row, differ in enumerate(assignment[1:] != assignment[:-1], start=1):
+        (turns,) = np.nonzero(np.diff(differ, prepend=False, append=False))
+        ends += [(int(column), row) for column in turns]
+    return ends
 
 
 def bars(axes: Axes, labels: Sequence[str], values: Mapping[str, np.ndarray], title: str = "") -> None:
@@ -136,7 +145,23 @@ def bars(axes: Axes, labels: Sequence[str], values: Mapping[str, np.ndarray], ti
         axes.set_title(title)
 
 
-def pair_of_matrices(student: np.ndarray, teacher: np.ndarray, *, signed: bool = False, extra: int = 0) -> tuple[Figure, Any]:
+def labelled_bars(
+    axes: Axes, labels: Sequence[str], values: Mapping[str, np.ndarray], colours: Mapping[str, Any]
+) -> None:
+    """Thin bars, each group under its label, where there is no room beside them."""
+    height = 0.44 / len(values)
+    for place, (who, lengths) in enumerate(values.items()):
+        at = np.arange(len(labels)) + 0.1 + (place + 0.5) * height
+        axes.barh(at, lengths, height=0.9 * height, color=colours[who], label=who)
+    for row, label in enumerate(labels):
+        axes.text(0, row, label, va="bottom", fontsize=8)
+    axes.set(yticks=[], ylim=(len(labels) - 0.4, -0.45))
+    axes.grid(axis="y", visible=False)
+
+
+def pair_of_matrices(
+    student: np.ndarray, teacher: np.ndarray, *, signed: bool = False, extra: int = 0
+) -> tuple[Figure, Any]:
     """Student's and teacher's matrix in one scale and their difference in its own, before `extra` free axes."""
     drawn, axes = figure(1, 3 + extra, height=2.6 if not extra else 2.1)
     off = ~np.eye(len(teacher), dtype=bool)

@@ -43,7 +43,7 @@ def photographs() -> dict[str, np.ndarray]:
     return {name: _square(image) for name, image in found.items()}
 
 
-def small(name: str, side: int = 192) -> np.ndarray:
+def small(name: str, side: int = 160) -> np.ndarray:
     """A photograph as it stands in a picture."""
     return np.asarray(Image.fromarray(photographs()[name]).resize((side, side), Image.Resampling.LANCZOS))
 
@@ -101,7 +101,9 @@ def adapted(stride: int = 16) -> Tensor:
     student, teacher = (maps(role, stride).movedim(1, -1).flatten(0, 2).double() for role in ("student", "teacher"))
     student = torch.cat([student, torch.ones(len(student), 1)], dim=1)
     squares = student.T @ student
-    weight = torch.linalg.solve(squares + 1e-3 * squares.diagonal().mean() * torch.eye(len(squares)), student.T @ teacher)
+    weight = torch.linalg.solve(
+        squares + 1e-3 * squares.diagonal().mean() * torch.eye(len(squares)), student.T @ teacher
+    )
     shape = maps("teacher", stride).movedim(1, -1).shape
     return (student @ weight).float().reshape(shape).movedim(-1, 1)
 
@@ -124,10 +126,10 @@ def digits() -> tuple[Tensor, Tensor]:
     return functional.interpolate(pixels, 32, mode="bilinear").expand(-1, 3, -1, -1), torch.tensor(scans.target)
 
 
-def train(step: Callable[[Tensor, Tensor], Tensor], parameters: list[nn.Parameter], *, epochs: int, lr: float) -> None:
+def train(step: Callable[[Tensor, Tensor], Tensor], parameters: list[nn.Parameter], *, epochs: int) -> None:
     """Adam over the first 1200 scans."""
     scans, classes = digits()
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    optimizer = torch.optim.Adam(parameters, lr=0.001)
     for _ in range(epochs):
         for batch in torch.randperm(1200).split(60):
             optimizer.zero_grad()
@@ -136,19 +138,19 @@ def train(step: Callable[[Tensor, Tensor], Tensor], parameters: list[nn.Paramete
 
 
 @functools.cache
-def reader(name: str, *, epochs: int = 2, **arguments: int) -> Extractor:
+def reader(name: str, *, epochs: int, **arguments: int) -> Extractor:
     """A network that learned the digits, by its name."""
     torch.manual_seed(0)
     network = load_network(name, num_classes=10, image_size=32, arguments=arguments, role="student").module
-    train(lambda x, y: functional.cross_entropy(network(x), y), list(network.parameters()), epochs=epochs, lr=0.003)
+    train(lambda x, y: functional.cross_entropy(network(x), y), list(network.parameters()), epochs=epochs)
     extractor = Extractor(network.eval(), name=name)
     extractor.survey(32)
     return extractor
 
 
 def readers() -> dict[str, Extractor]:
-    """ResNet-20 after eight epochs teaches, ResNet-8 after two learns."""
-    return {"student": reader("resnet8", epochs=2), "teacher": reader("resnet20", epochs=8)}
+    """ResNet-20 after eight epochs teaches, ResNet-8 after three learns."""
+    return {"student": reader("resnet8", epochs=3), "teacher": reader("resnet20", epochs=8)}
 
 
 @functools.cache
@@ -165,12 +167,10 @@ def scans(role: str, *, each: int = 6) -> Scans:
     return Scans(classes[chosen], said.logits, said.pooled, said.levels[level])
 
 
-@functools.cache
-def distilled(method: str, *, epochs: int = 3) -> nn.Module:
-    """ResNet-8 that learned the digits from the teacher by a method."""
+def distilled(method: str, teacher: Extractor) -> nn.Module:
+    """ResNet-8 that learned the digits from a teacher by a method, for as long as the one alone."""
     torch.manual_seed(0)
     student = load_network("resnet8", num_classes=10, image_size=32, role="student").module
-    teacher = readers()["teacher"]
     distiller = build_distiller(method, student=student, teacher=teacher, image_size=32, task=Classification())
-    train(lambda x, y: distiller((x, y)).total, distiller.trainable_parameters(), epochs=epochs, lr=0.003)
+    train(lambda x, y: distiller((x, y)).total, distiller.trainable_parameters(), epochs=3)
     return distiller.export().eval()

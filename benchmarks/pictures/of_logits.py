@@ -32,7 +32,7 @@ def dkd(path: Path) -> None:
     """The same scores in the two parts that the method weighs by themselves."""
     drawn, axes = frame.figure(1, 3, height=2.3, width_ratios=[1, 1.35, 1.35])
     frame.photograph(axes[0, 0], networks.small("cat"))
-    scores = {role: networks.logits(role)[networks.place("cat")] / 4 for role in ROLES}
+    scores = {role: networks.logits(role)[networks.place("cat")] for role in ROLES}
     true = int(scores["teacher"].argmax())
     target = {role: z.softmax(0)[true] for role, z in scores.items()}
     frame.bars(
@@ -93,13 +93,10 @@ def deit_hard(path: Path) -> None:
         values, top = probabilities.topk(3)
         ax = axes[1, column]
         names = [networks.class_name(int(i)) for i in top]
-        ax.barh(range(3), values.numpy(), height=0.7, color=[plots.SERIES[0], plots.RULE, plots.RULE])
-        for row, label in enumerate(names):
-            ax.text(0.02, row, label, va="center", fontsize=8)
-        ax.set(xlim=(0, 1), yticks=[])
-        ax.invert_yaxis()
-        ax.grid(visible=False)
-    axes[1, 0].set_title("teacher: the class it chooses")
+        chosen = [plots.SERIES[0], plots.QUIET, plots.QUIET]
+        frame.labelled_bars(ax, names, {"teacher": values.numpy()}, {"teacher": chosen})
+        ax.set_xlim(0, 1)
+    axes[1, 0].set_title("teacher's probabilities")
     frame.write(drawn, path, title="Four photographs, the teacher's probabilities and the class that it chooses")
 
 
@@ -111,12 +108,10 @@ def deit_soft(path: Path) -> None:
         said = {role: (networks.logits(role)[networks.place(name)] / 3).softmax(0) for role in ROLES}
         top = said["teacher"].topk(3).indices
         ax = axes[1, column]
-        frame.bars(ax, [""] * 3, {role: p[top].numpy() for role, p in said.items()})
-        width = max(float(p[top].max()) for p in said.values())
-        for row, index in enumerate(top.tolist()):
-            ax.text(1.45 * width, row, networks.class_name(index), va="center", ha="right", fontsize=7.5)
-        ax.set(xlim=(0, 1.45 * width), yticks=[])
-    axes[1, 0].legend(loc="lower left", fontsize=7, borderpad=0)
+        names = [networks.class_name(int(i)) for i in top]
+        colours = {"student": STUDENT, "teacher": TEACHER}
+        frame.labelled_bars(ax, names, {role: p[top].numpy() for role, p in said.items()}, colours)
+    axes[1, 3].legend(loc="lower right", fontsize=7)
     axes[1, 0].set_title("at temperature 3")
     frame.write(drawn, path, title="Four photographs and the softened class probabilities of student and teacher")
 
@@ -155,16 +150,13 @@ def simkd(path: Path) -> None:
     """Three students of the same scans: alone, and with the teacher's classifier."""
     scans, classes = networks.digits()
     networks_of = {
-        "alone": networks.reader("resnet8", epochs=2),
-        "with the teacher's classifier": networks.distilled("simkd"),
-        "teacher": networks.readers()["teacher"],
+        "alone": networks.readers()["student"].network,
+        "by SimKD": networks.distilled("simkd", networks.readers()["teacher"]),
+        "teacher": networks.readers()["teacher"].network,
     }
     with torch.no_grad():
-        said = {
-            who: (network(scans[1200:]).logits if who != "with the teacher's classifier" else network(scans[1200:]))
-            for who, network in networks_of.items()
-        }
-    unsure = int(said["teacher"].softmax(1).amax(1).argsort()[4])
+        said = {who: network(scans[1200:]) for who, network in networks_of.items()}
+    unsure = int(said["teacher"].softmax(1).amax(1).argsort()[4])  # there is something to see
     drawn, axes = frame.figure(1, 4, height=1.9, width_ratios=[0.8, 1, 1, 1])
     axes[0, 0].imshow(1 - scans[1200 + unsure][0].numpy(), cmap="gray", interpolation="nearest")
     frame.bare(axes[0, 0], f"a {int(classes[1200 + unsure])}")
@@ -172,7 +164,9 @@ def simkd(path: Path) -> None:
         ax.bar(range(10), z[unsure].softmax(0).numpy(), color=colour)
         ax.set(xticks=range(10), ylim=(0, 1))
         ax.set_title(who)
-    frame.write(drawn, path, title="Class probabilities of a student alone, with the teacher's classifier, of the teacher")
+    frame.write(
+        drawn, path, title="Class probabilities of a student alone, with the teacher's classifier, of the teacher"
+    )
 
 
 PICTURES = {one.__name__: one for one in (kd, dkd, logit_std, dist, deit_hard, deit_soft, cskd, simkd)}

@@ -18,7 +18,7 @@ from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
 from reldistill.report import plots
-from reldistill.report.relations_file import spectral_order
+from reldistill.report.run.relations_file import spectral_order
 
 ROLES = ("student", "teacher")
 
@@ -61,7 +61,9 @@ def sekd(path: Path) -> None:
     """The channel graphs of a level and their spectra."""
     found = {role: _adjacency(role) for role in ROLES}
     order = spectral_order(found["teacher"].numpy())
-    drawn, axes = frame.pair_of_matrices(*(found[role].numpy()[np.ix_(order, order)] for role in ROLES), signed=True, extra=1)
+    drawn, axes = frame.pair_of_matrices(
+        *(found[role].numpy()[np.ix_(order, order)] for role in ROLES), signed=True, extra=1
+    )
     ax = axes[0, 3]
     for role, colour in zip(ROLES, (STUDENT, TEACHER), strict=True):
         values = laplacian_eigenvalues(found[role]).numpy()
@@ -112,8 +114,9 @@ def cwd(path: Path) -> None:
     for row, role in enumerate(("teacher", "student")):
         frame.photograph(axes[row, 0], image, role)
         for column, channel in enumerate(channels, start=1):
-            share = sides[role][channel].flatten().softmax(0).unflatten(0, sides[role].shape[1:])
-            frame.over(axes[row, column], image, share.numpy(), f"channel {channel}" if row == 0 else "")
+            share = (sides[role][channel] / 4).flatten().softmax(0).unflatten(0, sides[role].shape[1:]).numpy()
+            title = f"channel {channel}" if row == 0 else ""
+            frame.over(axes[row, column], image, share, title, limit=float(np.sort(share.ravel())[-10]))
     frame.write(drawn, path, title="Where four channels of teacher and student respond over a photograph")
 
 
@@ -140,7 +143,7 @@ def patch_kl(path: Path) -> None:
             like = (tokens @ tokens[16 * y + x] / 0.07).softmax(0).unflatten(0, (16, 16)).numpy()
             ax = axes[row, column]
             frame.over(ax, image, like, name if row == 0 else "", limit=float(np.sort(like.ravel())[-8]))
-            ax.scatter(12 * (x + 0.5), 12 * (y + 0.5), s=42, facecolors="none", edgecolors="#ffffff", linewidths=1.4)
+            ax.scatter(10 * (x + 0.5), 10 * (y + 0.5), s=42, facecolors="none", edgecolors="#ffffff", linewidths=1.4)
     frame.write(drawn, path, title="Which patches of a photograph resemble the circled one, for teacher and student")
 
 
@@ -222,7 +225,9 @@ def mgd(path: Path) -> None:
     }
     for ax, (title, values) in zip(axes[0, 1:], shown.items(), strict=True):
         frame.heat(ax, values.numpy(), title, limit=most, signed=True)
-    frame.write(drawn, path, title="The student's map with half of it masked, what is made of it, and the teacher's map")
+    frame.write(
+        drawn, path, title="The student's map with half of it masked, what is made of it, and the teacher's map"
+    )
 
 
 def pkd(path: Path) -> None:
@@ -243,8 +248,10 @@ def pkd(path: Path) -> None:
     ax.axvline(float(correlations[channel]), color=STUDENT, linewidth=1.4, label="the one shown")
     ax.set(xlabel="correlation with the teacher's channel", yticks=[])
     ax.set_title("all channels")
-    ax.legend(loc="upper left", fontsize=7)
-    frame.write(drawn, path, title="A channel of student and teacher, standardised, and the correlations of all channels")
+    ax.legend(loc="upper right", fontsize=7)
+    frame.write(
+        drawn, path, title="A channel of student and teacher, standardised, and the correlations of all channels"
+    )
 
 
 def fgd(path: Path) -> None:
@@ -253,7 +260,7 @@ def fgd(path: Path) -> None:
     image = networks.small("cat")
     left, top, right, bottom = 0.23, 0.05, 0.83, 0.80
     teacher = networks.maps("teacher", 16)[networks.place("cat")]
-    attention, _ = map_attention(teacher.flatten(1)[None], temperature=0.5, scale="raw")
+    attention, _ = map_attention(teacher.flatten(1)[None], temperature=0.5)
     attention = attention.unflatten(1, (16, 16))[0]
     centres = (torch.arange(16) + 0.5) / 16
     inside = ((centres > top) & (centres < bottom))[:, None] & ((centres > left) & (centres < right))[None]
@@ -262,14 +269,15 @@ def fgd(path: Path) -> None:
     for ax, mask, title in ((axes[0, 2], inside, "foreground"), (axes[0, 3], ~inside, "background")):
         frame.over(ax, image, (attention * mask / mask.sum()).numpy(), f"weights of the {title}")
     for ax in axes[0]:
-        x, y = ([192 * v for v in (left, right, right, left, left)], [192 * v for v in (top, top, bottom, bottom, top)])
+        x, y = ([160 * v for v in (left, right, right, left, left)], [160 * v for v in (top, top, bottom, bottom, top)])
         ax.plot(x, y, color="#ffffff", linewidth=1.2)
-    frame.write(drawn, path, title="A labelled box, the teacher's attention, and the weights inside and outside of the box")
+    frame.write(
+        drawn, path, title="A labelled box, the teacher's attention, and the weights inside and outside of the box"
+    )
 
 
 PICTURES = {
-    one.__name__: one
-    for one in (serkd, sekd, fitnets, at, cwd, ickd, patch_kl, reviewkd, vid, ofd, mgd, pkd, fgd)
+    one.__name__: one for one in (serkd, sekd, fitnets, at, cwd, ickd, patch_kl, reviewkd, vid, ofd, mgd, pkd, fgd)
 }
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from benchmarks.pictures import frame, networks
 from benchmarks.pictures.frame import STUDENT, TEACHER
+from reldistill import Extractor
 from reldistill.losses import CRD
 from reldistill.losses.leap import linear_cka
 from reldistill.report import plots
@@ -109,26 +110,33 @@ def crd(path: Path) -> None:
 
 def leap(path: Path) -> None:
     """How well the student's map agrees with each block of a small transformer."""
-    teacher = networks.reader(
-        "vit_tiny_patch16_224", epochs=6, patch_size=4, embed_dim=96, depth=8, num_heads=3
-    )
-    student = networks.reader("resnet8", epochs=2)
-    scans, _ = networks.digits()
+    teacher = networks.reader("vit_tiny_patch16_224", epochs=12, patch_size=4, embed_dim=96, depth=8, num_heads=3)
     blocks = tuple(f"blocks.{i}" for i in range(8))
-    level = student.stages(32)[-1].name
+    scans, _ = networks.digits()
+    students = {"alone": networks.readers()["student"], "by LEAP": Extractor(networks.distilled("leap", teacher))}
     with torch.no_grad():
         theirs = teacher(scans[1200:], levels=blocks, logits=False).levels
-        ours = student(scans[1200:], levels=(level,), logits=False).levels[level]
-        tokens = ours.flatten(2).mT.flatten(0, 1)
-        agreement = [linear_cka(tokens, theirs[block].flatten(2).mT.flatten(0, 1)).item() for block in blocks]
-    drawn, axes = frame.figure(1, 1, height=2.2)
-    ax = axes[0, 0]
-    ax.bar(range(8), agreement, width=0.7, color=TEACHER)
-    ax.axhline(0.8, color=STUDENT, linewidth=1.2)
-    ax.text(7.45, 0.82, "understood: on to the next block", ha="right", fontsize=8, color=STUDENT)
-    ax.set(ylim=(0, 1), xticks=range(8), xlabel="block of the teacher", ylabel="linear CKA with the student's map")
+        drawn, axes = frame.figure(1, 1, height=2.2)
+        ax = axes[0, 0]
+        for (who, student), colour, shift in zip(
+            students.items(), (plots.SERIES[0], STUDENT), (-0.2, 0.2), strict=True
+        ):
+            level = student.stages(32)[-1].name
+            ours = _tokens(student(scans[1200:], levels=(level,), logits=False).levels[level])
+            agreement = [linear_cka(ours, _tokens(theirs[block])).item() for block in blocks]
+            ax.bar(torch.arange(8).numpy() + shift, agreement, width=0.38, color=colour, label=who)
+    ax.axhline(0.8, color=TEACHER, linewidth=1)
+    ax.text(7.45, 0.82, "from here on to the next block", ha="right", fontsize=8)
+    ax.set(ylim=(0, 1), xticks=range(8), xlabel="block of the teacher", ylabel="linear CKA")
+    ax.set_title("agreement of the student's deepest map with the blocks of a small transformer")
     ax.grid(axis="x", visible=False)
+    ax.legend(loc="upper left", ncols=2)
     frame.write(drawn, path, title="Agreement of the student's map with each block of the teacher")
+
+
+def _tokens(feature_map: Tensor) -> Tensor:
+    """(B, C, H, W) → (B·H·W, C)."""
+    return feature_map.movedim(1, -1).flatten(0, 2)
 
 
 PICTURES = {one.__name__: one for one in (rkd, sp, cc, pkt, crd, leap)}
