@@ -28,8 +28,8 @@ BEGIN, END = "<!-- results: made from the records -->", "<!-- end of results -->
 INTRODUCTION = """\
 # Results on real data
 
-Made by `python -m benchmarks.results_page` from the records in `benchmarks/results`; a test fails when the two differ. The
-[commands](#commands) behind all figures are at the end.
+Made by `python -m benchmarks.results_page` from the records in `benchmarks/results`; a test fails when the two differ.
+The [commands](#commands) behind all figures are at the end.
 
 The images are CIFAR-10 stored as JPEG (50,000 to train on, 10,000 to test on), so that figures lie below those on the
 lossless set. One seed each where nothing else is said. The **last** epoch is what is compared; the best one was picked

@@ -39,34 +39,39 @@ def style() -> Any:
     return matplotlib.rc_context(plots.STYLE)
 
 
-def write(drawn: Figure, path: Path, *, title: str, scheme: Scheme = "both") -> None:
-    """Write an SVG that needs nothing else."""
-    svg = _PNG.sub(_smaller, plots.to_page(drawn, path.stem, title))
-    colours = {
+def colours(scheme: Scheme) -> str:
+    """The report's colours as a style sheet."""
+    rules = {
         "light": f":root {{{_LIGHT}}}",
         "dark": f":root {{{_LIGHT}}} :root {{{_DARK}}}",
         "both": f":root {{{_LIGHT}}} @media (prefers-color-scheme: dark) {{ :root {{{_DARK}}} }}",
-    }[scheme]
+    }
+    return " ".join(rules[scheme].split())
+
+
+def write(drawn: Figure, path: Path, *, title: str, scheme: Scheme = "both") -> None:
+    """Write an SVG that needs nothing else."""
+    svg = _PNG.sub(_smaller, plots.to_page(drawn, path.stem, title))
+    crisp = "image[*|href^='data:image/png'] { image-rendering: pixelated; }"
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     head, body = svg.split(">", 1)
     lines = "\n".join(line.rstrip() for line in body.splitlines())
     path.write_text(
-        f"{head.replace('<svg', f'<svg {names}', 1)}><style>{' '.join(colours.split())}</style>{lines}\n",
+        f"{head.replace('<svg', f'<svg {names}', 1)}><style>{colours(scheme)} {crisp}</style>{lines}\n",
         encoding="utf-8",
     )
 
 
 def _smaller(found: re.Match[str]) -> str:
     """The same picture in fewer bytes: photographs as JPEG, maps and matrices by a palette, without loss."""
-    image = Image.open(io.BytesIO(base64.b64decode(found[1])))
-    out, kind = io.BytesIO(), "png"
-    if image.getextrema()[3][0] < 255:  # see-through: laid over a photograph
-        image.save(out, "PNG", optimize=True)
-    elif image.getcolors(256) is not None:
-        image.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE).save(out, "PNG", optimize=True)
-    else:
+    image, out, kind = Image.open(io.BytesIO(base64.b64decode(found[1]))), io.BytesIO(), "png"
+    if min(image.size) > 128:
         kind = "jpeg"
         image.convert("RGB").save(out, "JPEG", quality=80, optimize=True)
+    elif image.getextrema()[3][0] < 255:  # see-through: laid over a photograph
+        image.save(out, "PNG", optimize=True)
+    else:
+        image.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE).save(out, "PNG", optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
@@ -91,7 +96,7 @@ def heat(axes: Axes, values: np.ndarray, title: str = "", *, limit: float | None
     colours = (
         {"cmap": "PuOr_r", "vmin": -most, "vmax": most} if signed else {"cmap": "cividis", "vmin": 0, "vmax": most}
     )
-    axes.imshow(values, interpolation="nearest", **colours)
+    axes.imshow(values, interpolation="none", **colours)
     bare(axes, title)
 
 
@@ -103,7 +108,7 @@ def over(axes: Axes, image: np.ndarray, values: np.ndarray, title: str = "", *, 
     strength = np.clip(values / (values.max() if limit is None else limit), 0, 1)
     colours = matplotlib.colormaps["inferno"](strength)
     colours[..., 3] = 0.25 + 0.6 * strength
-    axes.imshow(colours, interpolation="nearest", extent=(0, side, side, 0))
+    axes.imshow(colours, interpolation="none", extent=(0, side, side, 0))
     bare(axes, title)
 
 

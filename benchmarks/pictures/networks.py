@@ -1,7 +1,8 @@
-"""What is drawn: a few photographs under two published networks, and scans of digits under two that train in a minute.
+"""What is drawn: photographs under two published networks, and scans of digits under two that train in a minute.
 
-The photographs may be passed on: `cat` (Stéfan van der Walt, CC0), `coffee` (Rachel Michetti, CC0) and `rocket` (SpaceX,
-CC0) come with scikit-image; `flower` (vultilion, CC BY 2.0) and `temple` (danielbuechele, CC BY 2.0) with scikit-learn.
+The photographs may be passed on: `cat` (Stéfan van der Walt, CC0), `coffee` (Rachel Michetti, CC0) and `rocket`
+(SpaceX, CC0) come with scikit-image; `flower` (vultilion, CC BY 2.0) and `temple` (danielbuechele, CC BY 2.0) with
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -167,10 +168,11 @@ def scans(role: str, *, each: int = 6) -> Scans:
     return Scans(classes[chosen], said.logits, said.pooled, said.levels[level])
 
 
-def distilled(method: str, teacher: Extractor) -> nn.Module:
-    """ResNet-8 that learned the digits from a teacher by a method, for as long as the one alone."""
+def distilled(method: str, *, epochs: int) -> nn.Module:
+    """ResNet-8 that learned the digits from ResNet-20 by a method."""
     torch.manual_seed(0)
     student = load_network("resnet8", num_classes=10, image_size=32, role="student").module
+    teacher = readers()["teacher"]
     distiller = build_distiller(method, student=student, teacher=teacher, image_size=32, task=Classification())
-    train(lambda x, y: distiller((x, y)).total, distiller.trainable_parameters(), epochs=3)
+    train(lambda x, y: distiller((x, y)).total, distiller.trainable_parameters(), epochs=epochs)
     return distiller.export().eval()

@@ -17,7 +17,6 @@ from reldistill.relations.attention import map_attention
 from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
-from reldistill.report import plots
 from reldistill.report.run.relations_file import spectral_order
 
 ROLES = ("student", "teacher")

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from benchmarks.pictures import frame, networks
 from benchmarks.pictures.frame import STUDENT, TEACHER
-from reldistill import Extractor
 from reldistill.losses import CRD
 from reldistill.losses.leap import linear_cka
 from reldistill.report import plots
@@ -109,29 +108,24 @@ def crd(path: Path) -> None:
 
 
 def leap(path: Path) -> None:
-    """How well the student's map agrees with each block of a small transformer."""
+    """How well the blocks of a small transformer agree with each other."""
     teacher = networks.reader("vit_tiny_patch16_224", epochs=12, patch_size=4, embed_dim=96, depth=8, num_heads=3)
     blocks = tuple(f"blocks.{i}" for i in range(8))
-    scans, _ = networks.digits()
-    students = {"alone": networks.readers()["student"], "by LEAP": Extractor(networks.distilled("leap", teacher))}
     with torch.no_grad():
-        theirs = teacher(scans[1200:], levels=blocks, logits=False).levels
-        drawn, axes = frame.figure(1, 1, height=2.2)
-        ax = axes[0, 0]
-        for (who, student), colour, shift in zip(
-            students.items(), (plots.SERIES[0], STUDENT), (-0.2, 0.2), strict=True
-        ):
-            level = student.stages(32)[-1].name
-            ours = _tokens(student(scans[1200:], levels=(level,), logits=False).levels[level])
-            agreement = [linear_cka(ours, _tokens(theirs[block])).item() for block in blocks]
-            ax.bar(torch.arange(8).numpy() + shift, agreement, width=0.38, color=colour, label=who)
-    ax.axhline(0.8, color=TEACHER, linewidth=1)
-    ax.text(7.45, 0.82, "from here on to the next block", ha="right", fontsize=8)
-    ax.set(ylim=(0, 1), xticks=range(8), xlabel="block of the teacher", ylabel="linear CKA")
-    ax.set_title("agreement of the student's deepest map with the blocks of a small transformer")
-    ax.grid(axis="x", visible=False)
-    ax.legend(loc="upper left", ncols=2)
-    frame.write(drawn, path, title="Agreement of the student's map with each block of the teacher")
+        levels = teacher(networks.digits()[0][1200:], levels=blocks, logits=False).levels
+    tokens = [_tokens(levels[block]) for block in blocks]
+    agreement = torch.tensor([[linear_cka(one, other) for other in tokens] for one in tokens])
+    drawn, axes = frame.figure(1, 2, height=2.7, width_ratios=[1, 1.5])
+    frame.heat(axes[0, 0], agreement.numpy(), "CKA of each block with each", limit=1)
+    axes[0, 0].set(xticks=range(8), yticks=range(8))
+    ax = axes[0, 1]
+    ax.plot(range(1, 8), agreement.diagonal(1).numpy(), color=TEACHER, marker="o", markersize=3, label="the one before")
+    ax.plot(range(1, 8), agreement[0, 1:].numpy(), color=STUDENT, marker="o", markersize=3, label="the first")
+    ax.axhline(0.8, color=plots.QUIET, linewidth=0.8)
+    ax.set(ylim=(0, 1.03), xticks=range(1, 8), xlabel="block")
+    ax.set_title("CKA of a block with")
+    ax.legend(loc="lower left")
+    frame.write(drawn, path, title="Agreement between the blocks of a transformer")
 
 
 def _tokens(feature_map: Tensor) -> Tensor:
