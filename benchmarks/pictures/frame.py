@@ -67,7 +67,7 @@ def _smaller(found: re.Match[str]) -> str:
     image, out, kind = Image.open(io.BytesIO(base64.b64decode(found[1]))), io.BytesIO(), "png"
     if min(image.size) > 128:
         kind = "jpeg"
-        image.convert("RGB").save(out, "JPEG", quality=80, optimize=True)
+        image.convert("RGB").save(out, "JPEG", quality=70, optimize=True)
     elif image.getextrema()[3][0] < 255:  # see-through: laid over a photograph
         image.save(out, "PNG", optimize=True)
     else:
