@@ -22,7 +22,7 @@ def draw(count: int) -> Batch:
             image_of.append(image)
     sizes = torch.full((count, 2), SIDE)  # height and width of each image inside the batch's padding
     boxes = Boxes(torch.tensor(corners).float(), torch.tensor(labels), torch.tensor(image_of), sizes)
-    return Batch(images, None, torch.arange(count), boxes=boxes)
+    return Batch(images, boxes, torch.arange(count))
 
 
 def detector(backbone: str) -> DetectorExtractor:
@@ -49,7 +49,7 @@ optimizer = torch.optim.AdamW(teacher.parameters(), lr=0.002)
 for _ in range(4):
     for batch in loader:
         optimizer.zero_grad()
-        task(teacher(batch.images, boxes=batch.boxes), batch).backward()
+        task(teacher(batch.images, targets=batch.targets), batch).backward()
         optimizer.step()
 print(f"teacher AP50 {average_precision(teacher):.1f} %")
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reldistill.cli.main import main
 from reldistill.core.checks import UserError
-from reldistill.export.export import export_run
+from reldistill.export.student_files import export_run
 from small_runs import DISTILL, TRAIN, with_options, write_world
 
 VIT = {"patch_size": 4, "img_size": 12, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -77,7 +77,7 @@ def test_exported_network_is_as_right_as_the_record_says(runs: Path, student: st
     hits = count = 0
     for batch in load_images(str(runs / "pics"), batch_size=12, val_fraction=0.3).val:
         with torch.no_grad():
-            hits += int((network(normalised(batch.images, runs / student)).argmax(1) == batch.labels).sum())
+            hits += int((network(normalised(batch.images, runs / student)).argmax(1) == batch.targets.labels).sum())
         count += len(batch)
     recorded = json.loads((runs / student / "record.json").read_text())["result"]["score_last"]
     assert 100 * hits / count == pytest.approx(recorded, abs=1e-3)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch
+from reldistill.core.types import Batch, ClassLabels
 from reldistill.methods.build import build_distiller
+from reldistill.methods.plan import Choices
 from reldistill.step.balance import Balance
 from reldistill.step.distiller import Distiller
 from reldistill.tasks.classification.objective import Classification
@@ -35,13 +36,14 @@ def make(method: str = "serkd+sekd", **more: Any) -> Distiller:
         teacher=Net(8),
         image_size=16,
         task=Classification(),
-        **{"balance": 0.5, "levels": [("layer1", "layer1"), ("layer2", "layer2")], **more},
+        choices=Choices(**{"balance": 0.5, "levels": [("layer1", "layer1"), ("layer2", "layer2")], **more}),
     )
 
 
 def batch(seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    return Batch(torch.rand(8, 3, 16, 16, generator=generator), torch.randint(4, (8,), generator=generator))
+    images = torch.rand(8, 3, 16, 16, generator=generator)
+    return Batch(images, ClassLabels(torch.randint(4, (8,), generator=generator)))
 
 
 def norms(distiller: Distiller, given: Batch, weights: dict[str, float]) -> dict[str, float]:

@@ -13,8 +13,8 @@ from rich.table import Table
 from reldistill.core.checks import UserError
 
 if TYPE_CHECKING:
-    from reldistill.networks.extract import Extractor
-    from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
+    from reldistill.core.types import FeatureSource
+    from reldistill.methods.build import TermSource
 
 
 def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
@@ -49,19 +49,17 @@ def layers_of(
         num_classes: classes to build it with; None for its own.
         everything: every place; otherwise those that the automatic choice draws from.
     """
-    from reldistill.networks.saved import open_network
-    from reldistill.tasks.detection.networks.saved_detectors import finds_boxes, open_detector
+    from reldistill.core.tasks import FALLBACK, task_names
+    from reldistill.tasks.base import task_named
 
     if image_size is not None and image_size < 1:
         raise UserError(f"image size must be positive, got {image_size}")
-    if finds_boxes(model):
-        classes = None if num_classes is None else [f"class {number}" for number in range(num_classes)]
-        opened = open_detector(model, role="model", classes=classes, arguments=arguments)
-        extractor, side = opened.extractor, image_size or opened.card.input_size
-    else:
-        opened = open_network(model, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments)
-        extractor, side = opened.extractor, opened.card.input_size
-    takers = _takers(extractor, side)
+    tasks = [task_named(name) for name in task_names()]
+    task = next((task for task in tasks if task.claims_network(model)), task_named(FALLBACK))
+    opened = task.open_alone(model, num_classes=num_classes, image_size=image_size, arguments=arguments)
+    extractor = opened.extractor
+    side = image_size or opened.card.input_size
+    takers = _takers(extractor, side, task.methods)
     return [
         {
             "name": level.name,
@@ -106,16 +104,15 @@ def _print(table: Table, *, soft_wrap: bool = False) -> None:
     print("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
-def _takers(network: Extractor | DetectorExtractor, side: int) -> dict[str, list[str]]:
+def _takers(network: FeatureSource, side: int, methods: TermSource) -> dict[str, list[str]]:
     """Level → the methods that would take it when this network meets one like itself."""
     from reldistill.methods.build import build_terms
-    from reldistill.methods.plan import plan_for
     from reldistill.methods.table import METHODS
 
     takers: dict[str, list[str]] = {}
     for method in METHODS:
         with contextlib.suppress(UserError):  # no level of this network suits the method
-            for term in build_terms(method, plan_for(network, network, side)):
+            for term in build_terms(method, methods, methods.plan(network, network, side)):
                 for place in term.student_places:
                     takers.setdefault(place, [])
                     takers[place] += [method] * (method not in takers[place])
@@ -129,10 +126,12 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
+    from reldistill.core.tasks import task_names
     from reldistill.networks.zoo import list_networks
-    from reldistill.tasks.detection.networks.detectors import list_detectors
+    from reldistill.tasks.base import task_named
 
-    return [{"name": e.name, "source": e.source, "note": e.note} for e in (*list_networks(), *list_detectors())]
+    of_tasks = [entry for name in task_names() for entry in task_named(name).networks()]
+    return [{"name": e.name, "source": e.source, "note": e.note} for e in (*list_networks(), *of_tasks)]
 
 
 def _recipes() -> list[dict[str, Any]]:

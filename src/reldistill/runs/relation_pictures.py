@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from reldistill.core.safe_files import write_arrays
-from reldistill.core.types import Batch, Features
+from reldistill.core.types import Batch, ClassLabels, Features
 from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
 from reldistill.relations.tokens import tokenise
+from reldistill.report.run.relations_file import RELATIONS_FILE
 
 # A side of 16 tokens is what the superpixel loss works on by default; of a graph of more than 1024 channels only the
 # first are drawn.
@@ -22,8 +23,8 @@ _LARGEST_GRAPH = 1024
 
 
 @torch.no_grad()
-def write_pictures(
-    path: Path,
+def write_relation_pictures(
+    folder: Path,
     *,
     student: nn.Module,
     teacher: nn.Module,
@@ -35,7 +36,7 @@ def write_pictures(
     """Write `relations.npz` into a run's folder.
 
     Args:
-        path: the file.
+        folder: the run's.
         student: says Features of images.
         teacher: the same.
         levels: the level of the student and of the teacher that are drawn.
@@ -48,8 +49,8 @@ def write_pictures(
         "classes": np.array(classes),
         "level": np.array(":".join(levels)),
     }
-    if batch.labels is not None:
-        drawn["labels"] = batch.labels[:images].cpu().numpy()
+    if isinstance(batch.targets, ClassLabels):
+        drawn["labels"] = batch.targets.labels[:images].cpu().numpy()
     for name, network, level in (("student", student.eval(), levels[0]), ("teacher", teacher.eval(), levels[1])):
         features: Features = network(batch.images, levels=(level,), logits=False, pooled=False)
         feature_map = features.levels[level].float()
@@ -57,7 +58,7 @@ def write_pictures(
         adjacency = channel_adjacency(feature_map).mean(dim=0)  # of this process's images: only one draws
         drawn[f"{name}_spectrum"] = laplacian_eigenvalues(adjacency).cpu().numpy()
         drawn[f"{name}_adjacency"] = adjacency[:_LARGEST_GRAPH, :_LARGEST_GRAPH].cpu().numpy()
-    write_arrays(path, **drawn)
+    write_arrays(folder / RELATIONS_FILE, **drawn)
 
 
 def _superpixels(feature_map: Tensor) -> Tensor:
