@@ -76,7 +76,9 @@ def picture() -> str:
     """The SVG."""
     missing = folders() ^ {name for names in ROWS for name in names}
     if missing:
-        raise SystemExit(f"ROWS in benchmarks/import_graph.py and src/reldistill differ in: {', '.join(sorted(missing))}")
+        raise SystemExit(
+            f"ROWS in benchmarks/import_graph.py and src/reldistill differ in: {', '.join(sorted(missing))}"
+        )
     places = _places()
     parts = [_edge(places[a], places[b]) for a, b in sorted(shown(imports()))]
     for row in ROWS:
@@ -128,7 +130,10 @@ def main() -> int:
     if "--check" not in sys.argv:
         PICTURE.write_text(picture(), encoding="utf-8")
     elif PICTURE.read_text(encoding="utf-8") != picture():
-        print("docs/pictures/imports.svg is not what the code says: run python -m benchmarks.import_graph", file=sys.stderr)
+        print(
+            "docs/pictures/imports.svg is not what the code says: run python -m benchmarks.import_graph",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -6,8 +6,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from reldistill import DataSettings, ModelSettings, PairSettings, TrainSettings, distill, load_network
-from reldistill.runs.run import train
+from reldistill import DataSettings, ModelSettings, PairSettings, TrainSettings, distill, load_network, train
 
 # %% A folder of class folders: here scans of digits are written into one; yours is there already.
 digits = load_digits()

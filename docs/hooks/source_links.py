@@ -24,7 +24,9 @@ def on_files(files: Files, *, config: Any, **_: Any) -> Files:
         name = file.relative_to(SOURCE).as_posix()
         text = file.read_text(encoding="utf-8")
         # A fence of four tildes: the docstrings hold none.
-        page = f"---\ntitle: {name}\nsearch:\n  exclude: true\n---\n\n# {name}\n\n~~~~python linenums=\"1\"\n{text}\n~~~~\n"
+        page = (
+            f'---\ntitle: {name}\nsearch:\n  exclude: true\n---\n\n# {name}\n\n~~~~python linenums="1"\n{text}\n~~~~\n'
+        )
         files.append(File.generated(config, f"source/{name}.md", content=page, inclusion=InclusionLevel.NOT_IN_NAV))
     return files
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from reldistill.core.checks import check_axes, check_same_batch
+from reldistill.relations.precision import full_precision
 
-def my_method_loss(student: Tensor, teacher: Tensor, *, power: float = 2.0) -> Tensor:
+
+@full_precision
+def my_method_loss(
+    student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H_t W_t"], *, power: float = 2.0
+) -> Float[Tensor, ""]:
     """Pulls the share of each channel in an image's activity to the teacher's.
 
         L = mean over images of KL(q^T ‖ q^S),   q_c ∝ mean_hw |F_c|^p
@@ -22,11 +29,12 @@ def my_method_loss(student: Tensor, teacher: Tensor, *, power: float = 2.0) -> T
         Scalar, at least 0, and 0 where the shares agree.
 
     Raises:
-        ValueError: the numbers of images or channels differ, or the power is below 1.
+        ValueError: a tensor is not (B, C, H, W), the numbers of images or channels differ, or the power is below 1.
 
     Invariances:
         - a scale of either network's map, image by image;
-        - a permutation of the positions, of either network.
+        - a permutation of the positions, of either network;
+        - the order of the images, and a common permutation of the channels.
 
     Differences from the paper: what was chosen differently, and why.
 
@@ -36,14 +44,20 @@ def my_method_loss(student: Tensor, teacher: Tensor, *, power: float = 2.0) -> T
         >>> my_method_loss(3 * teacher, teacher).item() < 1e-6
         True
     """
-    if student.shape[:2] != teacher.shape[:2]:
-        raise ValueError(f"student is {tuple(student.shape)}, teacher {tuple(teacher.shape)}: (B, C) must agree")
     if not power >= 1:
         raise ValueError(f"power must be at least 1, got {power}")
-    # In float32 whatever autocast says: small shares vanish in half precision.
-    ours, theirs = (side.float().abs().pow(power).mean(dim=(2, 3)) for side in (student, teacher.detach()))
-    ours, theirs = (side / side.sum(dim=1, keepdim=True).clamp_min(1e-30) for side in (ours, theirs))
-    return F.kl_div(ours.clamp_min(1e-30).log(), theirs, reduction="batchmean")
+    check_axes(student, "B C H W", name="student")
+    check_axes(teacher, "B C H W", name="teacher", C=student.shape[1])
+    check_same_batch(student, teacher)
+    ours, theirs = (_log_shares(side, power) for side in (student, teacher.detach()))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def _log_shares(feature_map: Float[Tensor, "B C H W"], power: float) -> Float[Tensor, "B C"]:
+    """The logarithm of each channel's share, which no scale of the map changes."""
+    largest = feature_map.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+    activity = (feature_map / largest).abs().pow(power).mean(dim=(2, 3))
+    return (activity + 1e-12).log().log_softmax(dim=1)
 
 
 class MyMethod(nn.Module):
@@ -64,6 +78,6 @@ class MyMethod(nn.Module):
             raise ValueError(f"power must be at least 1, got {power}")
         self.power = power
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H_t W_t"]) -> Float[Tensor, ""]:
         """Scalar, for maps (B, C, H, W) of as many channels."""
         return my_method_loss(student, teacher, power=self.power)
