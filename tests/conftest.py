@@ -11,7 +11,16 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
+from reldistill.relations.kernels.switch import fast_kernels
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(params=["kernels", "equations"])
+def each_form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Relations by the fast kernels, and as their equations read."""
+    with fast_kernels(request.param == "kernels"):
+        yield request.param
 
 
 @pytest.fixture

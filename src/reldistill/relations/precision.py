@@ -11,6 +11,14 @@ from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+DEAD = 1e-30
+"""A channel or vector whose largest magnitude is not above this is dead: 0. Half precision starts at 6e-8."""
+
+COINCIDENT_ROUNDINGS = 16.0
+"""Tokens nearer than this many roundings of their image's largest activation are the same token: a constant map that
+went through a few sums is still constant, instead of a cloud of rounding errors with angles of its own.
+"""
+
 
 def float_type(dtype: torch.dtype) -> torch.dtype:
     """The type to compute in: float32, or float64 for float64."""
@@ -20,6 +28,15 @@ def float_type(dtype: torch.dtype) -> torch.dtype:
 def as_float(tensor: Tensor) -> Tensor:
     """`tensor` in float32, or unchanged where it already holds float32 or float64."""
     return tensor.to(float_type(tensor.dtype))
+
+
+def broadening(dtype: torch.dtype) -> float:
+    """ε with which a projector's backward takes gap / (gap² + ε²) for 1 / gap: the square root of machine precision.
+
+    3.5e-4 in float32 and 1.5e-8 in float64. Eigenvalues are known to about machine precision, so where a gap is far
+    above ε the gradient is exact, and where a kept and a dropped eigenvalue meet it fades out instead of blowing up.
+    """
+    return float(torch.finfo(dtype).eps ** 0.5)
 
 
 def full_precision(function: F) -> F:

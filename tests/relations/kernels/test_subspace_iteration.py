@@ -6,18 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from reldistill.relations import subspace_iteration
 from reldistill.relations.channel_graph import channel_adjacency
-from reldistill.relations.spectrum import (
-    broadening,
-    embedding_distance,
-    procrustes_distance,
-    spectral_embedding,
-    spectral_projector,
-    subspace_distance,
-)
-from reldistill.relations.subspace_iteration import block_size
-from reldistill.relations.tracked_subspaces import TrackedSubspaces
+from reldistill.relations.kernels import complement_solve, subspace_iteration
+from reldistill.relations.kernels.subspace_iteration import block_size
+from reldistill.relations.kernels.switch import fast_kernels
+from reldistill.relations.kernels.tracked_subspaces import TrackedSubspaces
+from reldistill.relations.precision import broadening
+from reldistill.relations.spectrum import spectral_embedding, spectral_projector
+from reldistill.relations.subspaces import embedding_distance, procrustes_distance, subspace_distance
 
 CHANNELS, RANK = 256, 4
 
@@ -65,7 +61,8 @@ def test_gradient_is_that_of_the_full_decomposition(signed, weights, dtype, tole
     (gradient,) = torch.autograd.grad(embedding_distance(found, teacher.to(dtype), alignment="subspace").sum(), graph)
     epsilon = broadening(dtype)
     monkeypatch.setattr("reldistill.relations.spectrum.broadening", lambda _: epsilon)
-    reference = spectral_projector(exact, rank=RANK, weights=weights)
+    with fast_kernels(False):
+        reference = spectral_projector(exact, rank=RANK, weights=weights)
     loss = subspace_distance(reference, teacher @ teacher.mT, rank=RANK).sum()
     (expected,) = torch.autograd.grad(loss, exact)
     gradient, expected = ((g + g.mT).double() / 2 for g in (gradient, expected))
@@ -157,9 +154,9 @@ def test_gradient_needs_few_products():
     leaf = steps[1].float().requires_grad_()
     found, _ = tracked(leaf, leaf)
     calls = []
-    original = subspace_iteration._solver_steps
+    original = complement_solve._solver_steps
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subspace_iteration, "_solver_steps", lambda *given: calls.append(given) or original(*given))
+        patch.setattr(complement_solve, "_solver_steps", lambda *given: calls.append(given) or original(*given))
         found[..., 0].square().square().sum().backward()
     assert 0 < len(calls) <= 12
 
@@ -248,6 +245,7 @@ def test_second_derivatives_are_refused():
         torch.autograd.grad(found[..., 0].square().sum(), graph, create_graph=True)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_compiled_without_a_graph_break():
     torch.compiler.reset()
     plain, module = (TrackedSubspaces(rank=RANK, weights="positive") for _ in range(2))
