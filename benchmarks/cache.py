@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.relations import machine
 from benchmarks.subset import subset
-from reldistill.runs.run import distill
+from reldistill.runs.distill import distill
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 RESULTS = Path(__file__).parent / "results" / "cache.json"

@@ -31,7 +31,7 @@ from benchmarks.steps import device_name
 from benchmarks.subset import subset
 from reldistill.data.loader import MemoryPixels
 from reldistill.networks.extract import Extractor
-from reldistill.runs.run import distill
+from reldistill.runs.distill import distill
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
 from reldistill.training.module import DistillationModule

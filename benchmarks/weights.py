@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.subset import subset
-from reldistill.runs.run import distill
+from reldistill.runs.distill import distill
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 RESULTS = Path(__file__).parent / "results" / "weights.json"

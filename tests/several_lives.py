@@ -64,6 +64,6 @@ def _live(arguments: list[str], moment: str) -> int:
 
 
 if __name__ == "__main__":
-    import reldistill.runs.run  # noqa: F401 - everything heavy, once
+    import reldistill.runs.distill  # noqa: F401 - everything heavy, once
 
     print(json.dumps([_live(command.split(), moment) for command, moment in json.loads(sys.argv[1])]))

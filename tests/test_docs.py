@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from benchmarks.results_page import BEGIN, END, PAGE, README, page, readme
 
-from reldistill.cli import main as cli
+from reldistill.cli import table as cli
+from reldistill.cli.forms import Command, Group
 from reldistill.methods.table import METHODS
 from reldistill.training.settings import PairSettings
 
@@ -55,9 +56,9 @@ def test_commands_in_the_documentation_parse(document: str, command: str) -> Non
         place = words.index("…")
         required = {"--data": "digits", "--teacher": "runs/teacher", "--student": "resnet8", "--out": "runs/x"}
         words[place : place + 1] = [w for option in required.items() if option[0] not in words for w in option]
-    chosen: cli.Command | cli.Group = cli.COMMANDS[words[0]]
+    chosen: Command | Group = cli.COMMANDS[words[0]]
     prog, rest = f"reldistill {words[0]}", words[1:]
-    while isinstance(chosen, cli.Group):
+    while isinstance(chosen, Group):
         chosen, prog, rest = chosen.members()[rest[0]], f"{prog} {rest[0]}", rest[1:]
     chosen.options(prog).parse(rest)
 

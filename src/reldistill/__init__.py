@@ -9,13 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reldistill.comparison.compare import compare
     from reldistill.core.checks import UserError
+    from reldistill.core.tasks import register_task
     from reldistill.core.types import Batch, ClassLabels, Features, LevelInfo, StepOutput
     from reldistill.methods.build import build_distiller
     from reldistill.methods.plan import Choices
     from reldistill.networks.extract import Extractor
     from reldistill.networks.zoo import load_network
-    from reldistill.runs.run import distill, evaluate
+    from reldistill.runs.distill import distill
+    from reldistill.runs.evaluate import evaluate
+    from reldistill.runs.train import train
     from reldistill.step.curriculum import WarmUp
     from reldistill.step.distiller import Distiller
     from reldistill.step.term import Term
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# `reldistill.runs.run.train` is not among them: `reldistill.training` is a package.
 __all__ = [
     "Batch",
     "Boxes",
@@ -54,21 +57,28 @@ __all__ = [
     "UserError",
     "WarmUp",
     "build_distiller",
+    "compare",
     "distill",
     "evaluate",
     "load_detector",
     "load_images",
     "load_network",
+    "register_task",
+    "train",
 ]
 
 _MODULES = {
+    "comparison.compare": ["compare"],
     "core.checks": ["UserError"],
+    "core.tasks": ["register_task"],
     "core.types": ["Batch", "ClassLabels", "Features", "LevelInfo", "StepOutput"],
     "methods.build": ["build_distiller"],
     "methods.plan": ["Choices"],
     "networks.extract": ["Extractor"],
     "networks.zoo": ["load_network"],
-    "runs.run": ["distill", "evaluate"],
+    "runs.distill": ["distill"],
+    "runs.evaluate": ["evaluate"],
+    "runs.train": ["train"],
     "step.curriculum": ["WarmUp"],
     "step.distiller": ["Distiller"],
     "step.term": ["Term"],

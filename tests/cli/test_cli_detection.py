@@ -23,11 +23,12 @@ import several_lives
 from drawn_boxes import CLASSES, draw_large, write_coco
 from reldistill.cli.main import main
 from reldistill.core.checks import UserError
-from reldistill.export.export import export_run
 from reldistill.export.onnx_files import onnx_file
+from reldistill.export.student_files import export_run
+from reldistill.tasks.base import GraphForm
 from reldistill.tasks.detection.export import GRAPH, ExactResizing
 from reldistill.tasks.detection.networks.saved_detectors import open_detector
-from reldistill.tasks.detection.task import DetectionSetup
+from reldistill.tasks.detection.task import DetectionTask
 from small_runs import environment, with_options, write_images
 
 SMALL = '{"fpn_channels":16,"norm":"group"}'
@@ -111,10 +112,11 @@ def test_evaluate_measures_what_the_run_measured(world: Path, capfd: pytest.Capt
     assert found["AP"] == pytest.approx(record("teacher")["result"]["score_best"])
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_run_keeps_its_size_unless_it_is_trained_on(world: Path) -> None:
     images = SimpleNamespace(classes=CLASSES, image_size=96, longest_size=160)
     sizes = {
-        role: DetectionSetup().open("teacher", role=role, images=images).card.input_size  # type: ignore[arg-type]
+        role: DetectionTask().open("teacher", role=role, images=images).card.input_size  # type: ignore[arg-type]
         for role in ("student", "teacher")
     }
     assert sizes == {"student": 96, "teacher": 64}
@@ -263,9 +265,9 @@ def test_an_image_gets_the_same_size_in_onnx(world: Path) -> None:
             return self.exact.resize(images[0])[0]
 
     free = {"images": {2: "height", 3: "width"}}
-    with onnx_file(
-        world / "r.onnx", Resizing(), torch.rand(1, 3, 80, 96), outputs=["sized"], **GRAPH, dynamic_axes=free
-    ):
+    how = {**GRAPH, "dynamic_axes": free}
+    form = GraphForm(Resizing(), torch.rand(1, 3, 80, 96), ["sized"], how, compare=lambda graph: {})
+    with onnx_file(world / "r.onnx", form):
         pass
     session = onnxruntime.InferenceSession(world / "r.onnx", providers=["CPUExecutionProvider"])
     rounded = 0

@@ -479,6 +479,7 @@ def test_parts_are_what_the_loss_sums(row: Row) -> None:
 
 
 @every_loss
+@pytest.mark.usefixtures("unchecked_types")
 def test_compiled_value_and_gradient_are_the_same(row: Row) -> None:
     torch._dynamo.reset()
     inputs = row.inputs(0)
@@ -490,6 +491,7 @@ def test_compiled_value_and_gradient_are_the_same(row: Row) -> None:
 
 
 @every_loss
+@pytest.mark.usefixtures("unchecked_types")
 def test_other_numbers_of_samples_are_refused(row: Row) -> None:
     inputs = row.inputs(0)
     fewer = inputs.samples(lambda tensor: tensor[:-1])
@@ -639,6 +641,7 @@ def test_a_gpu_repeats_itself_when_told_to(row: Row, monkeypatch: pytest.MonkeyP
 
 @on_a_gpu
 @every_loss
+@pytest.mark.usefixtures("unchecked_types")
 def test_compiled_for_a_gpu(row: Row) -> None:
     torch._dynamo.reset()
     inputs = row.inputs(0).to(torch.float32).on_the_gpu()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reldistill.cli.main import main
 from reldistill.core.checks import UserError
-from reldistill.export.export import export_run
+from reldistill.export.student_files import export_run
 from small_runs import DISTILL, TRAIN, with_options, write_world
 
 VIT = {"patch_size": 4, "img_size": 12, "embed_dim": 24, "depth": 2, "num_heads": 2}

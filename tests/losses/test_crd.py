@@ -203,6 +203,7 @@ def test_an_index_outside_the_bank(index):
         made()(student, teacher, **more)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named():
     student, teacher, more = batch()
     with pytest.raises(ValueError, match=r"teacher: expected D = 5"):

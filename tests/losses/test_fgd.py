@@ -165,6 +165,7 @@ def test_settings_are_checked(settings, message):
         FGD(**settings)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named():
     with pytest.raises(ValueError, match="student: expected C = 4"):
         made()(torch.zeros(3, 3, 2, 2), torch.zeros(3, 4, 2, 2), boxes=BOXES)

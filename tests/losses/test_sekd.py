@@ -358,7 +358,7 @@ def extremes() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("vertex", ["unit", "raw"])
-@pytest.mark.parametrize(("alignment", "scope"), itertools.product(ALIGNMENTS, SCOPES))
+@pytest.mark.parametrize(("alignment", "scope"), list(itertools.product(ALIGNMENTS, SCOPES)))
 @pytest.mark.parametrize("name", list(extremes()))
 def test_values_and_gradients_are_finite(name, alignment, scope, vertex):
     student, teacher = extremes()[name]
@@ -606,6 +606,7 @@ def test_shapes_that_differ_ask_for_an_adapter():
         ({"spectral_weight": float("nan")}, "spectral_weight must be at least 0, got nan"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_settings_are_refused_when_the_loss_is_made(setting, message):
     with pytest.raises(ValueError, match=message):
         SEKD(**setting)
@@ -623,6 +624,7 @@ def test_groups_that_do_not_divide_and_unknown_parts():
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.usefixtures("unchecked_types")
 def test_compiled_value_and_gradient_are_the_same_without_a_graph_break(alignment):
     student, teacher = pair(2, 6, 3, 3, dtype=torch.float32)
     student.requires_grad_()

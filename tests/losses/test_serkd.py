@@ -240,6 +240,7 @@ def test_half_precision_of_any_magnitude(assignment, neighbourhood):
 
 @ASSIGNMENTS
 @NEIGHBOURHOODS
+@pytest.mark.usefixtures("unchecked_types")
 def test_compiled_under_autocast_it_is_one_graph_of_the_same_value(assignment, neighbourhood):
     """Tokens of bf16 networks on uneven cells; what is inside is computed in float32.
 
@@ -283,6 +284,7 @@ def test_superpixels_that_are_compared_are_those_drawn():
         ({"largest_grid": 0}, "largest_grid must be at least 1, got 0"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_settings_are_checked_when_built(settings_, message):
     with pytest.raises(ValueError, match=message):
         SeRKD(**settings_)
@@ -298,6 +300,7 @@ def test_settings_are_checked_when_built(settings_, message):
         ((2, 3, 6, 6), (3, 5, 6, 6), "B is 2 in the student and 3 in the teacher"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         serkd_loss(torch.zeros(student), torch.zeros(teacher))

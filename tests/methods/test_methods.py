@@ -381,6 +381,7 @@ def test_networks_of_other_classes_where_no_class_scores_are_compared() -> None:
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_messages(more: dict[str, Any], message: str) -> None:
     method = more.pop("method", "serkd")
     with pytest.raises(UserError, match=message) as caught:

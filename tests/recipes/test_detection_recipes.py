@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-import reldistill.runs.run
+import reldistill.runs.distill
 from drawn_boxes import draw_large, write_coco, write_voc
 from reldistill.cli.main import main
 from reldistill.core.checks import UserError
@@ -81,7 +81,7 @@ def test_every_pair_has_its_networks(monkeypatch: pytest.MonkeyPatch, family: st
     def ask(*given: Any, **more: Any) -> None:
         raise Asked(*given)
 
-    monkeypatch.setattr(reldistill.runs.run, "distill", ask)
+    monkeypatch.setattr(reldistill.runs.distill, "distill", ask)
     found = []
     for name in NAMES:
         with pytest.raises(Asked) as asked:

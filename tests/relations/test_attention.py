@@ -136,6 +136,7 @@ def test_temperature_must_be_positive(temperature):
         spatial_attention(maps(1, 2, 2, 2), temperature=temperature)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_unknown_scale_and_wrong_axes():
     with pytest.raises(ValueError, match="scale must be 'relative' or 'raw', got 'log'"):
         channel_attention(maps(1, 2, 2, 2), scale="log")

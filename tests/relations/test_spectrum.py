@@ -423,6 +423,7 @@ def test_one_channel_is_at_distance_zero_and_differentiable():
         assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_unknown_words_and_times():
     with pytest.raises(ValueError, match="weights must be 'positive' or 'shifted', got 'abs'"):
         laplacian(graph(), weights="abs")

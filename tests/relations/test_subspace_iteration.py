@@ -81,6 +81,7 @@ def test_distances_by_embeddings_are_those_by_projectors():
     assert embedding_distance(theirs, theirs, alignment="subspace") < 1e-20
 
 
+@pytest.mark.filterwarnings("ignore:a channel graph's low eigenvectors did not converge")
 def test_a_new_direction_is_noticed():
     """A subspace of the step before that is orthogonal to a wanted vector must not be taken for converged."""
     graph = graphs(steps=1)[0]

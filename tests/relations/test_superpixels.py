@@ -306,6 +306,7 @@ def test_more_superpixels_than_tokens():
         ({"iterations": -1}, "iterations must be at least 0, got -1"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
         superpixel_tokens(torch.zeros(1, 3, 4, 4), grid=(2, 2), **arguments)

@@ -82,6 +82,7 @@ def test_half_precision_is_lifted():
         ({"largest_grid": 0}, "largest_grid"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
         tokenise(torch.zeros(1, 1, 4, 4), **arguments)

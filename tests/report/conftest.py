@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from reldistill.report.record import (
-    SCORES,
     DataRecord,
     Epoch,
     NetworkRecord,
@@ -22,6 +21,7 @@ from reldistill.report.record import (
     result_of,
     write_record,
 )
+from reldistill.report.task_report import report_of
 
 IMAGES = 360
 
@@ -72,7 +72,7 @@ def make_record(method: str = "serkd", **changes: Any) -> RunRecord:
         "status": "finished",
         "result": result_of(
             history,
-            score=SCORES["classification"],
+            score=report_of("classification").score,
             val_images=IMAGES,
             seconds_per_step=cost,
             images_per_second=64 / cost,

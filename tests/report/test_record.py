@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from reldistill.core.checks import UserError
 from reldistill.report.intervals import wilson_interval
-from reldistill.report.record import SCHEMA, SCORES, Epoch, find_runs, read_record, result_of, write_record
+from reldistill.report.record import SCHEMA, Epoch, find_runs, read_record, result_of, write_record
+from reldistill.report.task_report import report_of
 
-ACCURACY = SCORES["classification"]
+ACCURACY = report_of("classification").score
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:

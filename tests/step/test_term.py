@@ -93,8 +93,8 @@ def test_a_losss_own_parameters_belong_to_the_term() -> None:
 
 
 def test_value_at_the_places_of_a_network() -> None:
-    features = Features(logits=torch.ones(1), pooled=torch.ones(2), levels={"layer1": torch.ones(3)})
-    assert [len(value_at(features, place)) for place in ("logits", "pooled", "layer1")] == [1, 2, 3]
+    features = Features(logits=torch.ones(1, 2), pooled=torch.ones(1, 3), levels={"layer1": torch.ones(1, 4, 1, 1)})
+    assert [value_at(features, place).shape[1] for place in ("logits", "pooled", "layer1")] == [2, 3, 4]
 
 
 class ByLabel(nn.Module):
@@ -108,8 +108,8 @@ class ByLabel(nn.Module):
 
 def test_several_places_and_what_the_loss_names_of_the_batch() -> None:
     term = Term("t", ByLabel(), student=("a", "logits"), teacher=("b", "logits"), weights=2.0)
-    student = Features(logits=torch.zeros(1, 2), levels={"a": torch.ones(1)})
-    teacher = Features(logits=torch.ones(1, 2), levels={"b": torch.zeros(1)})
+    student = Features(logits=torch.zeros(1, 2), levels={"a": torch.ones(1, 1, 1, 1)})
+    teacher = Features(logits=torch.ones(1, 2), levels={"b": torch.zeros(1, 1, 1, 1)})
     batch = Batch(torch.rand(1, 3, 2, 2), ClassLabels(torch.tensor([4])))
     values = term(value_at(student, term.student), value_at(teacher, term.teacher), batch=batch)
     assert values["t"].item() == 2.0 * (1 + 2 + 4)

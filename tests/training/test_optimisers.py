@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from reldistill.training.optimisers import default_lr, lr_factor, make_optimizer
+from reldistill.training.defaults import DEFAULTS
+from reldistill.training.optimisers import lr_factor, make_optimizer
 
 SCHEDULES = ("one-cycle", "cosine", "step", "constant")
 progress = st.floats(0.0, 1.0)
@@ -59,9 +60,9 @@ def test_a_tenth_at_each_milestone() -> None:
 
 
 def test_default_rates_grow_with_the_batch() -> None:
-    assert default_lr("sgd", 128) == pytest.approx(0.1)
-    assert default_lr("sgd", 64) == pytest.approx(0.05)
-    assert default_lr("adamw", 512) == pytest.approx(2e-3)
+    assert DEFAULTS.lr_for("sgd", 128) == pytest.approx(0.1)
+    assert DEFAULTS.lr_for("sgd", 64) == pytest.approx(0.05)
+    assert DEFAULTS.lr_for("adamw", 512) == pytest.approx(2e-3)
 
 
 def test_sgd_step_is_that_of_nesterov_momentum() -> None:

@@ -16,7 +16,8 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import Batch, Wanted
 from reldistill.networks.extract import Extractor
 from reldistill.networks.saved import LAST_WEIGHTS
-from reldistill.runs.run import distill, train
+from reldistill.runs.distill import distill
+from reldistill.runs.train import train
 from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 from reldistill.training.teacher_cache import TeacherCache, fingerprint_of
 from small_runs import write_world

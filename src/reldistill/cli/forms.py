@@ -12,6 +12,7 @@ from typing import Any
 
 from reldistill.cli.options import Options
 from reldistill.core.checks import UserError
+from reldistill.core.tasks import open_task
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 JSON_HELP = "print one JSON document on standard output, all else on standard error"
@@ -79,7 +80,7 @@ def of_settings(summary: str, run: Callable[[Given], Answer | None], *groups: ty
     def options(prog: str) -> Options:
         found = Options(prog, summary)
         found.add_one("out", Path, "folder for everything that comes of the run", required=True)
-        found.add_one("resume", bool, "go on with the run in --out from its last checkpoint", default=False)
+        found.add_one("resume", bool, "continue the run in --out from its last checkpoint", default=False)
         found.add_one("json", bool, JSON_HELP, default=False)
         for group in groups:
             found.add(group)
@@ -102,7 +103,7 @@ def of_cells(summary: str, run: Callable[[Given], Answer | None], *, sweep: bool
         found.add_one("out", Path, "folder for all runs, tables and the page", required=True)
         found.add_one("jobs", int, "runs at a time, each in a process of its own", default=1)
         found.add_one("dry_run", bool, "say which runs there would be and which are finished, and stop", default=False)
-        found.add_one("resume", bool, "as everywhere; here what is in --out is gone on with in any case", default=False)
+        found.add_one("resume", bool, "accepted as elsewhere; what is in --out is continued in any case", default=False)
         found.add_one("json", bool, JSON_HELP, default=False)
         found.add(DataSettings, skip=["hold_out_test"])
         found.add(PairSettings, skip=["student"] if sweep else ["method"])
@@ -130,6 +131,12 @@ def part_of(given: Given, kind: type) -> Any:
 def rank() -> int:
     """This process's number among those of a run, as far as the environment tells."""
     return next((int(os.environ[n]) for n in ("RANK", "LOCAL_RANK", "NODE_RANK") if os.environ.get(n)), 0)
+
+
+def know_task(given: str | None) -> None:
+    """Make a task of the user's own known, by the file that was named; nothing where none was."""
+    if given is not None:
+        open_task(given)
 
 
 @contextlib.contextmanager

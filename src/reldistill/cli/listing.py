@@ -49,23 +49,17 @@ def layers_of(
         num_classes: classes to build it with; None for its own.
         everything: every place; otherwise those that the automatic choice draws from.
     """
-    from reldistill.networks.saved import open_network
-    from reldistill.tasks.classification.objective import Classification
-    from reldistill.tasks.detection.networks.saved_detectors import finds_boxes, open_detector
-    from reldistill.tasks.detection.objective import Detection
+    from reldistill.core.tasks import FALLBACK, task_names
+    from reldistill.tasks.base import task_named
 
     if image_size is not None and image_size < 1:
         raise UserError(f"image size must be positive, got {image_size}")
-    if finds_boxes(model):
-        classes = None if num_classes is None else [f"class {number}" for number in range(num_classes)]
-        opened = open_detector(model, role="model", classes=classes, arguments=arguments)
-        extractor, side = opened.extractor, image_size or opened.card.input_size
-        methods: TermSource = Detection.methods
-    else:
-        opened = open_network(model, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments)
-        extractor, side = opened.extractor, opened.card.input_size
-        methods = Classification.methods
-    takers = _takers(extractor, side, methods)
+    tasks = [task_named(name) for name in task_names()]
+    task = next((task for task in tasks if task.claims_network(model)), task_named(FALLBACK))
+    opened = task.open_alone(model, num_classes=num_classes, image_size=image_size, arguments=arguments)
+    extractor = opened.extractor
+    side = image_size or opened.card.input_size
+    takers = _takers(extractor, side, task.methods)
     return [
         {
             "name": level.name,
@@ -132,10 +126,12 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
+    from reldistill.core.tasks import task_names
     from reldistill.networks.zoo import list_networks
-    from reldistill.tasks.detection.networks.detectors import list_detectors
+    from reldistill.tasks.base import task_named
 
-    return [{"name": e.name, "source": e.source, "note": e.note} for e in (*list_networks(), *list_detectors())]
+    of_tasks = [entry for name in task_names() for entry in task_named(name).networks()]
+    return [{"name": e.name, "source": e.source, "note": e.note} for e in (*list_networks(), *of_tasks)]
 
 
 def _recipes() -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "reldistill: stopped; a run goes on from its last checkpoint by the same command with --resume",
+            "reldistill: stopped; the same command with --resume continues from the last checkpoint",
             file=sys.stderr,
         )
         return 130

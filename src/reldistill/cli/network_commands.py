@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from reldistill.cli.forms import Answer
+from reldistill.cli.forms import Answer, know_task
 
 
 def layers(
@@ -52,6 +52,7 @@ def export(
     out: Path | None = None,
     best: bool = False,
     raw: bool = False,
+    task: str | None = None,
     json: bool = False,
 ) -> Answer:
     """Write a run's student without teacher, adapters or anything of this package.
@@ -63,9 +64,11 @@ def export(
         out: the file; by default export.FORMAT in the run's folder.
         best: the best epoch's weights, not the last's.
         raw: leave the normalisation out of the ONNX graph, which otherwise takes RGB images in [0, 1].
+        task: FILE.py:CLASS where the run's task is one of your own, which runs that file.
         json: print one JSON document on standard output, all else on standard error.
     """
-    from reldistill.export.export import export_run
+    from reldistill.export.student_files import export_run
 
+    know_task(task)
     result = export_run(run, format=format, out=out, best=best, raw=raw)
     return Answer(result, lambda: print(result["summary"]))

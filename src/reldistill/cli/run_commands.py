@@ -15,6 +15,7 @@ from reldistill.cli.forms import (
     Given,
     before_arguments,
     first_sentence,
+    know_task,
     part_of,
     rank,
     writable,
@@ -40,7 +41,7 @@ def quickstart(
         epochs: passes over the training images for each student.
         teacher_epochs: passes over the training images for the teacher.
         seed: of weights, order and augmentation.
-        resume: go on with what is there.
+        resume: continue what is there.
         json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.recipes.quickstart import quickstart as run
@@ -51,7 +52,7 @@ def quickstart(
 
 def distill_(given: Given) -> Answer | None:
     """`reldistill distill`."""
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     groups = (part_of(given, DataSettings), part_of(given, PairSettings), part_of(given, TrainSettings))
     record = distill(*groups, out=given["out"], resume=given["resume"])
@@ -60,7 +61,7 @@ def distill_(given: Given) -> Answer | None:
 
 def train_(given: Given) -> Answer | None:
     """`reldistill train`."""
-    from reldistill.runs.run import train
+    from reldistill.runs.train import train
 
     groups = (part_of(given, DataSettings), part_of(given, ModelSettings), part_of(given, TrainSettings))
     record = train(*groups, out=given["out"], resume=given["resume"])
@@ -73,7 +74,7 @@ def evaluate_(
     weights: str | None = None,
     pretrained: bool = False,
     arguments: dict[str, Any] = {},  # noqa: B006
-    task: Literal["auto", "classification", "detection"] = "auto",
+    task: str = "auto",
     image_size: int | None = None,
     batch_size: int | None = None,
     val_fraction: float | None = None,
@@ -90,7 +91,7 @@ def evaluate_(
         weights: file with the network's weights; for a run folder, student-best.safetensors in it is the best epoch.
         pretrained: take the published weights.
         arguments: keyword arguments of the network's constructor.
-        task: what the images are labelled for; auto is detection where the data have labelled boxes.
+        task: what the images are labelled for, as in reldistill distill.
         image_size: side of the images in a batch; for detection the shorter side that the network gives them.
         batch_size: images a pass; by default 128, for detection 8.
         val_fraction: share held out where the data bring no validation folder; by default the run's own, or 0.1.
@@ -99,8 +100,8 @@ def evaluate_(
         precision: 32-true or bf16-mixed.
         json: print one JSON document on standard output, all else on standard error.
     """
+    from reldistill.runs.evaluate import evaluate as run
     from reldistill.runs.folders import recorded_settings
-    from reldistill.runs.run import evaluate as run
 
     if val_fraction is None:
         val_fraction = recorded_settings(model).get("val_fraction", 0.1)
@@ -125,6 +126,7 @@ def report(
     out: Path | None = None,
     markdown: Path | None = None,
     csv: Path | None = None,
+    task: str | None = None,
     json: bool = False,
 ) -> Answer | None:
     """Compare runs: a table and a verdict, and one HTML page that opens without a network.
@@ -136,6 +138,7 @@ def report(
         out: the page; by default report.html in the first folder.
         markdown: file for the table as Markdown.
         csv: file for the table as CSV.
+        task: FILE.py:CLASS where the runs' task is one of your own, which runs that file.
         json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.core.safe_files import write_text
@@ -143,6 +146,7 @@ def report(
     from reldistill.report.record import find_runs, read_record
     from reldistill.report.run.render import render_csv, render_html, render_markdown
 
+    know_task(task)
     if len(runs) == 1 and kind_in(runs[0]):
         return comparison_again(runs[0], out=out, markdown=markdown, csv=csv)
     folders = find_runs(runs)

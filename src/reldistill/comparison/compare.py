@@ -39,9 +39,8 @@ from reldistill.runs.folders import (
     recorded_settings,
     refuse_changes,
 )
-from reldistill.runs.run import flat_settings
 from reldistill.training.progress import say
-from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings, flat_settings
 
 _LOCK = ".lock"
 _OWN = ("method", "seed")  # differ between the cells of a comparison
@@ -60,7 +59,7 @@ def compare(
 ) -> Comparison:
     """Run every method with every seed under the same conditions, and hold them against each other on test images.
 
-    What is in the folder already is not done again; a cell that was cut short goes on where it was.
+    What is in the folder already is not done again; a cell that was cut short continues where it was.
 
     Args:
         data: the images; a test part is held out whatever `hold_out_test` says.
@@ -213,7 +212,7 @@ class _claimed:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"another process is at work in {self._out}: wait for it, or give another --out") from None
+            raise UserError(f"another process is working in {self._out}: wait for it, or give another --out") from None
         try:
             return self._checked()
         except BaseException:

@@ -13,9 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from reldistill.comparison.cells import Cell, MethodParts
-from reldistill.comparison.looks import LOOKS, Look
 from reldistill.core.safe_files import write_arrays, write_text
 from reldistill.core.types import Batch
+from reldistill.data.images import Images, test_loader
 from reldistill.methods.build import build_distiller
 from reldistill.networks.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork
 from reldistill.report.comparison.cell_records import (
@@ -27,20 +27,20 @@ from reldistill.report.comparison.cell_records import (
     read_arrays,
 )
 from reldistill.runs.fit import data_record
-from reldistill.runs.run import open_student, open_teacher, trusted_teacher
+from reldistill.runs.opening import open_student, open_teacher, trusted_teacher
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
-from reldistill.tasks.base import setup_of
+from reldistill.tasks.base import AnyTask, Look, task_of
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 
-def measure_cell(cell: Cell, folder: Path, images: Any, *, reference: Path) -> None:
+def measure_cell(cell: Cell, folder: Path, images: Images, *, reference: Path) -> None:
     """Write `test.npz` and then `test.json` into a finished run's folder."""
-    setup, look = setup_of(cell.data), LOOKS[cell.data.task]
+    task = task_of(cell.data)
     found = {}
     for name, file in (("last", LAST_WEIGHTS), ("best", BEST_WEIGHTS)):
-        student = setup.open(str(folder.absolute()), role="student", images=images, weights=str(folder / file))
-        found[name] = look(student, images, cell.training)
+        student = task.open(str(folder.absolute()), role="student", images=images, weights=str(folder / file))
+        found[name] = task.look(student, images, cell.training)
     last, best = found["last"], found["best"]
     write_arrays(folder / ARRAYS_FILE, **last.arrays())
     record = TestRecord(
@@ -48,7 +48,7 @@ def measure_cell(cell: Cell, folder: Path, images: Any, *, reference: Path) -> N
         test_best=best.score,
         **last.beside(read_arrays(reference / ARRAYS_FILE)),
         peak_memory=peak_memory(),
-        test_images=images.test.images,
+        test_images=test_loader(images).images,
     )
     write_text(folder / TEST_FILE, dump_json(record))
 
@@ -56,7 +56,7 @@ def measure_cell(cell: Cell, folder: Path, images: Any, *, reference: Path) -> N
 def measure_reference(
     pairs: Sequence[PairSettings],
     data: DataSettings,
-    images: Any,
+    images: Images,
     training: TrainSettings,
     methods: Sequence[str],
     folder: Path,
@@ -66,22 +66,22 @@ def measure_reference(
     Raises:
         UserError: when networks and data don't go together, or nothing could be learned from the teacher.
     """
-    setup, look = setup_of(data), LOOKS[data.task]
-    teacher = open_teacher(pairs[0], images, setup=setup, seed=training.seed)
-    trusted = trusted_teacher(teacher, images, training, setup=setup)
+    task, look = task_of(data), task_of(data).look
+    teacher = open_teacher(pairs[0], images, task=task, seed=training.seed)
+    trusted = trusted_teacher(teacher, images, training, task=task).measured
     found = look(teacher, images, training)
     arrays = found.reference_arrays()
     students = {}
     for number, pair in enumerate(pairs):
-        untrained = open_student(pair, images, setup=setup, seed=training.seed)
+        untrained = open_student(pair, images, task=task, seed=training.seed)
         students[pair.student] = {
             **_cost(untrained, look),
-            "methods": {method: _method(method, pair, data, images, training, teacher) for method in methods},
+            "methods": {method: _method(method, pair, images, training, task, teacher) for method in methods},
         }
         arrays |= {f"untrained_{number}": features for features in look.features_of(untrained, images, training)}
     write_arrays(folder / ARRAYS_FILE, **arrays)
     content = {
-        "data": {**dataclasses.asdict(data_record(images)), "test_images": images.test.images},
+        "data": {**dataclasses.asdict(data_record(images)), "test_images": test_loader(images).images},
         "teacher": {
             **_cost(teacher, look),
             "test": found.score,
@@ -93,7 +93,7 @@ def measure_reference(
     write_text(folder / f"{REFERENCE}.json", dump_json(content))
 
 
-def _cost(network: OpenedNetwork, look: type[Look]) -> dict[str, Any]:
+def _cost(network: OpenedNetwork, look: type[Look[Any]]) -> dict[str, Any]:
     """Name, parameters, and floating-point operations for one image (a multiplication and an addition count as two)."""
     extractor = network.extractor.cpu().eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -103,18 +103,17 @@ def _cost(network: OpenedNetwork, look: type[Look]) -> dict[str, Any]:
 
 
 def _method(
-    method: str, pair: PairSettings, data: DataSettings, images: Any, training: TrainSettings, teacher: OpenedNetwork
+    method: str, pair: PairSettings, images: Images, training: TrainSettings, task: AnyTask, teacher: OpenedNetwork
 ) -> dict[str, Any] | None:
     """What a method has for this pair, and what it costs to train; None where it cannot be built: its cells say why."""
-    setup = setup_of(data)
-    student = open_student(pair, images, setup=setup, seed=training.seed)
+    student = open_student(pair, images, task=task, seed=training.seed)
     try:
         distiller = build_distiller(
             method,
             student=student.extractor,
             teacher=teacher.extractor.cpu(),
             image_size=images.image_size,
-            task=setup.task(training, images),
+            task=task.objective(training, images),
             images=images.train.images,
         )
     except Exception:  # whatever it is, it leaves the other methods alone
@@ -128,7 +127,7 @@ def _method(
     return {
         **dataclasses.asdict(known),
         "trained_parameters": sum(p.numel() for p in distiller.trainable_parameters()),
-        "training_flops": _training_flops(distiller, LOOKS[data.task].some_batch(images)),
+        "training_flops": _training_flops(distiller, task.look.some_batch(images)),
     }
 
 

@@ -17,14 +17,15 @@ from reldistill.comparison.cells import Cell
 from reldistill.comparison.measure import measure_cell, measure_reference
 from reldistill.core.checks import UserError
 from reldistill.report.comparison.cell_records import REFERENCE
-from reldistill.runs.run import distill, read_images
+from reldistill.runs.distill import distill
+from reldistill.runs.opening import read_images
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 LOG_FILE = "log.txt"
 
 
 def run_cell(cell: Cell, root: Path) -> None:
-    """Train a cell's student, or go on where it was left, and look at the test images."""
+    """Train a cell's student, or continue where it stopped, and look at the test images."""
     folder = root / cell.plan.cell
     models = (cell.networks.student, cell.networks.teacher)
     images = read_images(cell.data, cell.training, models=models)
@@ -69,7 +70,7 @@ def in_process(
 
 
 def _die_with_parent() -> None:
-    """A comparison that was killed must not go on in its cells: the next one would write beside them."""
+    """A comparison that was killed must not continue in its cells: the next one would write beside them."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

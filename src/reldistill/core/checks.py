@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
 
 class UserError(ValueError):
     """Bad input: says in one line what is wrong, where, and what to do. The command line prints it and exits with 2."""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an error's text, after its kind."""
+    text = (str(error).strip().splitlines() or [""])[0]
+    kind = type(error).__name__
+    return textwrap.shorten(f"{kind}: {text}" if text else kind, limit, placeholder=" …")
 
 
 def check_axes(tensor: Tensor, axes: str, *, name: str, **sizes: int) -> None:

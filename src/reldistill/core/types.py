@@ -1,7 +1,9 @@
 """What the parts of reldistill hand to each other.
 
 Axes, everywhere: B batch · C channels · H, W space · N patch tokens · M superpixel tokens · D embedding ·
-K classes · L levels · n boxes.
+K classes · L levels · A anchors · n boxes. A size of the teacher's that need not be the student's is C′ in prose and
+C_t in a type. `Float[Tensor, "B C"]` is a floating-point tensor of these axes: equal names are equal sizes, `_C` is any
+size, `*_` any number of axes, "" a scalar. The tests check the types in every call; a run checks none.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Targets(Protocol):
     """What a batch's images are labelled with: one object of the task's."""
 
@@ -41,7 +45,7 @@ class ClassLabels:
         labels: (B,) class indices, int64, 0 … K − 1.
     """
 
-    labels: Tensor
+    labels: Int64[Tensor, "B"]
 
     def for_loss(self, name: str, images: Tensor) -> Tensor | None:
         """`labels` (B,); see `Targets`."""
@@ -67,9 +71,9 @@ class Batch:
             `Distiller.ask_teacher` has it. One that is not here is asked.
     """
 
-    images: Tensor
+    images: Float[Tensor, "B 3 H W"]
     targets: Targets | None = None
-    indices: Tensor | None = None
+    indices: Int64[Tensor, "B"] | None = None
     teachers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -156,14 +160,14 @@ class Features:
         losses: name → scalar, a detector's own losses on labelled boxes.
     """
 
-    logits: Tensor | None = None
-    pooled: Tensor | None = None
-    distilled: Tensor | None = None
-    dense: Tensor | None = None
-    levels: Mapping[str, Tensor] = field(default_factory=dict)
-    scores: Tensor | None = None
-    proposals: tuple[Tensor, ...] = ()
-    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    logits: Float[Tensor, "B K"] | None = None
+    pooled: Float[Tensor, "B D"] | None = None
+    distilled: Float[Tensor, "B K"] | None = None
+    dense: Float[Tensor, "B K H W"] | None = None
+    levels: Mapping[str, Float[Tensor, "B _C _H _W"]] = field(default_factory=dict)
+    scores: Float[Tensor, "*_ _"] | None = None
+    proposals: tuple[Float[Tensor, "_n 4"], ...] = ()
+    losses: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class Wanted:
     distilled: bool = False
     dense: bool = False
     scores: bool = False
-    proposals: tuple[Tensor, ...] = ()
+    proposals: tuple[Float[Tensor, "_n 4"], ...] = ()
 
     @classmethod
     def at(cls, places: Iterable[str], *, logits: bool = False, proposals: tuple[Tensor, ...] = ()) -> Wanted:
@@ -226,7 +230,9 @@ class FeatureSource(nn.Module, abc.ABC):
     num_classes: int
 
     @abc.abstractmethod
-    def ask(self, images: Tensor, wanted: Wanted, *, targets: Targets | None = None) -> Features:
+    def ask(
+        self, images: Float[Tensor, "B _channels H W"], wanted: Wanted, *, targets: Targets | None = None
+    ) -> Features:
         """Features of (B, 3, H, W) images in [0, 1]; `targets` for a network that has its own losses on them."""
 
     @abc.abstractmethod
@@ -252,11 +258,12 @@ class StepOutput:
         student: the student's features, for metrics.
     """
 
-    total: Tensor
-    parts: Mapping[str, Tensor]
+    total: Float[Tensor, ""]
+    parts: Mapping[str, Float[Tensor, ""]]
     student: Features
 
 
+@runtime_checkable
 class Loss(Protocol):
     """(student tensor, teacher tensor) → scalar: any nn.Module or function that is called so.
 
@@ -291,6 +298,7 @@ class ChoosesPlace(Protocol):
         ...
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """How well a network does its task, over batches and over the processes of a distributed run.
 
@@ -318,6 +326,7 @@ class Evaluator(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """What the student is for: its own loss, without any teacher, and how it is measured."""
 

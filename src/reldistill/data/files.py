@@ -7,7 +7,7 @@ import threading
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -19,6 +19,7 @@ VAL_FOLDERS = ("val", "valid", "validation", "test")  # in order of preference
 MEMBER_LIMIT = 1 << 30  # bytes; a larger member of an archive is no photograph
 
 
+@runtime_checkable
 class Store(Protocol):
     """Files by their path relative to a root, with `/` between folders; hidden ones are left out."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Plan:
     mine: slice
 
 
+@runtime_checkable
 class Pixels(Protocol):
     """Where the images of a split are kept, and how they become batches."""
 

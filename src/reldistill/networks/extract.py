@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,8 +59,8 @@ class Extractor(FeatureSource):
     ((2, 5), (2, 8, 4, 4))
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Float[Tensor, "C 1 1"]
+    std: Float[Tensor, "C 1 1"]
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Extractor(FeatureSource):
         """Whether it is a transformer with a distillation token and a head for it, as timm makes them."""
         return isinstance(getattr(self.network, DISTILLATION_HEAD, None), nn.Module)
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C _H _W"]:
         """(B, 3, H, W) in [0, 1] → the network's own size, normalisation and precision."""
         check_axes(images, "B C H W", name="images", C=len(self.mean))
         if not images.is_floating_point():
@@ -114,7 +115,7 @@ class Extractor(FeatureSource):
 
     def forward(
         self,
-        images: Tensor,
+        images: Float[Tensor, "B C H W"],
         *,
         levels: tuple[str, ...] = (),
         logits: bool = True,
@@ -187,7 +188,7 @@ class Extractor(FeatureSource):
         self._survey_at(image_size)
         return self._feed
 
-    def _of_each_place(self, feature_map: Tensor) -> Tensor:
+    def _of_each_place(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
         """(B, C, H, W) → the classifier's (B, K, H, W)."""
         assert self._classifier is not None
         layer = self.network.get_submodule(self._classifier)
@@ -282,7 +283,7 @@ class Extractor(FeatureSource):
             if gradient is None or not self._taps[name].read(gradient, aspect=1.0).any()
         }
 
-    def _noise(self, batch_size: int, side: int) -> Tensor:
+    def _noise(self, batch_size: int, side: int) -> Float[Tensor, "{batch_size} _C {side} {side}"]:
         """Images for a dry run, in the network's precision; the same every time."""
         like = first_float(self.network, default=self.mean)
         shape = (batch_size, len(self.mean), side, side)
@@ -362,7 +363,9 @@ def first_float(network: nn.Module, *, default: Tensor | None = None) -> Tensor:
     return torch.empty(0) if found is None else found
 
 
-def _find_classifier(seen: list[Seen], logits: Tensor, inputs_of: Mapping[str, Tensor]) -> tuple[str | None, bool]:
+def _find_classifier(
+    seen: list[Seen], logits: Float[Tensor, "B K"], inputs_of: Mapping[str, Tensor]
+) -> tuple[str | None, bool]:
     """The innermost module with parameters that makes the logits; where they are mixed from several heads, the last.
 
     The second result says whether that module's output is the logits.
@@ -380,7 +383,9 @@ def is_linear(layer: nn.Module | None) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() == 1)
 
 
-def _feed_of(vector: Tensor, seen: Sequence[Seen], taps: Mapping[str, Tap], *, linear: bool) -> Feed | None:
+def _feed_of(
+    vector: Float[Tensor, "B D"], seen: Sequence[Seen], taps: Mapping[str, Tap], *, linear: bool
+) -> Feed | None:
     for one in reversed(seen):
         tap = taps.get(one.name)
         if tap is None or tap.overwritten or tap.info.channels != vector.shape[1]:
@@ -395,7 +400,7 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def _as_vector(classifier_input: Tensor) -> Tensor:
+def _as_vector(classifier_input: Float[Tensor, "B *_"]) -> Float[Tensor, "B D"]:
     """(B, D), or the mean over the positions of a map (B, D, H, W) or of tokens (B, N, D)."""
     if classifier_input.ndim == 3:
         return classifier_input.mean(dim=1)

@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, one_line
 from reldistill.core.safe_files import sha256, write_bytes
 from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
-from reldistill.networks.weights import one_line, read_weights, weights_file
+from reldistill.networks.weights import read_weights, weights_file
 from reldistill.networks.zoo import list_networks, load_network
 from reldistill.report.record import RECORD_FILE
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor

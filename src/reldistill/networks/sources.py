@@ -8,14 +8,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import timm
 import torchvision
 from torch import nn
 
-from reldistill.core.checks import UserError
-from reldistill.networks.weights import one_line
+from reldistill.core.checks import UserError, one_line
 
 Triple = tuple[float, float, float]
 HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -40,6 +39,7 @@ class BuiltNetwork:
     own_size: int | None
 
 
+@runtime_checkable
 class Source(Protocol):
     """One named network that can be built."""
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.util
 import inspect
 import logging
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +14,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from reldistill.core.checks import UserError
+from reldistill.core.user_code import importable_beside, run_file
 from reldistill.networks.sources import BuiltNetwork, Triple, told_in_one_line, triple
-from reldistill.networks.weights import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +48,8 @@ class FileSource:
         self, *, num_classes: int | None, pretrained: bool, image_size: int | None, arguments: Mapping[str, Any]
     ) -> BuiltNetwork:
         """Run the file, then its factory, with `num_classes` and `pretrained` where it takes them."""
-        with _importable_beside(self.path):
-            module = _run_file(self.path, what=self.what)
+        with importable_beside(self.path):
+            module = run_file(self.path, what=self.what)
             make = getattr(module, self.factory, None)
             if not callable(make):
                 found = [n for n, v in vars(module).items() if callable(v) and _defined_in(v, module)]
@@ -91,43 +86,3 @@ def _accepts(function: Callable[..., Any], name: str) -> bool:
 
 def _defined_in(value: Any, module: ModuleType) -> bool:
     return getattr(value, "__module__", None) == module.__name__
-
-
-@contextlib.contextmanager
-def _importable_beside(path: Path) -> Iterator[None]:
-    """Let a user's file import its neighbours, as it can when run as a script."""
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
-
-
-def _run_file(path: Path, *, what: str) -> ModuleType:
-    """The module that a Python file makes, run once for each content of the file."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{what}: no such Python file: {path}") from error
-    digest = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]
-    name = f"reldistill_file_{path.stem}_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None, "a .py file always has a loader"
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        # Not the loader's own way: it may take stale bytecode of a file that was changed within the second.
-        exec(compile(content, str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise UserError(f"{what}: {path} could not be run: {one_line(error)}{_line_in(path, error)}") from error
-    return module
-
-
-def _line_in(path: Path, error: BaseException) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return f" (line {lines[-1]})" if lines else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-import textwrap
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, one_line
 from reldistill.networks.cifar.base import CifarNet
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
@@ -25,13 +24,6 @@ RUN_WEIGHTS = "student.safetensors"
 # Where training programs put the state dict, and what their wrappers put before its names.
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "student")
 _PREFIXES = ("module.", "model.", "net.", "student.")
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an error's text, after its kind."""
-    text = (str(error).strip().splitlines() or [""])[0]
-    kind = type(error).__name__
-    return textwrap.shorten(f"{kind}: {text}" if text else kind, limit, placeholder=" …")
 
 
 def weights_file(path: str | Path, *, what: str) -> Path:

@@ -20,11 +20,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, one_line
 from reldistill.networks import cifar
 from reldistill.networks.sources import HUB_PREFIXES, BuiltNetwork, Source, TimmSource, TorchvisionSource, Triple
 from reldistill.networks.user_file import FileSource
-from reldistill.networks.weights import fitting_names, load_weights, mismatch, one_line, read_weights
+from reldistill.networks.weights import fitting_names, load_weights, mismatch, read_weights
 from reldistill.tasks.detection.networks.plain_detectors import names_detector
 
 __all__ = ["ListedNetwork", "LoadedNetwork", "list_networks", "load_network", "load_weights"]

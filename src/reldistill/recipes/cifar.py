@@ -42,9 +42,9 @@ def cifar10_resnet20(
         seed: of weights, order and augmentation.
         download: fetch CIFAR-10 if it is not there.
         devices: how many devices, or auto.
-        resume: go on with the run in out.
+        resume: continue the run in out.
     """
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     return distill(
         DataSettings(data=data, image_size=32, download=download),
@@ -90,10 +90,11 @@ def cifar100(
         seed: of weights, order and augmentation.
         download: fetch CIFAR-100 if it is not there.
         devices: how many devices, or auto.
-        resume: go on with the runs in out.
+        resume: continue the runs in out.
     """
     from reldistill.networks.saved import run_folder
-    from reldistill.runs.run import distill, train
+    from reldistill.runs.distill import distill
+    from reldistill.runs.train import train
 
     images = DataSettings(data=data, image_size=32, download=download)
     slow = ("mobilenet", "shufflenet")

@@ -75,9 +75,9 @@ def coco_detector(
         seed: of weights, order and augmentation.
         workers: processes that decode images; by default by the number of cores.
         devices: how many devices, or auto.
-        resume: go on with the run in out.
+        resume: continue the run in out.
     """
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     return distill(
         DataSettings(data=data, image_size=image_size, workers=workers),
@@ -138,9 +138,9 @@ def voc_detector(
         seed: of weights, order and augmentation.
         workers: processes that decode images; by default by the number of cores.
         devices: how many devices, or auto.
-        resume: go on with the run in out.
+        resume: continue the run in out.
     """
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     return distill(
         DataSettings(data=data, image_size=image_size, workers=workers),

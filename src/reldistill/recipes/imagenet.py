@@ -43,9 +43,9 @@ def imagenet_deit_tiny(
         batch_size: images a step over all devices.
         seed: of weights, order and augmentation.
         devices: how many devices, or auto.
-        resume: go on with the run in out.
+        resume: continue the run in out.
     """
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     return distill(
         DataSettings(data=data, image_size=224, augment="strong"),
@@ -98,9 +98,9 @@ def imagenet_resnet18(
         batch_size: images a step over all devices.
         seed: of weights, order and augmentation.
         devices: how many devices, or auto.
-        resume: go on with the run in out.
+        resume: continue the run in out.
     """
-    from reldistill.runs.run import distill
+    from reldistill.runs.distill import distill
 
     return distill(
         DataSettings(data=data, image_size=224),

@@ -33,20 +33,21 @@ def quickstart(
         epochs: passes over the training images for each student.
         teacher_epochs: passes over the training images for the teacher.
         seed: of weights, order and augmentation.
-        resume: go on with what is there.
+        resume: continue what is there.
 
     Raises:
         UserError: when a method is not known, or the folder holds runs and `resume` was not asked for.
     """
     from reldistill.methods.build import method_names
     from reldistill.report.run.render import render_html
-    from reldistill.runs.run import distill, train
+    from reldistill.runs.distill import distill
+    from reldistill.runs.train import train
     from reldistill.training.progress import say
 
     for method in methods:
         method_names(method)
     if (out / "teacher").exists() and not resume:
-        raise UserError(f"{out} already holds a quickstart: go on with it by --resume, or give another --out")
+        raise UserError(f"{out} already holds a quickstart: continue it with --resume, or give another --out")
     images = DataSettings(data="digits", image_size=32)
     say(f"1 of {len(methods) + 1}: the teacher, {TEACHER}")
     teacher = out / "teacher"

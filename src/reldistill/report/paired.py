@@ -7,22 +7,18 @@ student and its starting weights, the images and the planned length. Only finish
 
 from __future__ import annotations
 
-import functools
 import shlex
-import zipfile
-import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from reldistill.report.draws import interval_of_draws
 from reldistill.report.intervals import Difference, paired_difference, unpaired_difference, wilson_interval
-from reldistill.report.record import Result, RunRecord, Score, result_of
+from reldistill.report.record import NetworkRecord, Result, RunRecord, result_of
+from reldistill.report.task_report import Score, report_of
 from reldistill.report.words import known
-from reldistill.tasks.detection.metrics.detection_results import from_arrays
-from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, bootstrap_interval, draws, match
 
 ALONE = "none"
 Role = Literal["teacher", "alone", "method"]
@@ -41,7 +37,7 @@ class Row:
         images: validation images.
         score: what is compared.
         score_last: after the last epoch (a given teacher: as measured before training).
-        interval_last: its 95 % interval: Wilson's of an accuracy, of an AP by draws of the images.
+        interval_last: its 95 % interval: Wilson's of a counted score, of others by draws of the images.
         score_best: of the best epoch.
         best_epoch: which one.
         epochs: finished so far.
@@ -89,7 +85,7 @@ def comparison_table(records: Sequence[RunRecord]) -> list[Row]:
         drawn = resampled(record)
         interval = result.score_interval_last
         if drawn is not None and result.score_last is not None:
-            interval = list(bootstrap_interval(drawn, observed=result.score_last))
+            interval = list(interval_of_draws(drawn, observed=result.score_last))
         rows.append(
             Row(
                 role=role,
@@ -171,33 +167,19 @@ def difference(record: RunRecord, other: RunRecord) -> Difference | None:
 
 
 def _resampled_difference(record: RunRecord, other: RunRecord, *, points: float) -> Difference | None:
-    """Of two APs, by draws of the images that both see; None where it is not on record what either found in them."""
+    """Of two scores, by draws of the images that both see; None where it is not on record what either made of them."""
     this, that = resampled(record), resampled(other)
     if this is None or that is None:
         return None
     return Difference(
-        points, *bootstrap_interval(this - that, observed=points), images=record.data.val_images, paired=True
+        points, *interval_of_draws(this - that, observed=points), images=record.data.val_images, paired=True
     )
 
 
 def resampled(record: RunRecord) -> np.ndarray | None:
-    """The APs of draws of the validation images, the same draws for all runs; None where nothing is on record."""
-    path = None if record.folder is None or record.result.by_image is None else record.folder / record.result.by_image
-    if record.score.counted or path is None or not path.is_file():
-        return None
-    return _resampled_file(path, path.stat().st_mtime_ns, record.data.val_images, len(record.data.classes))
-
-
-@functools.lru_cache(maxsize=256)
-def _resampled_file(path: Path, _modified: int, images: int, classes: int) -> np.ndarray | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = from_arrays({name: file[name] for name in file.files})
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
-        return None
-    if len(found) != images:
-        return None
-    return average_precisions(match(found, classes=classes), draws(images))
+    """The scores of draws of the validation images, the same draws for all runs; None where nothing is on record."""
+    draws = report_of(record.task).draws
+    return None if draws is None else draws(record)
 
 
 def hits_by_image(record: RunRecord) -> np.ndarray | None:
@@ -250,15 +232,14 @@ def _position(record: RunRecord, records: Sequence[RunRecord]) -> int:
 def _given_teachers(records: Sequence[RunRecord]) -> list[Row]:
     """A row for every teacher whose own run is not among the records."""
     trained = {(r.student.name, r.data.fingerprint) for r in records if role_of(r, records) == "teacher"}
-    found: dict[Hashable, RunRecord] = {}
+    found: dict[Hashable, tuple[RunRecord, NetworkRecord]] = {}
     for record in records:
-        if record.teacher and (record.teacher.name, record.data.fingerprint) not in trained:
-            found.setdefault((record.teacher.name, record.teacher.weights_sha256, record.data.fingerprint), record)
+        teacher = record.teacher
+        if teacher and (teacher.name, record.data.fingerprint) not in trained:
+            found.setdefault((teacher.name, teacher.weights_sha256, record.data.fingerprint), (record, teacher))
     rows = []
-    for record in found.values():
-        teacher, images = record.teacher, record.data.val_images
-        assert teacher is not None
-        score = teacher.score
+    for record, teacher in found.values():
+        images, score = record.data.val_images, teacher.score
         counted = record.score.counted and images > 0 and score is not None and known(score)
         rows.append(
             Row(

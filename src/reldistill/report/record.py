@@ -19,27 +19,12 @@ from typing import Any, Literal
 from reldistill.core.checks import UserError
 from reldistill.core.safe_files import write_text
 from reldistill.report.intervals import wilson_interval
+from reldistill.report.task_report import Score, report_of
 
 SCHEMA = 1
 RECORD_FILE = "record.json"
 
 Status = Literal["running", "finished", "stopped"]
-
-
-@dataclass(frozen=True)
-class Score:
-    """What the networks of a task are compared by: percent, more is better.
-
-    Args:
-        name: in an epoch's `val`, and in sentences.
-        counted: whether it is the share of images that are right, so that intervals follow from counts.
-    """
-
-    name: str
-    counted: bool
-
-
-SCORES = {"classification": Score("accuracy", counted=True), "detection": Score("AP", counted=False)}
 
 
 @dataclass
@@ -52,7 +37,7 @@ class Epoch:
         seconds: wall-clock time of the epoch, validation included.
         learning_rate: at the end of the epoch.
         train: epoch mean of every weighted part by name, and of their sum as `total`.
-        val: what was measured on the validation images, by name: the task's score (see `SCORES`) and others.
+        val: what was measured on the validation images, by name: the task's score and others.
     """
 
     epoch: int
@@ -153,7 +138,7 @@ class RunRecord:
         terms: the loss terms in force.
         environment: versions, device, precision and threads, as JSON values.
         history: one entry an epoch.
-        result: kept up to date while the run goes on.
+        result: kept up to date during the run.
         status: `finished` means that it ended as planned (early stopping included), `stopped` that it was cut short.
         notes: every warning the user was shown.
         schema: version of this format.
@@ -181,7 +166,7 @@ class RunRecord:
     @property
     def score(self) -> Score:
         """What networks of its task are compared by."""
-        return SCORES[self.task]
+        return report_of(self.task).score
 
 
 def result_of(

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from reldistill.core.checks import UserError
+from reldistill.data.images import Images
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
+from reldistill.tasks.base import AnyTask
 from reldistill.training.progress import say
 from reldistill.training.settings import PairSettings, TrainSettings
 from reldistill.training.teacher_cache import TeacherCache, fingerprint_of, size_in_words
 from reldistill.training.trainer import resolve_precision
 
 
-def check_cache(networks: PairSettings, *, task: str) -> None:
+def check_cache(networks: PairSettings, *, task: AnyTask) -> None:
     """UserError where a cache is asked for that could not serve."""
-    if networks.cache_teacher is not None and task == "detection":
-        raise UserError("--cache-teacher: what a detector says of images with boxes is not kept; leave it out")
+    if networks.cache_teacher is not None and not task.keeps_teacher:
+        raise UserError(f"--cache-teacher: what a teacher says of images for {task.name} is not kept; leave it out")
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def open_cache(
     networks: PairSettings,
     distiller: Distiller,
     teacher: OpenedNetwork,
-    images: Any,
+    images: Images,
     training: TrainSettings,
 ) -> TeacherCache | None:
     """What the terms need of the teacher, on disk, where that was asked for."""

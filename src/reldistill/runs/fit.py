@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,96 +16,108 @@ import torchvision
 
 import reldistill
 from reldistill.core.checks import UserError
-from reldistill.core.types import OUTPUTS, Evaluator
+from reldistill.core.types import OUTPUTS
+from reldistill.data.images import Images
 from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
 from reldistill.networks.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, write_weights
 from reldistill.report.record import DataRecord, NetworkRecord, RunRecord, TermRecord, write_record
 from reldistill.report.run.render import render_html
 from reldistill.runs.folders import command_line, now
+from reldistill.runs.opening import Teacher
+from reldistill.runs.relation_pictures import write_relation_pictures
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
-from reldistill.tasks.classification.images import ImageData
-from reldistill.tasks.classification.pictures import write_pictures
-from reldistill.tasks.detection.images import DetectionData
-from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
-from reldistill.tasks.detection.pictures import write_detection_pictures
+from reldistill.tasks.base import AnyTask, FinishedRun
 from reldistill.training.checkpoint import BEST, LAST, unpack
 from reldistill.training.keeper import RunKeeper
 from reldistill.training.module import DistillationModule
-from reldistill.training.optimisers import DEFAULT_WEIGHT_DECAY, default_lr
 from reldistill.training.settings import TrainSettings
 from reldistill.training.teacher_cache import TeacherCache
 from reldistill.training.trainer import Loaders, make_trainer, resolve_precision
 
-PICTURES_FILE = "relations.npz"
 REPORT_FILE = "report.html"
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a run is, and where it goes.
+
+    Args:
+        task: what the images are labelled for.
+        settings: what the run was told, for the record.
+        out: its folder.
+        resume: continue from the checkpoint that is there.
+        student: the student as it was opened.
+        teacher: the teacher; None for the student alone.
+        method: the method's name.
+    """
+
+    task: AnyTask
+    settings: dict[str, Any]
+    out: Path
+    resume: bool
+    student: OpenedNetwork
+    teacher: Teacher | None = None
+    method: str = "none"
+
+
 def fit(
-    distiller: Distiller,
-    images: ImageData | DetectionData,
-    training: TrainSettings,
-    *,
-    student: OpenedNetwork,
-    teacher: OpenedNetwork | None = None,
-    teacher_measured: Evaluator | None = None,
-    task: str = "classification",
-    method: str = "none",
-    settings: dict[str, Any],
-    out: Path,
-    resume: bool = False,
-    teacher_cache: TeacherCache | None = None,
+    run: Run, distiller: Distiller, images: Images, training: TrainSettings, *, cache: TeacherCache | None = None
 ) -> RunRecord:
     """Train a distiller's student to the end and write the run's folder.
 
     Args:
+        run: what it is, and where it goes.
         distiller: teacher, student, terms and task.
         images: training and validation images.
         training: how to train.
-        student: the student as it was opened.
-        teacher: the teacher likewise.
-        teacher_measured: what was found of the teacher on the validation images.
-        task: what the networks are for, for the record.
-        method: the method's name, for the record.
-        settings: what the run was told, for the record.
-        out: the run's folder.
-        resume: go on from the checkpoint that is there.
-        teacher_cache: what the teacher says of the training images; None to ask it at every step.
+        cache: what the teacher says of the training images; None to ask it at every step.
 
     Raises:
         UserError: when the loss stops being finite, or the machine lacks what `training` asks for.
     """
     precision = resolve_precision(training.precision, training.accelerator)
-    student = _as_built(student, distiller)
-    module = _module(distiller, images, training, task=task)
-    module.teacher_cache = teacher_cache
-    if teacher_cache is None:
-        images.train.cycle_views(None)
-    else:
-        images.train.cycle_views(teacher_cache.views, seed=teacher_cache.seed)
-    record = RunRecord(
-        version=reldistill.__version__,
-        command=command_line(),
-        created=now(),
-        task=task,
-        method=method,
-        settings={
-            **settings,
-            "used_optimizer": module.optimizer_name,
-            "used_lr": module.lr,
-            "used_weight_decay": module.weight_decay,
-        },
-        student=_network_record(student, None),
-        teacher=None if teacher is None else _network_record(teacher, _score_of(teacher_measured)),
-        data=data_record(images),
-        terms=[_term_record(term) for term in distiller.terms if isinstance(term, Term)],
-        environment=_environment(precision),
-        folder=out,
-    )
-    state = unpack(out / LAST) if resume and (out / LAST).is_file() else None
-    keeper = RunKeeper(
-        out,
+    run = dataclasses.replace(run, student=_as_built(run.student, distiller))
+    module = _module(distiller, images, training, task=run.task)
+    module.teacher_cache = cache
+    images.train.cycle_views(cache.views if cache else None, seed=cache.seed if cache else 0)
+    record = _record(run, module, images, precision=precision)
+    keeper = _keeper(run, record, images, training)
+    label = run.method if run.teacher else run.student.card.name
+    trainer = make_trainer(training, precision=precision, out=run.out, keeper=keeper, label=label)
+    if trainer.is_global_zero:
+        write_record(run.out, record)
+    with contextlib.closing(images.train), contextlib.closing(images.val):
+        with _stopped_on_error(record, run.out, trainer):
+            if keeper.epochs_left > 0:
+                trainer.fit(module, datamodule=Loaders(keeper, images))
+        if trainer.is_global_zero:
+            _finish(run, record, module, images)
+        trainer.strategy.barrier()  # what comes next may read the folder
+    return record
+
+
+@contextlib.contextmanager
+def _stopped_on_error(record: RunRecord, out: Path, trainer: L.Trainer) -> Any:
+    """The record says so where training ends by an error; a user's error names the last good checkpoint."""
+    try:
+        yield
+    except BaseException as error:
+        record.status = "stopped"
+        if trainer.is_global_zero:
+            write_record(out, record)
+        if isinstance(error, UserError):
+            where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
+            raise UserError(f"{error}{where}") from error
+        if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer makes SystemExit of it
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _keeper(run: Run, record: RunRecord, images: Images, training: TrainSettings) -> RunKeeper:
+    return RunKeeper(
+        run.out,
         record,
         loader=images.train,
         seed=training.seed,
@@ -112,30 +125,8 @@ def fit(
         validate_every=training.validate_every,
         patience=training.patience,
         checkpoint_every=training.checkpoint_every,
-        resume=state,
+        resume=unpack(run.out / LAST) if run.resume and (run.out / LAST).is_file() else None,
     )
-    label = method if teacher else student.card.name
-    trainer = make_trainer(training, precision=precision, out=out, keeper=keeper, label=label)
-    if trainer.is_global_zero:
-        write_record(out, record)
-    with contextlib.closing(images.train), contextlib.closing(images.val):
-        try:
-            if keeper.epochs_left > 0:
-                trainer.fit(module, datamodule=Loaders(keeper, images))
-        except BaseException as error:
-            record.status = "stopped"
-            if trainer.is_global_zero:
-                write_record(out, record)
-            if isinstance(error, UserError):
-                where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
-                raise UserError(f"{error}{where}") from error
-            if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer makes SystemExit of it
-                raise KeyboardInterrupt from error
-            raise
-        if trainer.is_global_zero:
-            _finish(record, module, images, student, teacher, teacher_measured, out)
-        trainer.strategy.barrier()  # what comes next may read the folder
-    return record
 
 
 def _as_built(student: OpenedNetwork, distiller: Distiller) -> OpenedNetwork:
@@ -147,77 +138,8 @@ def _as_built(student: OpenedNetwork, distiller: Distiller) -> OpenedNetwork:
     return dataclasses.replace(student, extractor=extractor, card=card)
 
 
-def _finish(
-    record: RunRecord,
-    module: DistillationModule,
-    images: ImageData | DetectionData,
-    student: OpenedNetwork,
-    teacher: OpenedNetwork | None,
-    teacher_measured: Evaluator | None,
-    out: Path,
-) -> None:
-    card = dataclasses.replace(student.card, classes=images.classes)
-    prefix = "ema.module.network." if module.ema is not None else "distiller.student.network."
-    for file, state in ((LAST_WEIGHTS, unpack(out / LAST)["module"]), (BEST_WEIGHTS, unpack(out / BEST)["module"])):
-        network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        record.result.weights[file] = write_weights(out / file, network, card)
-    if isinstance(images, DetectionData):
-        _draw_boxes(module, images, teacher, teacher_measured, out)
-    if teacher is not None:
-        levels = _drawn_levels(module.distiller, teacher, images)
-        if levels is not None:
-            device = next(module.parameters()).device
-            write_pictures(
-                out / PICTURES_FILE,
-                student=module.student,
-                teacher=teacher.extractor.to(device),
-                levels=levels,
-                batch=next(iter(images.val)).to(device),
-                classes=images.classes,
-            )
-    record.status = "finished"
-    write_record(out, record)
-    render_html([out], out / REPORT_FILE)
-
-
-def _draw_boxes(
-    module: DistillationModule,
-    images: DetectionData,
-    teacher: OpenedNetwork | None,
-    teacher_measured: Evaluator | None,
-    out: Path,
-) -> None:
-    """Boxes over validation images and kinds of errors, by what the last epoch and the teacher's measuring found."""
-    assert isinstance(module.evaluator, AveragePrecision)
-    assert teacher_measured is None or isinstance(teacher_measured, AveragePrecision)
-    levels = None if teacher is None else _drawn_levels(module.distiller, teacher, images)
-    write_detection_pictures(
-        out,
-        student=module.evaluator,
-        teacher=teacher_measured,
-        teacher_network=None if teacher is None else teacher.extractor.eval(),
-        level="" if levels is None else levels[1],
-        batches=images.val,
-    )
-
-
-def _drawn_levels(
-    distiller: Distiller, teacher: OpenedNetwork, images: ImageData | DetectionData
-) -> tuple[str, str] | None:
-    """The deepest pair of levels that a term compares, else the deepest of both networks; of detectors the finest."""
-    place = 0 if isinstance(images, DetectionData) else -1
-    for term in list(distiller.terms)[:: 1 if place == 0 else -1]:
-        if isinstance(term, Term) and term.looks_inside:
-            inside = [[p for p in places if p not in OUTPUTS] for places in (term.student_places, term.teacher_places)]
-            return inside[0][place], inside[1][place]
-    stages = [network.stages(images.image_size) for network in (distiller.student, teacher.extractor)]
-    return (stages[0][place].name, stages[1][place].name) if all(stages) else None
-
-
-def _module(
-    distiller: Distiller, images: ImageData | DetectionData, training: TrainSettings, *, task: str
-) -> DistillationModule:
-    name = training.optimizer
+def _module(distiller: Distiller, images: Images, training: TrainSettings, *, task: AnyTask) -> DistillationModule:
+    name, defaults = training.optimizer, task.defaults
     if name == "auto":
         stages = distiller.student.stages(images.image_size)
         name = "adamw" if stages and stages[-1].kind == "tokens" else "sgd"
@@ -226,8 +148,8 @@ def _module(
     return DistillationModule(
         distiller,
         optimizer=name,
-        lr=training.lr if training.lr is not None else default_lr(name, training.step_images, task=task),
-        weight_decay=DEFAULT_WEIGHT_DECAY[task, name] if training.weight_decay is None else training.weight_decay,
+        lr=training.lr if training.lr is not None else defaults.lr_for(name, training.step_images),
+        weight_decay=defaults.weight_decay[name] if training.weight_decay is None else training.weight_decay,
         schedule=training.schedule,
         lr_warm_up=training.lr_warm_up,
         milestones=training.milestones,
@@ -236,7 +158,91 @@ def _module(
     )
 
 
-def data_record(images: ImageData | DetectionData) -> DataRecord:
+# When training has ended ---------------------------------------------------------------------------------------------
+
+
+def _finish(run: Run, record: RunRecord, module: DistillationModule, images: Images) -> None:
+    """Write weights, pictures, record and report."""
+    card = dataclasses.replace(run.student.card, classes=images.classes)
+    prefix = "ema.module.network." if module.ema is not None else "distiller.student.network."
+    for file, state in (
+        (LAST_WEIGHTS, unpack(run.out / LAST)["module"]),
+        (BEST_WEIGHTS, unpack(run.out / BEST)["module"]),
+    ):
+        network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        record.result.weights[file] = write_weights(run.out / file, network, card)
+    _draw(run, module, images)
+    record.status = "finished"
+    write_record(run.out, record)
+    render_html([run.out], run.out / REPORT_FILE)
+
+
+def _draw(run: Run, module: DistillationModule, images: Images) -> None:
+    """What the report shows: the task's own pictures, and relations of both networks."""
+    levels = None if run.teacher is None else _drawn_levels(run, module.distiller, run.teacher.network, images)
+    teacher = None if run.teacher is None else run.teacher.network
+    if teacher is not None:
+        teacher.extractor.eval()
+    run.task.draw(
+        FinishedRun(
+            run.out,
+            images,
+            module.evaluator,
+            teacher=teacher,
+            teacher_measured=None if run.teacher is None else run.teacher.measured,
+            level="" if levels is None else levels[1],
+        )
+    )
+    if teacher is not None and levels is not None:
+        device = next(module.parameters()).device
+        write_relation_pictures(
+            run.out,
+            student=module.student,
+            teacher=teacher.extractor.to(device),
+            levels=levels,
+            batch=next(iter(images.val)).to(device),
+            classes=images.classes,
+        )
+
+
+def _drawn_levels(run: Run, distiller: Distiller, teacher: OpenedNetwork, images: Images) -> tuple[str, str] | None:
+    """The pair of levels that a term compares, deepest or finest as the task wants it, else such a level of both."""
+    place = 0 if run.task.drawn_level == "finest" else -1
+    for term in list(distiller.terms)[:: 1 if place == 0 else -1]:
+        if isinstance(term, Term) and term.looks_inside:
+            inside = [[p for p in places if p not in OUTPUTS] for places in (term.student_places, term.teacher_places)]
+            return inside[0][place], inside[1][place]
+    stages = [network.stages(images.image_size) for network in (distiller.student, teacher.extractor)]
+    return (stages[0][place].name, stages[1][place].name) if all(stages) else None
+
+
+# What the record says ------------------------------------------------------------------------------------------------
+
+
+def _record(run: Run, module: DistillationModule, images: Images, *, precision: str) -> RunRecord:
+    teacher = run.teacher
+    return RunRecord(
+        version=reldistill.__version__,
+        command=command_line(),
+        created=now(),
+        task=run.task.name,
+        method=run.method,
+        settings={
+            **run.settings,
+            "used_optimizer": module.optimizer_name,
+            "used_lr": module.lr,
+            "used_weight_decay": module.weight_decay,
+        },
+        student=_network_record(run.student, None),
+        teacher=None if teacher is None else _network_record(teacher.network, teacher.score),
+        data=data_record(images),
+        terms=[_term_record(term) for term in module.distiller.terms if isinstance(term, Term)],
+        environment=_environment(precision),
+        folder=run.out,
+    )
+
+
+def data_record(images: Images) -> DataRecord:
     """What a record says of the images."""
     return DataRecord(
         name=images.name,
@@ -247,10 +253,6 @@ def data_record(images: ImageData | DetectionData) -> DataRecord:
         skipped=len(images.skipped),
         fingerprint=images.fingerprint,
     )
-
-
-def _score_of(measured: Evaluator | None) -> float | None:
-    return None if measured is None else measured.found[measured.score]
 
 
 def _network_record(network: OpenedNetwork, score: float | None) -> NetworkRecord:

@@ -27,7 +27,7 @@ def claim_folder(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRec
     if not (out / RECORD_FILE).is_file():
         return None
     if not resume:
-        raise UserError(f"{out} already holds a run: go on with it by --resume, or give another --out")
+        raise UserError(f"{out} already holds a run: continue it with --resume, or give another --out")
     for half_written in out.glob(".*.part"):
         half_written.unlink(missing_ok=True)
     record = read_record(out)

@@ -1,25 +1,175 @@
-"""What a run of each task is made of: its images, its networks, and when a teacher can be trusted."""
+"""What a task is: everything that runs, comparisons, reports, exports and the command know of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
-from reldistill.methods.build import Objective
-from reldistill.networks.saved import OpenedNetwork
-from reldistill.networks.zoo import Role
-from reldistill.tasks.classification.task import ClassificationSetup
-from reldistill.tasks.detection.task import DetectionSetup
-from reldistill.training.settings import DataSettings, TrainSettings
+from reldistill.core.tasks import known_task, open_task
+from reldistill.report.task_report import TaskReport
+from reldistill.training.defaults import TrainDefaults
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from reldistill.core.types import Batch, Evaluator
+    from reldistill.data.images import Images
+    from reldistill.methods.build import Objective, TermSource
+    from reldistill.networks.saved import NetworkCard, OpenedNetwork
+    from reldistill.networks.zoo import ListedNetwork, Role
+    from reldistill.training.settings import DataSettings, TrainSettings
 
 
-class TaskSetup(Protocol):
-    """One task's way to images, networks and figures. `images` is what `read` returned."""
+@dataclass(frozen=True)
+class FinishedRun:
+    """What pictures of a run are made of, once it has ended.
+
+    Args:
+        folder: the run's.
+        images: what it was trained and validated on.
+        student: what was found of the student on the validation images, by the last epoch.
+        teacher: the teacher, in eval mode; None for a run without one.
+        teacher_measured: what was found of it on the same images.
+        level: the teacher's level that is drawn; empty where no level is compared.
+    """
+
+    folder: Path
+    images: Images
+    student: Evaluator
+    teacher: OpenedNetwork | None = None
+    teacher_measured: Evaluator | None = None
+    level: str = ""
+
+
+@dataclass(frozen=True)
+class GraphForm:
+    """How a student becomes an ONNX graph, and how the graph is held against the student.
+
+    Args:
+        network: images → tensors, in eval mode.
+        example: images to trace it by.
+        outputs: names of its tensors.
+        options: for torch.onnx.export.
+        compare: the graph, images → outputs → figures of how far it is from the network, `said` in words among them;
+            UserError where it computes something else.
+        properties: what the file says of itself, name → text.
+    """
+
+    network: nn.Module
+    example: Tensor
+    outputs: Sequence[str]
+    options: Mapping[str, Any]
+    compare: Callable[[Callable[[np.ndarray], list[np.ndarray]]], dict[str, Any]]
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Text files that stand beside exported weights, path → content, and what is said of them."""
+
+    files: Mapping[Path, str] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    said: str = ""
+
+
+Read = TypeVar("Read", bound="Images")
+"""What a task reads: its own kind of images."""
+Seen = TypeVar("Seen", bound="Images", contravariant=True)
+
+
+@runtime_checkable
+class Look(Protocol[Seen]):
+    """What a network did on the test images. `score` is what networks are compared by, percent."""
+
+    score: float
+    calibration_error: float | None
+
+    def __init__(self, network: OpenedNetwork, images: Seen, training: TrainSettings) -> None: ...
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a comparison keeps of a cell.
+
+        `correct_last`, (n,) booleans, of a counted score; `drawn`, (draws,) scores of `report.draws.draws`, of others.
+        """
+        ...
+
+    def reference_arrays(self) -> dict[str, np.ndarray]:
+        """What it keeps of the teacher."""
+        ...
+
+    def beside(self, teacher: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+        """`agreement`, `calibration_error` and `correlation_gap` by the teacher's `reference_arrays`, or None."""
+        ...
+
+    @classmethod
+    def features_of(cls, network: OpenedNetwork, images: Seen, training: TrainSettings) -> Iterator[np.ndarray]:
+        """(m, D) features of a network that is drawn but not judged; nothing where features are not drawn."""
+        ...
+
+    @staticmethod
+    def run_once(extractor: nn.Module, side: int) -> None:
+        """A network's own work for one image."""
+        ...
+
+    @staticmethod
+    def some_batch(images: Seen) -> Batch:
+        """A few images to count a training step's operations by."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol[Read]):
+    """What images are labelled for.
+
+    Args:
+        name: what `--task` takes and records say.
+        data_help: how its data are named, for the error that meets data of another kind.
+        report: what the report knows of it.
+        defaults: how it is trained where nobody says otherwise.
+        drawn_level: which of several compared levels is drawn.
+        keeps_teacher: whether what a teacher says of its images can be kept in a cache.
+        look: the one look at the test images.
+    """
+
+    name: str
+    data_help: str
+    report: TaskReport
+    defaults: TrainDefaults
+    drawn_level: Literal["deepest", "finest"]
+    keeps_teacher: bool
+
+    @property
+    def look(self) -> type[Look[Read]]:
+        """What a network did on the test images."""
+        ...
+
+    # Data ------------------------------------------------------------------------------------------------------------
+
+    def claims(self, data: str) -> bool:
+        """Whether a data set's name alone says that it is for this task, e.g. `coco:DIR`."""
+        ...
 
     def read(
         self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
-    ) -> Any:
+    ) -> Read:
         """The images, looked at once; `models` are the networks that will see them."""
+        ...
+
+    def summary(self, images: Read) -> str:
+        """One line about the images."""
+        ...
+
+    # Networks --------------------------------------------------------------------------------------------------------
+
+    def claims_network(self, name: str) -> bool:
+        """Whether only this task can open that network or that run's folder."""
+        ...
+
+    def networks(self) -> Sequence[ListedNetwork]:
+        """The networks by name that only this task can open."""
         ...
 
     def open(
@@ -27,7 +177,7 @@ class TaskSetup(Protocol):
         name: str,
         *,
         role: Role,
-        images: Any,
+        images: Read,
         image_size: int | None = None,
         weights: str | None = None,
         pretrained: bool = False,
@@ -36,12 +186,25 @@ class TaskSetup(Protocol):
         """A network for the images' classes."""
         ...
 
-    def task(self, training: TrainSettings, images: Any) -> Objective:
-        """The student's own loss, and how it is measured."""
+    def open_alone(
+        self, name: str, *, num_classes: int | None, image_size: int | None, arguments: Mapping[str, Any]
+    ) -> OpenedNetwork:
+        """A network without images, to look at its levels."""
         ...
 
-    def summary(self, images: Any) -> str:
-        """One line about the images."""
+    def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: Read) -> None:
+        """UserError where nothing could be learned from that teacher."""
+        ...
+
+    @property
+    def methods(self) -> TermSource:
+        """Which terms each method has between two of its networks: its objective's."""
+        ...
+
+    # Training and figures --------------------------------------------------------------------------------------------
+
+    def objective(self, training: TrainSettings, images: Read) -> Objective:
+        """The student's own loss, how it is measured, and which terms each method has."""
         ...
 
     def measures(self, found: Mapping[str, float], images: int) -> dict[str, Any]:
@@ -56,14 +219,36 @@ class TaskSetup(Protocol):
         """What `measures` says, in one line."""
         ...
 
-    def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: Any) -> None:
-        """UserError where nothing could be learned from that teacher."""
+    # What comes of a run ---------------------------------------------------------------------------------------------
+
+    def draw(self, run: FinishedRun) -> None:
+        """Write what the report's sections show into the run's folder."""
+        ...
+
+    def graph(self, run: Path, *, source: Path, raw: bool) -> GraphForm:
+        """A finished run's student as an ONNX graph.
+
+        Args:
+            run: the run's folder.
+            source: the weights.
+            raw: leave the normalisation out.
+        """
+        ...
+
+    def companions(self, card: NetworkCard, target: Path) -> Companions:
+        """What stands beside weights that are exported to `target`."""
         ...
 
 
-SETUPS: dict[str, TaskSetup] = {"classification": ClassificationSetup(), "detection": DetectionSetup()}
+AnyTask: TypeAlias = Task[Any]
+"""A task, whatever images it reads."""
 
 
-def setup_of(data: DataSettings) -> TaskSetup:
-    """The setup for the task that the images are labelled for."""
-    return SETUPS[data.task]
+def task_of(data: DataSettings) -> AnyTask:
+    """The task that the images are labelled for."""
+    return cast(AnyTask, open_task(data.task))
+
+
+def task_named(name: str) -> AnyTask:
+    """The task of that name."""
+    return cast(AnyTask, known_task(name))

@@ -1,4 +1,4 @@
-"""What goes on around the steps of a run: its place in training, checkpoints, record, logs, early stop."""
+"""What happens around the steps of a run: its place in training, checkpoints, record, logs, early stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -25,6 +25,7 @@ _LOG_EVERY = 50
 METRICS_FILE = "metrics.csv"
 
 
+@runtime_checkable
 class BatchLoader(Protocol):
     """Batches whose every random choice follows from the position: see `data.loader`."""
 
@@ -65,7 +66,7 @@ class RunKeeper(L.Callback):
         validate_every: epochs from one look at the validation images to the next; the last epoch always has one.
         patience: epochs without a better validation accuracy after which the run ends; 0 for never.
         checkpoint_every: steps between checkpoints within an epoch; 0 for none.
-        resume: content of a checkpoint to go on from.
+        resume: content of a checkpoint to continue from.
     """
 
     def __init__(

@@ -16,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch, FeatureSource
 from reldistill.step.distiller import TASK, Distiller
-from reldistill.training.optimisers import DEFAULT_WEIGHT_DECAY, OptimizerName, Schedule, lr_factor, make_optimizer
+from reldistill.training.defaults import DEFAULTS, OptimizerName
+from reldistill.training.optimisers import Schedule, lr_factor, make_optimizer
 from reldistill.training.teacher_cache import TeacherCache
 
 _WATCH_EVERY = 50
@@ -60,7 +61,7 @@ class DistillationModule(L.LightningModule):
         self.distiller = distiller
         self.optimizer_name: OptimizerName = optimizer
         self.lr = lr
-        self.weight_decay = DEFAULT_WEIGHT_DECAY["classification", optimizer] if weight_decay is None else weight_decay
+        self.weight_decay = DEFAULTS.weight_decay[optimizer] if weight_decay is None else weight_decay
         self.schedule: Schedule = schedule
         self.lr_warm_up = lr_warm_up
         self.milestones = milestones
@@ -103,7 +104,7 @@ class DistillationModule(L.LightningModule):
         optimizer = make_optimizer(
             [self.distiller], optimizer=self.optimizer_name, lr=self.lr, weight_decay=self.weight_decay
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: self._lr_factor())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Batch:
@@ -180,7 +181,7 @@ class DistillationModule(L.LightningModule):
         """The bare student network on the CPU, of the moving average where there is one."""
         return copy.deepcopy(self.student.network).cpu().eval()
 
-    def _lr_factor(self, _step: int) -> float:
+    def _lr_factor(self) -> float:
         return lr_factor(self.progress, schedule=self.schedule, warm_up=self.lr_warm_up, milestones=self.milestones)
 
     def _watch(self, parts: Any) -> None:
@@ -200,7 +201,7 @@ class DistillationModule(L.LightningModule):
         """Warn the user once, and keep the warning for the record."""
         self.notes.append(text)
         if self.trainer.is_global_zero:
-            warnings.warn(text, stacklevel=2)
+            warnings.warn(text, stacklevel=1)
 
     def _stop_not_finite(self, parts: dict[str, Tensor]) -> None:
         bad = [name for name, value in parts.items() if not torch.isfinite(value)]

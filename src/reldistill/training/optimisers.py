@@ -9,27 +9,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-OptimizerName = Literal["sgd", "adamw"]
+from reldistill.training.defaults import OptimizerName
+
 Schedule = Literal["one-cycle", "cosine", "step", "constant"]
-
-DEFAULT_WEIGHT_DECAY: dict[tuple[str, OptimizerName], float] = {
-    ("classification", "sgd"): 5e-4,
-    ("classification", "adamw"): 0.05,
-    ("detection", "sgd"): 1e-4,
-    ("detection", "adamw"): 0.05,
-}
-_LR_OF_BATCH: dict[tuple[str, OptimizerName], tuple[float, int]] = {
-    ("classification", "sgd"): (0.1, 128),
-    ("classification", "adamw"): (1e-3, 256),
-    ("detection", "sgd"): (0.01, 16),
-    ("detection", "adamw"): (2e-4, 16),
-}
-
-
-def default_lr(optimizer: OptimizerName, batch_size: int, *, task: str = "classification") -> float:
-    """Peak learning rate for a batch size, scaled linearly."""
-    rate, batch = _LR_OF_BATCH[task, optimizer]
-    return rate * batch_size / batch
 
 
 def make_optimizer(

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reldistill.core.checks import UserError
-from reldistill.data.layouts import LAYOUTS, is_detection
-
-_BATCH_SIZES = {"classification": 128, "detection": 8}
+from reldistill.core.tasks import open_task, task_of_data
 
 
 @dataclass(kw_only=True)
@@ -21,7 +19,8 @@ class DataSettings:
         data: a folder of class folders (with train/ and val/ or test/ inside, or split by a fixed seed), a .zip of the
             same, digits, cifar10, cifar100, or a timm data set name (hfds/…, wds/…, tfds/…, torch/…); with labelled
             boxes coco:DIR, voc:DIR or yolo:DIR.
-        task: what the images are labelled for; auto is detection where the data have labelled boxes.
+        task: what the images are labelled for: classification, detection, or FILE.py:CLASS for one of your own (which
+            runs that file); auto is detection where the data have labelled boxes.
         image_size: side of the square images in a batch; by default their own size if small, else 224. For detection
             the shorter side while training; by default 800.
         augment: what is done to training images; auto is crop-flip, and crop for digits; for detection multi-scale
@@ -29,13 +28,13 @@ class DataSettings:
         val_fraction: share of each class that is held out where the data bring no validation folder.
         hold_out_test: keep what would validate for a test that nothing is chosen by, and validate on val-fraction of
             each class of the training images.
-        skip_bad_images: go on without images that can't be read, and count them.
+        skip_bad_images: leave out images that can't be read, and count them.
         download: fetch the data set if it is not there.
         workers: processes that decode images which don't fit in memory; by default by the number of cores.
     """
 
     data: str
-    task: Literal["auto", "classification", "detection"] = "auto"
+    task: str = "auto"
     image_size: int | None = None
     augment: Literal["auto", "none", "crop", "crop-flip", "strong", "flip", "multi-scale", "jitter"] = "auto"
     val_fraction: float = 0.1
@@ -47,12 +46,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         """Check the words; numbers are checked against the images themselves."""
         _check_words(self)
-        boxed = is_detection(self.data)
-        if self.task == "auto":
-            self.task = "detection" if boxed else "classification"
-        if boxed != (self.task == "detection"):
-            given = ", ".join(f"{layout}:DIR" for layout in LAYOUTS)
-            raise UserError(f"--task {self.task} --data {self.data}: labelled boxes are given as {given}")
+        self.task = task_of_data(self.data, task=self.task)
 
 
 @dataclass(kw_only=True)
@@ -181,12 +175,13 @@ class TrainSettings:
     @property
     def step_images(self) -> int:
         """`batch_size`, once it is settled by `for_task`."""
-        assert self.batch_size is not None
+        if self.batch_size is None:
+            raise ValueError("batch size: not settled yet, ask for_task first")
         return self.batch_size
 
     def for_task(self, task: str) -> TrainSettings:
         """The same with what was left to the task filled in."""
-        return self if self.batch_size else dataclasses.replace(self, batch_size=_BATCH_SIZES[task])
+        return self if self.batch_size else dataclasses.replace(self, batch_size=open_task(task).defaults.batch_size)
 
     def __post_init__(self) -> None:
         """Check every number, so that a typing slip is known before images are read."""
@@ -218,6 +213,11 @@ DEFAULTS: dict[str, Any] = {
     if _default(one) is not dataclasses.MISSING
 }
 """Setting → what it is where nobody has said anything."""
+
+
+def flat_settings(*groups: DataSettings | ModelSettings | PairSettings | TrainSettings) -> dict[str, Any]:
+    """Every setting by name, as records keep them."""
+    return {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
 
 
 def _check_words(settings: Any) -> None:

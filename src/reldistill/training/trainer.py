@@ -13,9 +13,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from reldistill.core.checks import UserError
+from reldistill.data.images import Images
 from reldistill.report.record import RunRecord
-from reldistill.tasks.classification.images import ImageData
-from reldistill.tasks.detection.images import DetectionData
 from reldistill.training.keeper import RunKeeper
 from reldistill.training.progress import Progress
 from reldistill.training.settings import TrainSettings
@@ -91,7 +90,7 @@ def make_trainer(training: TrainSettings, *, precision: str, out: Path, keeper: 
 class Loaders(L.LightningDataModule):
     """Hands the Trainer the batches that are left of each epoch."""
 
-    def __init__(self, keeper: RunKeeper, images: ImageData | DetectionData) -> None:
+    def __init__(self, keeper: RunKeeper, images: Images) -> None:
         super().__init__()
         self.keeper, self.images = keeper, images
 

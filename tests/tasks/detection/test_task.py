@@ -7,13 +7,13 @@ import pytest
 
 from drawn_boxes import draw_large, write_coco
 from reldistill.core.checks import UserError
-from reldistill.tasks.detection.task import DetectionSetup
+from reldistill.tasks.detection.task import DetectionTask
 from reldistill.training.settings import DataSettings
 
 
 def read(folder: Path, **changes: object) -> object:
     data = DataSettings(data=f"coco:{folder}", image_size=64, **changes)  # type: ignore[arg-type]
-    return DetectionSetup().read(data, batch_size=2, seed=0, workers=0, models=())
+    return DetectionTask().read(data, batch_size=2, seed=0, workers=0, models=())
 
 
 def test_images_without_objects_can_measure_nothing(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from reldistill.core.checks import UserError
+from reldistill.core.tasks import FALLBACK
 from reldistill.report.comparison.cell_records import REFERENCE, CellPlan, CellResult, read_cell, read_json
 from reldistill.report.paired import ALONE
-from reldistill.report.record import SCORES, Score, encode
+from reldistill.report.record import encode
 from reldistill.report.seeds import (
     METHOD,
     SeedDifference,
@@ -21,6 +22,7 @@ from reldistill.report.seeds import (
     difference_over_seeds,
     mean_and_deviation,
 )
+from reldistill.report.task_report import Score, report_of
 from reldistill.report.words import known
 
 SCHEMA = 1
@@ -77,7 +79,7 @@ class Comparison:
     @property
     def score(self) -> Score:
         """What the networks are compared by."""
-        return SCORES[self.head.settings.get("task", "classification")]
+        return report_of(self.head.settings.get("task", FALLBACK)).score
 
     @property
     def test_images(self) -> int:

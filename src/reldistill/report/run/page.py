@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from reldistill.core.checks import UserError
 from reldistill.core.safe_files import write_text
 from reldistill.report.paired import Row, comparison_table, in_order, labels, outcome, role_of
 from reldistill.report.record import RunRecord, find_runs, read_record
-from reldistill.report.run.relations_file import Relations, read_relations
+from reldistill.report.run.relations_file import read_relations
 from reldistill.report.run.relations_section import graph_section, superpixel_section
 from reldistill.report.run.runs_section import comparison_html, curves_section, reproduce_section
 from reldistill.report.run.text import best_gain
 from reldistill.report.run.verdict import caveats, findings, setting
+from reldistill.report.task_report import Section, report_of
 from reldistill.report.words import count, decimals, known, percent, signed, times
-from reldistill.tasks.detection.detections_file import Detections, read_detections
-from reldistill.tasks.detection.sections import detections_section, errors_section
 
-Content = TypeVar("Content", Relations, Detections)
+_OF_EVERY_TASK = (Section(read_relations, superpixel_section), Section(read_relations, graph_section))
 
 _NOTHING_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -43,51 +42,40 @@ def render_html(run_folders: Sequence[str | Path], out: str | Path) -> Path:
         raise UserError(f"these runs are of {' and of '.join(tasks)}, which no table can compare: report them apart")
     names = labels(records)
     problems: list[str] = []
-    relations = _pictures(records, names, read_relations, problems)
-    detections = _pictures(records, names, read_detections, problems)
+    pictures = _pictures(records, names, (*report_of(tasks[0]).sections, *_OF_EVERY_TASK), problems)
     target = Path(out)
     if target.is_dir():
         raise UserError(f"{target} is a folder: name the page to write, e.g. {target / 'report.html'}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    return write_text(target, _page(records, names, relations, detections, problems))
+    return write_text(target, _page(records, names, pictures, problems))
 
 
 def _pictures(
-    records: Sequence[RunRecord],
-    names: Sequence[str],
-    read: Callable[[Path], Content | None],
-    problems: list[str],
-) -> dict[str, Content]:
-    """What each run's pictures are made of; one line more for each file that cannot be used."""
-    found = {}
-    for record, name in zip(records, names, strict=True):
-        try:
-            content = read(record.folder) if record.folder else None
-        except UserError as error:
-            problems.append(f"{name}: {error}")
-            continue
-        if content is not None:
-            found[name] = content
-    return found
+    records: Sequence[RunRecord], names: Sequence[str], sections: Sequence[Section], problems: list[str]
+) -> list[str]:
+    """Each section by the files in the runs' folders; one line more for each file that cannot be used."""
+    found: dict[Any, dict[str, Any]] = {}
+    for read in dict.fromkeys(section.read for section in sections):
+        found[read] = {}
+        for record, name in zip(records, names, strict=True):
+            try:
+                content = read(record.folder) if record.folder else None
+            except UserError as error:
+                problems.append(f"{name}: {error}")
+                continue
+            if content is not None:
+                found[read][name] = content
+    return [section.render(found[section.read]) for section in sections]
 
 
-def _page(
-    records: Sequence[RunRecord],
-    names: Sequence[str],
-    relations: dict[str, Relations],
-    detections: dict[str, Detections],
-    problems: Sequence[str],
-) -> str:
+def _page(records: Sequence[RunRecord], names: Sequence[str], pictures: Sequence[str], problems: Sequence[str]) -> str:
     rows = comparison_table(records)
     sections = [
         _header(records, rows),
         _verdict(records),
-        comparison_html(rows),
+        comparison_html(rows, task=records[0].task),
         curves_section(records, names),
-        detections_section(detections),
-        errors_section(detections),
-        superpixel_section(relations),
-        graph_section(relations),
+        *pictures,
         reproduce_section(records, names),
         _warnings(records, names, problems),
         _footer(records),

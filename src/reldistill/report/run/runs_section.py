@@ -11,15 +11,17 @@ from typing import Any
 
 from reldistill.report import captions
 from reldistill.report.captions import caption
+from reldistill.report.intervals import Difference
 from reldistill.report.paired import Row, role_of
 from reldistill.report.plots import line_key, part_style, parts_plot, score_plot
 from reldistill.report.record import RunRecord
 from reldistill.report.run.text import best_gain, best_text, gain_text
+from reldistill.report.task_report import report_of
 from reldistill.report.words import NONE, count, decimals, duration, known, percent, span, times
 
 
-def comparison_html(rows: Sequence[Row]) -> str:
-    """The comparison, with each gain and its interval drawn on one scale."""
+def comparison_html(rows: Sequence[Row], *, task: str) -> str:
+    """The comparison of runs of a task, with each gain and its interval drawn on one scale."""
     best, ends = best_gain(rows), _gain_ends(rows)
     heads = [
         ("text", "run"),
@@ -47,7 +49,7 @@ def comparison_html(rows: Sequence[Row]) -> str:
             ("extra range", span(row.interval_last, decimals(row.images))),
             ("", best_text(row)),
             (f"{'best ' if row is best else ''}{'beyond' if gained else ''}".strip(), gain_text(row)),
-            ("more", _gain_bar(row, *ends) if ends and row.gain else ""),
+            ("more", _gain_bar(row.gain, *ends) if ends and row.gain else ""),
             ("", duration(row.seconds_per_step)),
             ("", times(row.relative_step_time)),
         ]
@@ -56,7 +58,7 @@ def comparison_html(rows: Sequence[Row]) -> str:
     return (
         '<section>\n<h2 id="comparison">Comparison</h2>\n<div class="scroll"><table class="comparison">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>\n"
-        f"{caption(captions.COMPARISON if not rows or rows[0].score.counted else captions.COMPARISON_AP)}\n</section>"
+        f"{caption(report_of(task).caption)}\n</section>"
     )
 
 
@@ -85,9 +87,7 @@ def _gain_scale(low: float, high: float) -> str:
     return f'<svg class="gain" viewBox="0 0 120 20" aria-label="gain in points">{labels}</svg>'
 
 
-def _gain_bar(row: Row, low: float, high: float) -> str:
-    gain = row.gain
-    assert gain is not None
+def _gain_bar(gain: Difference, low: float, high: float) -> str:
     zero, left, right, dot = (_place(value, low, high) for value in (0.0, gain.low, gain.high, gain.points))
     colour = "var(--good)" if gain.resolved and gain.points > 0 else "var(--ink)"
     return (

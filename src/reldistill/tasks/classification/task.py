@@ -1,26 +1,53 @@
-"""What a run of classification is made of: images of one class each, networks with class scores, a trusted teacher."""
+"""Classification as a task: images of one class each, networks with class scores, a trusted teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
-from reldistill.networks.saved import OpenedNetwork, open_network
-from reldistill.networks.zoo import Role
 from reldistill.report.intervals import wilson_interval
-from reldistill.tasks.classification.images import ImageData, load_images
-from reldistill.tasks.classification.objective import Classification
-from reldistill.training.settings import DataSettings, TrainSettings
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
+from reldistill.tasks.classification.reporting import REPORT
+from reldistill.training.defaults import DEFAULTS
+
+if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
+    from reldistill.networks.saved import NetworkCard, OpenedNetwork
+    from reldistill.networks.zoo import ListedNetwork, Role
+    from reldistill.tasks.classification.images import ImageData
+    from reldistill.tasks.classification.objective import Classification
+    from reldistill.training.settings import DataSettings, TrainSettings
 
 
-class ClassificationSetup:
-    """See `tasks.base`."""
+class ClassificationTask:
+    """One class for each image: see `tasks.base.Task`."""
+
+    name = "classification"
+    data_help = "images of one class each are given as a folder of class folders, a .zip of it or a data set's name"
+    report = REPORT
+    defaults = DEFAULTS
+    drawn_level: Literal["deepest", "finest"] = "deepest"
+    keeps_teacher = True
+
+    @property
+    def look(self) -> type[Look[ImageData]]:
+        """Logits and features of every test image."""
+        from reldistill.tasks.classification.look import ClassLook
+
+        return ClassLook
+
+    def claims(self, data: str) -> bool:
+        """Never by name: any folder may hold class folders."""
+        return False
 
     def read(
         self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
     ) -> ImageData:
         """The images of folders, archives and data sets by name."""
+        from reldistill.tasks.classification.images import load_images
+
         return load_images(
             data.data,
             image_size=data.image_size,
@@ -34,6 +61,23 @@ class ClassificationSetup:
             download=data.download,
         )
 
+    def summary(self, images: ImageData) -> str:
+        """One line about the images."""
+        skipped = f", {len(images.skipped)} bad images left out" if images.skipped else ""
+        test = f", and {images.test.images:,} test images" if images.test else ""
+        return (
+            f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images{test} of "
+            f"{len(images.classes)} classes at {images.image_size}x{images.image_size}{skipped}"
+        )
+
+    def claims_network(self, name: str) -> bool:
+        """None: its networks are those of the zoo, which any task may open."""
+        return False
+
+    def networks(self) -> Sequence[ListedNetwork]:
+        """None of its own."""
+        return ()
+
     def open(
         self,
         name: str,
@@ -46,6 +90,8 @@ class ClassificationSetup:
         arguments: Mapping[str, Any] | None = None,
     ) -> OpenedNetwork:
         """A network with a score for each of the images' classes."""
+        from reldistill.networks.saved import open_network
+
         return open_network(
             name,
             role=role,
@@ -56,18 +102,36 @@ class ClassificationSetup:
             arguments=arguments,
         )
 
-    def task(self, training: TrainSettings, images: ImageData) -> Classification:
-        """Cross entropy."""
-        return Classification(label_smoothing=training.label_smoothing)
+    def open_alone(
+        self, name: str, *, num_classes: int | None, image_size: int | None, arguments: Mapping[str, Any]
+    ) -> OpenedNetwork:
+        """A network with as many class scores as asked for."""
+        from reldistill.networks.saved import open_network
 
-    def summary(self, images: ImageData) -> str:
-        """One line about the images."""
-        skipped = f", {len(images.skipped)} bad images left out" if images.skipped else ""
-        test = f", and {images.test.images:,} test images" if images.test else ""
-        return (
-            f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images{test} of "
-            f"{len(images.classes)} classes at {images.image_size}x{images.image_size}{skipped}"
-        )
+        return open_network(name, role="model", num_classes=num_classes, image_size=image_size, arguments=arguments)
+
+    def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: ImageData) -> None:
+        """UserError where it is no better than guessing."""
+        chance = 100 / len(images.classes)
+        if _interval(found, images.val.images)[0] <= chance:
+            raise UserError(
+                f"the teacher {teacher.card.name} gets {found['accuracy']:.1f} % of the validation images right, "
+                f"guessing gets {chance:.1f} %: its weights are not for these classes or not in this order (it was not "
+                f"used)"
+            )
+
+    @property
+    def methods(self) -> TermSource:
+        """See `tasks.classification.objective`."""
+        from reldistill.tasks.classification.objective import Classification
+
+        return Classification.methods
+
+    def objective(self, training: TrainSettings, images: ImageData) -> Classification:
+        """Cross entropy."""
+        from reldistill.tasks.classification.objective import Classification
+
+        return Classification(label_smoothing=training.label_smoothing)
 
     def measures(self, found: Mapping[str, float], images: int) -> dict[str, Any]:
         """What an evaluation says: the evaluator's values, and how sure they are."""
@@ -83,16 +147,23 @@ class ClassificationSetup:
         sure = f"(95 % interval {low:.2f} to {high:.2f}), cross entropy {found['loss']:.4f}"
         return f"{self.in_brief(found, images)} {sure}"
 
-    def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: ImageData) -> None:
-        """UserError where it is no better than guessing."""
-        chance = 100 / len(images.classes)
-        if _interval(found, images.val.images)[0] <= chance:
-            raise UserError(
-                f"the teacher {teacher.card.name} gets {found['accuracy']:.1f} % of the validation images right, "
-                f"guessing gets {chance:.1f} %: its weights are not for these classes or not in this order (it was not "
-                f"used)"
-            )
+    def draw(self, run: FinishedRun) -> None:
+        """Nothing of its own: every run's relations are drawn."""
+
+    def graph(self, run: Path, *, source: Path, raw: bool) -> GraphForm:
+        """Images (B, 3, H, W) → logits (B, K)."""
+        from reldistill.tasks.classification.export import classifier_graph
+
+        return classifier_graph(run, source=source, raw=raw)
+
+    def companions(self, card: NetworkCard, target: Path) -> Companions:
+        """Nothing: the network's own class loads its weights."""
+        return Companions()
 
 
 def _interval(found: Mapping[str, float], images: int) -> list[float]:
     return list(wilson_interval(round(found["accuracy"] / 100 * images), images))
+
+
+if TYPE_CHECKING:
+    _: Task[ImageData] = ClassificationTask()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -22,17 +23,17 @@ class Boxes:
         areas: (n,) pixels of each object itself, where the annotations say it; None = of its box.
     """
 
-    corners: Tensor
-    labels: Tensor
-    images: Tensor
-    sizes: Tensor
-    ignored: Tensor | None = None
-    areas: Tensor | None = None
+    corners: Float[Tensor, "n 4"]
+    labels: Int64[Tensor, "n"]
+    images: Int64[Tensor, "n"]
+    sizes: Int64[Tensor, "B 2"]
+    ignored: Bool[Tensor, "n"] | None = None
+    areas: Float[Tensor, "n"] | None = None
 
     def __len__(self) -> int:
         return len(self.corners)
 
-    def in_frame(self, height: int, width: int) -> Tensor:
+    def in_frame(self, height: int, width: int) -> Float[Tensor, "B n 4"]:
         """(B, n, 4): each image's corners as fractions of a frame's sides, filled up with boxes of 0 without an area.
 
         Args:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from torch.nn import functional
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from reldistill.core.checks import UserError
-from reldistill.core.safe_files import write_bytes, write_text
-from reldistill.export.onnx_files import onnx_file
 from reldistill.networks.saved import NetworkCard
+from reldistill.tasks.base import Companions, GraphForm
 from reldistill.tasks.detection.detections_file import PICTURES_FILE, read_detections
 from reldistill.tasks.detection.networks import plain_detectors
 from reldistill.tasks.detection.networks.saved_detectors import open_detector
@@ -57,39 +56,32 @@ def load() -> nn.Module:
 '''
 
 
-def export_detector(run: Path, card: NetworkCard, *, format: str, target: Path, source: Path) -> dict[str, Any]:
-    """Write a finished run's detector.
-
-    Args:
-        run: the run's folder.
-        card: of its student.
-        format: `safetensors`: the state dict, and beside it the code that loads it by torchvision; `onnx`: the whole
-            detector, resizing and non-maximum suppression included, compared with the network on the run's pictures.
-        target: the file.
-        source: the weights.
-
-    Raises:
-        UserError: the ONNX graph cannot be made or compared, or finds something else than the network.
-    """
-    assert card.detector is not None
-    names = dict(zip(card.detector["outputs"], card.classes, strict=True))
-    if format == "onnx":
-        return _write_graph(run, target, source, names)
-    write_bytes(target, source.read_bytes())
+def loader_files(card: NetworkCard, target: Path) -> Companions:
+    """Beside a detector's weights in `target`: code that loads them by torchvision alone, and the card it reads."""
     code = target.with_name(f"{re.sub(r'[^0-9A-Za-z_]', '_', target.stem)}_detector.py")
-    write_text(code, inspect.getsource(plain_detectors) + _LOADER)
     content = {
         "name": card.name,
-        "num_outputs": card.detector["num_outputs"],
+        "num_outputs": _outputs_of(card)["num_outputs"],
         "arguments": dict(card.arguments),
-        "classes": names,
+        "classes": _names(card),
         "weights": target.name,
     }
-    write_text(code.with_suffix(".json"), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    return {
-        "code": str(code),
-        "summary": f"{target}: safetensors of torchvision's {card.name}; {code.name} beside it loads it: load()",
+    files = {
+        code: inspect.getsource(plain_detectors) + _LOADER,
+        code.with_suffix(".json"): json.dumps(content, indent=2, ensure_ascii=False) + "\n",
     }
+    said = f"safetensors of torchvision's {card.name}; {code.name} beside it loads it: load()"
+    return Companions(files, {"code": str(code)}, said)
+
+
+def _outputs_of(card: NetworkCard) -> Mapping[str, Any]:
+    if card.detector is None:
+        raise UserError(f"{card.name} is no detector: its run is not one of detection")
+    return card.detector
+
+
+def _names(card: NetworkCard) -> dict[int, str]:
+    return dict(zip(_outputs_of(card)["outputs"], card.classes, strict=True))
 
 
 class DetectorGraph(nn.Module):
@@ -138,38 +130,59 @@ class ExactResizing(GeneralizedRCNNTransform):
         return sized, target
 
 
-def _write_graph(run: Path, target: Path, source: Path, names: dict[int, str]) -> dict[str, Any]:
-    network = open_detector(str(run), role="model", classes=None, weights=str(source)).extractor.network.eval()
-    images = _pictures(run)
-    free = {"images": {2: "height", 3: "width"}, **{output: {0: "objects"} for output in OUTPUTS}}
-    how: dict[str, Any] = {**GRAPH, "dynamic_axes": free}
-    properties = {"classes": json.dumps(names, ensure_ascii=False)}
-    with onnx_file(target, DetectorGraph(network), images[0], outputs=OUTPUTS, properties=properties, **how) as graph:
+def detector_graph(run: Path, *, source: Path) -> GraphForm:
+    """The whole detector, resizing and non-maximum suppression included, compared with it on the run's pictures.
+
+    Raises:
+        UserError: the run kept no pictures. Comparing raises one where the graph finds something else than the network.
+    """
+    opened = open_detector(str(run), role="model", classes=None, weights=str(source))
+    network, images = opened.extractor.network.eval(), _pictures(run)
+
+    def compare(graph: Callable[[np.ndarray], list[np.ndarray]]) -> dict[str, Any]:
         differences = []
         for image in images:
             with torch.no_grad():
                 said = network([image[0]])[0]
             expected = [said[name].numpy() for name in OUTPUTS]
             differences.append(_difference(graph(image.numpy()), expected, size=(image.shape[2], image.shape[3])))
-        equal, lacking = (sum(column) for column in list(zip(*differences, strict=True))[:2])
-        if not equal + lacking:
-            raise UserError(f"{source} finds nothing in the pictures of {run}, so no graph can be compared with it")
-        if equal < LEAST_EQUAL * (equal + lacking):
-            raise UserError(
-                f"the ONNX graph finds something else than the network: {lacking} of {equal + lacking} detections in "
-                f"{len(images)} images have no equal: not written"
-            )
-    box, score = (max(column) for column in list(zip(*differences, strict=True))[2:])
-    odd = f"; {lacking} more hang on how a tie is rounded" if lacking else ""
-    return {
-        "compared": equal,
-        "without_equal": lacking,
-        "largest_box_difference": box,
-        "largest_score_difference": score,
-        "summary": f"{target}: onnx, images (1, 3, H, W) RGB in [0, 1] → boxes (n, 4) in pixels, labels (n,), scores "
-        f"(n,); {equal} detections in {len(images)} images differ from PyTorch's by at most {box:.1e} pixels and "
-        f"{score:.1e} of score{odd}",
-    }
+        equal, lacking, box, score = _judged(differences, images=len(images), run=run, source=source)
+        odd = f"; {lacking} more hang on how a tie is rounded" if lacking else ""
+        return {
+            "compared": equal,
+            "without_equal": lacking,
+            "largest_box_difference": box,
+            "largest_score_difference": score,
+            "said": f"images (1, 3, H, W) RGB in [0, 1] → boxes (n, 4) in pixels, labels (n,), scores (n,); {equal} "
+            f"detections in {len(images)} images differ from PyTorch's by at most {box:.1e} pixels and {score:.1e} of "
+            f"score{odd}",
+        }
+
+    free = {"images": {2: "height", 3: "width"}, **{output: {0: "objects"} for output in OUTPUTS}}
+    return GraphForm(
+        DetectorGraph(network),
+        images[0],
+        OUTPUTS,
+        {**GRAPH, "dynamic_axes": free},
+        compare,
+        properties={"classes": json.dumps(_names(opened.card), ensure_ascii=False)},
+    )
+
+
+def _judged(
+    differences: Sequence[tuple[int, int, float, float]], *, images: int, run: Path, source: Path
+) -> tuple[int, int, float, float]:
+    """Over all images; UserError where the graph finds something else than the network."""
+    equals, lackings, boxes, scores = zip(*differences, strict=True)
+    equal, lacking = sum(equals), sum(lackings)
+    if not equal + lacking:
+        raise UserError(f"{source} finds nothing in the pictures of {run}, so no graph can be compared with it")
+    if equal < LEAST_EQUAL * (equal + lacking):
+        raise UserError(
+            f"the ONNX graph finds something else than the network: {lacking} of {equal + lacking} detections in "
+            f"{images} images have no equal: not written"
+        )
+    return equal, lacking, max(boxes), max(scores)
 
 
 def _pictures(run: Path) -> list[Tensor]:

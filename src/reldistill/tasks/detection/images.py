@@ -14,7 +14,6 @@ import torch
 from reldistill.core.checks import UserError
 from reldistill.data.decode import BadImage
 from reldistill.data.files import Archive, FileReader, Folder, Store
-from reldistill.data.layouts import LAYOUTS, is_detection
 from reldistill.data.loader import Loader
 from reldistill.data.samples import by_hash, check_counts, check_settings, held_out, over_all, processes
 from reldistill.tasks.detection.data.box_augment import BoxAugment, BoxTransform
@@ -33,6 +32,7 @@ from reldistill.tasks.detection.data.labels import (
 )
 from reldistill.tasks.detection.data.voc import read_voc
 from reldistill.tasks.detection.data.yolo import read_yolo
+from reldistill.tasks.detection.layouts import LAYOUTS, is_detection
 
 READERS: dict[str, Callable[[Store, str], Annotated]] = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
 DEFAULT_SIZE = 800

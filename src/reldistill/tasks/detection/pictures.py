@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reldistill.core.types import Batch
+from reldistill.core.types import Batch, Evaluator
 from reldistill.relations.attention import map_attention
+from reldistill.tasks.base import FinishedRun
 from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.detections_file import Detections, Shown, write_detections
 from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
@@ -25,43 +25,41 @@ _LEAST_SCORE = 0.3
 _MOST_BOXES = 8
 
 
-def write_detection_pictures(
-    folder: Path,
-    *,
-    student: AveragePrecision,
-    teacher: AveragePrecision | None,
-    teacher_network: Any,
-    level: str,
-    batches: Iterable[Batch],
-) -> None:
-    """Write `detections_file` into a run's folder.
-
-    Args:
-        folder: the run's.
-        student: what was found of the student on the validation images.
-        teacher: the same of the teacher, where there is one.
-        teacher_network: says the teacher's levels.
-        level: the level whose attention is drawn; empty for none.
-        batches: validation images, the first of which are drawn: those with objects.
-    """
+def write_detection_pictures(run: FinishedRun) -> None:
+    """Write `detections_file` into a run's folder: the first validation images with objects."""
+    student, teacher = _precision(run.student), None
+    if run.teacher_measured is not None:
+        teacher = _precision(run.teacher_measured)
     ours = {image.index: image for image in student.metrics.images}
     theirs = {} if teacher is None else {image.index: image for image in teacher.metrics.images}
     shown: list[Shown] = []
-    for batch in batches:
+    for batch in run.images.val:
         if len(shown) == _IMAGES:
             break
-        boxes = batch.targets_as(Boxes)
-        if batch.indices is None:
-            raise ValueError("the images drawn are known by their indices: give Batch(images, boxes, indices)")
-        attention = _attention(teacher_network, level, batch) if level else None
-        for row, index in enumerate(batch.indices.tolist()):
+        boxes, indices = _labelled(batch)
+        attention = None
+        if run.teacher is not None and run.level:
+            attention = _attention(run.teacher.extractor, run.level, batch)
+        for row, index in enumerate(indices.tolist()):
             if len(shown) < _IMAGES and len(ours[index].true_boxes):
                 height, width = boxes.sizes[row].tolist()
                 mask = None if attention is None else _inside(attention[row], batch.images.shape[-2:], (height, width))
                 pixels = batch.images[row, :, :height, :width]
                 shown.append(_shown(pixels, ours[index], theirs.get(index), mask))
     errors = {"student": _errors(student)} | ({} if teacher is None else {"teacher": _errors(teacher)})
-    write_detections(folder, Detections(shown, student.classes, level, errors))
+    write_detections(run.folder, Detections(shown, student.classes, run.level, errors))
+
+
+def _precision(measured: Evaluator) -> AveragePrecision:
+    if not isinstance(measured, AveragePrecision):
+        raise TypeError(f"boxes are drawn by what AveragePrecision found, not {type(measured).__name__}")
+    return measured
+
+
+def _labelled(batch: Batch) -> tuple[Boxes, Tensor]:
+    if batch.indices is None:
+        raise ValueError("the images drawn are known by their indices: give Batch(images, boxes, indices)")
+    return batch.targets_as(Boxes), batch.indices
 
 
 def _shown(pixels: Tensor, ours: ImageResult, theirs: ImageResult | None, attention: Tensor | None) -> Shown:

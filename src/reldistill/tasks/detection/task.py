@@ -1,29 +1,59 @@
-"""What a run of detection is made of: images with boxes, torchvision's detectors, a teacher that finds something."""
+"""Detection as a task: images with boxes, torchvision's detectors, a teacher that finds something."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
-from reldistill.networks.saved import OpenedNetwork, run_folder
-from reldistill.networks.zoo import Role
-from reldistill.tasks.detection.images import DetectionData, load_detection
-from reldistill.tasks.detection.networks.saved_detectors import open_detector, sees_squares
-from reldistill.tasks.detection.objective import Detection
-from reldistill.training.settings import DataSettings, TrainSettings
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
+from reldistill.tasks.detection.layouts import LAYOUTS, is_detection
+from reldistill.tasks.detection.reporting import REPORT
+from reldistill.training.defaults import TrainDefaults
+
+if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
+    from reldistill.networks.saved import NetworkCard, OpenedNetwork
+    from reldistill.networks.zoo import ListedNetwork, Role
+    from reldistill.tasks.detection.images import DetectionData
+    from reldistill.tasks.detection.objective import Detection
+    from reldistill.training.settings import DataSettings, TrainSettings
 
 LEAST_AP50 = 1.0
 """Percent. Random weights find nothing; a teacher below this knows nothing of the data."""
 
 
-class DetectionSetup:
-    """See `tasks.base`."""
+class DetectionTask:
+    """Labelled boxes around the objects of an image: see `tasks.base.Task`."""
+
+    name = "detection"
+    data_help = f"labelled boxes are given as {', '.join(f'{layout}:DIR' for layout in LAYOUTS)}"
+    report = REPORT
+    defaults = TrainDefaults(
+        batch_size=8, lr={"sgd": (0.01, 16), "adamw": (2e-4, 16)}, weight_decay={"sgd": 1e-4, "adamw": 0.05}
+    )
+    drawn_level: Literal["deepest", "finest"] = "finest"
+    keeps_teacher = False
+
+    @property
+    def look(self) -> type[Look[DetectionData]]:
+        """What is found in every test image."""
+        from reldistill.tasks.detection.look import BoxLook
+
+        return BoxLook
+
+    def claims(self, data: str) -> bool:
+        """`coco:DIR`, `voc:DIR` and `yolo:DIR`."""
+        return is_detection(data)
 
     def read(
         self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
     ) -> DetectionData:
         """The images of `coco:DIR`, `voc:DIR` or `yolo:DIR`."""
+        from reldistill.tasks.detection.images import load_detection
+        from reldistill.tasks.detection.networks.saved_detectors import sees_squares
+
         if data.download:
             raise UserError(f"--download: {data.data} names a folder, so nothing can be fetched")
         images = load_detection(
@@ -43,6 +73,18 @@ class DetectionSetup:
                 raise UserError(f"{data.data}: no objects to be found in the {part} images, so nothing can be measured")
         return images
 
+    def claims_network(self, name: str) -> bool:
+        """Detectors by name, and runs of them."""
+        from reldistill.tasks.detection.networks.saved_detectors import finds_boxes
+
+        return finds_boxes(name)
+
+    def networks(self) -> Sequence[ListedNetwork]:
+        """Detectors."""
+        from reldistill.tasks.detection.networks.detectors import list_detectors
+
+        return list_detectors()
+
     def open(
         self,
         name: str,
@@ -55,6 +97,9 @@ class DetectionSetup:
         arguments: Mapping[str, Any] | None = None,
     ) -> OpenedNetwork:
         """A detector of the images' classes at their size while training; another run's at its own."""
+        from reldistill.networks.saved import run_folder
+        from reldistill.tasks.detection.networks.saved_detectors import open_detector
+
         own = image_size is None and role != "student" and run_folder(name) is not None
         size = None if own else image_size or images.image_size
         return open_detector(
@@ -68,8 +113,26 @@ class DetectionSetup:
             arguments=arguments,
         )
 
-    def task(self, training: TrainSettings, images: DetectionData) -> Detection:
+    def open_alone(
+        self, name: str, *, num_classes: int | None, image_size: int | None, arguments: Mapping[str, Any]
+    ) -> OpenedNetwork:
+        """A detector of that many classes, at its own size."""
+        from reldistill.tasks.detection.networks.saved_detectors import open_detector
+
+        classes = None if num_classes is None else [f"class {number}" for number in range(num_classes)]
+        return open_detector(name, role="model", classes=classes, arguments=arguments)
+
+    @property
+    def methods(self) -> TermSource:
+        """See `tasks.detection.objective`."""
+        from reldistill.tasks.detection.objective import Detection
+
+        return Detection.methods
+
+    def objective(self, training: TrainSettings, images: DetectionData) -> Detection:
         """The detector's own losses."""
+        from reldistill.tasks.detection.objective import Detection
+
         if training.label_smoothing:
             raise UserError("--label-smoothing: a detector's own losses have none")
         return Detection(images.classes)
@@ -100,3 +163,27 @@ class DetectionSetup:
                 f"the teacher {teacher.card.name} has AP50 {found['AP50']:.2f} % on the validation images: it finds "
                 f"next to nothing, so its weights are not for these classes or this size of image (it was not used)"
             )
+
+    def draw(self, run: FinishedRun) -> None:
+        """Boxes over validation images, and kinds of errors."""
+        from reldistill.tasks.detection.pictures import write_detection_pictures
+
+        write_detection_pictures(run)
+
+    def graph(self, run: Path, *, source: Path, raw: bool) -> GraphForm:
+        """One image (1, 3, H, W) of any size → boxes, labels and scores."""
+        from reldistill.tasks.detection.export import detector_graph
+
+        if raw:
+            raise UserError("--raw: a detector's normalisation is part of it")
+        return detector_graph(run, source=source)
+
+    def companions(self, card: NetworkCard, target: Path) -> Companions:
+        """The code that loads the weights by torchvision, and what it needs to know."""
+        from reldistill.tasks.detection.export import loader_files
+
+        return loader_files(card, target)
+
+
+if TYPE_CHECKING:
+    _: Task[DetectionData] = DetectionTask()

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from drawn_results import random_results
+from reldistill.report.draws import draws, interval_of_draws
 from reldistill.tasks.detection.metrics.coco_ap import coco_scores
-from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, bootstrap_interval, draws, match
+from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, match
 
 CLASSES = 3
 
@@ -56,15 +57,15 @@ def test_draws_hold_as_many_images_and_repeat() -> None:
 
 def test_interval_is_the_middle_of_draws_around_the_observed() -> None:
     values = np.append(np.arange(1001.0), np.nan)
-    assert bootstrap_interval(values, observed=500.0) == pytest.approx((25.0, 975.0))
+    assert interval_of_draws(values, observed=500.0) == pytest.approx((25.0, 975.0))
 
 
 def test_interval_moves_against_the_bias_of_the_draws() -> None:
-    low, high = bootstrap_interval(np.arange(1001.0), observed=300.0)
+    low, high = interval_of_draws(np.arange(1001.0), observed=300.0)
     assert low < 25.0
     assert high < 975.0
     assert low <= 300.0 <= high
 
 
 def test_interval_of_equal_draws_is_a_point() -> None:
-    assert bootstrap_interval(np.zeros(50), observed=0.0) == (0.0, 0.0)
+    assert interval_of_draws(np.zeros(50), observed=0.0) == (0.0, 0.0)

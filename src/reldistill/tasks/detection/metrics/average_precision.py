@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from reldistill.tasks.detection.metrics.detection_results import to_arrays
 DETECTIONS_FILE = "val_detections.npz"
 
 
+@runtime_checkable
 class FindsObjects(Protocol):
     """A network that finds objects: see `tasks.detection.networks.detector_extract.DetectorExtractor`."""
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int64
 
 from reldistill.tasks.detection.metrics.detection_results import ImageResult, overlaps
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 MOST = 100  # detections of a class in an image
-DRAWS = 500
-Z95 = NormalDist().inv_cdf(0.975)
 _NUMBERS = 1 << 22  # held at a time
 
 
@@ -31,12 +29,12 @@ class Matches:
         objects: (images, classes) how many objects are to be found.
     """
 
-    image: np.ndarray
-    label: np.ndarray
-    score: np.ndarray
-    right: np.ndarray
-    counted: np.ndarray
-    objects: np.ndarray
+    image: Int64[np.ndarray, "m"]
+    label: Int64[np.ndarray, "m"]
+    score: Float64[np.ndarray, "m"]
+    right: Bool[np.ndarray, "m 10"]
+    counted: Bool[np.ndarray, "m 10"]
+    objects: Int64[np.ndarray, "images classes"]
 
 
 def match(images: Sequence[ImageResult], *, classes: int) -> Matches:
@@ -55,7 +53,9 @@ def match(images: Sequence[ImageResult], *, classes: int) -> Matches:
     return Matches(joined[0], joined[1], joined[2], joined[3], joined[4], objects)
 
 
-def _judge(image: ImageResult, mine: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
+def _judge(
+    image: ImageResult, mine: Int64[np.ndarray, "m"], label: int
+) -> tuple[Bool[np.ndarray, "m 10"], Bool[np.ndarray, "m 10"]]:
     """(detections, 10) right and counted, of one class in one image."""
     right, counted = np.zeros((len(mine), len(IOUS)), bool), np.ones((len(mine), len(IOUS)), bool)
     there = np.flatnonzero(image.true_labels == label)
@@ -82,7 +82,7 @@ def _judge(image: ImageResult, mine: np.ndarray, label: int) -> tuple[np.ndarray
     return right, counted
 
 
-def average_precisions(matches: Matches, times: np.ndarray) -> np.ndarray:
+def average_precisions(matches: Matches, times: Int64[np.ndarray, "draws images"]) -> Float64[np.ndarray, "draws"]:
     """AP in percent of draws of images.
 
     Args:
@@ -107,7 +107,12 @@ def average_precisions(matches: Matches, times: np.ndarray) -> np.ndarray:
         return 100 * total / present
 
 
-def _of_class(matches: Matches, mine: np.ndarray, times: np.ndarray, there: np.ndarray) -> np.ndarray:
+def _of_class(
+    matches: Matches,
+    mine: Int64[np.ndarray, "m"],
+    times: Int64[np.ndarray, "draws images"],
+    there: Int64[np.ndarray, "draws"],
+) -> Float64[np.ndarray, "draws"]:
     """(draws,) of one class, its detections best first; 0 where it has no object."""
     weight = times[:, matches.image[mine], None].astype(np.float64)
     right = np.cumsum(weight * matches.right[mine], axis=1)
@@ -118,26 +123,3 @@ def _of_class(matches: Matches, mine: np.ndarray, times: np.ndarray, there: np.n
     reached = np.searchsorted(RECALLS, right / np.maximum(there, 1)[:, None, None], side="right")
     new = np.diff(reached, axis=1, prepend=0)
     return np.where(there > 0, (new * best).sum(axis=1).mean(axis=1) / len(RECALLS), 0.0)
-
-
-def draws(images: int, *, count: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """(count, images) how often each image comes when as many are drawn with replacement."""
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=count)
-
-
-def bootstrap_interval(values: np.ndarray, *, observed: float) -> tuple[float, float]:
-    """95 % interval by the bias-corrected percentiles of what the draws gave.
-
-    Draws of few images hold fewer classes, which moves their APs away from that of all images.
-    Efron, Tibshirani: An Introduction to the Bootstrap, 1993, section 14.3, without acceleration.
-
-    Args:
-        values: (draws,); nan where a draw says nothing.
-        observed: the value on the images themselves.
-    """
-    values = values[np.isfinite(values)]
-    below = (np.sum(values < observed) + 0.5 * np.sum(values == observed)) / len(values)
-    shift = NormalDist().inv_cdf(min(max(float(below), 0.5 / len(values)), 1 - 0.5 / len(values)))
-    ends = [NormalDist().cdf(2 * shift + z) for z in (-Z95, Z95)]
-    low, high = np.quantile(values, ends)
-    return float(low), float(high)

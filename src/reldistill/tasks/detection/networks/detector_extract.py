@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import detection
@@ -76,13 +77,13 @@ class DetectorExtractor(FeatureSource):
 
     def forward(
         self,
-        images: Tensor,
+        images: Float[Tensor, "B 3 H W"],
         *,
         targets: Boxes | None = None,
         levels: tuple[str, ...] = (),
         logits: bool = True,
         scores: bool = False,
-        proposals: Sequence[Tensor] = (),
+        proposals: Sequence[Float[Tensor, "_n 4"]] = (),
     ) -> Features:
         """Features of images.
 
@@ -229,7 +230,7 @@ class DetectorExtractor(FeatureSource):
         multiple = self.network.transform.size_divisible
         return math.ceil(side / multiple) * multiple
 
-    def _sized(self, images: Tensor, boxes: Boxes | None) -> tuple[ImageList, Boxes | None]:
+    def _sized(self, images: Float[Tensor, "B 3 H W"], boxes: Boxes | None) -> tuple[ImageList, Boxes | None]:
         """Normalised images with padding of 0 to what the network's strides need, and the boxes in their pixels."""
         check_axes(images, "B C H W", name="images", C=3)
         if not images.is_floating_point():
@@ -291,7 +292,7 @@ class DetectorExtractor(FeatureSource):
             losses=losses,
         )
 
-    def _of_the_data(self, scores: Tensor) -> Tensor:
+    def _of_the_data(self, scores: Float[Tensor, "*anchors _"]) -> Float[Tensor, "*anchors _"]:
         """The scores of the data's classes, in their order, behind the background's where there are such."""
         wanted = [0, *self.outputs] if self.softmax else list(self.outputs)
         return scores if wanted == list(range(scores.shape[-1])) else scores[..., wanted]

@@ -1,21 +1,17 @@
-"""The one look at the test images: what is kept of it, for each task."""
+"""The one look at the test images of classification: what is kept of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from reldistill.core.types import Batch, ClassLabels
+from reldistill.core.types import Batch, ClassLabels, Wanted
+from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.tasks.classification.images import ImageData
-from reldistill.tasks.detection.boxes import Boxes
-from reldistill.tasks.detection.images import DetectionData
-from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
-from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, draws, match
 from reldistill.training.settings import TrainSettings
 from reldistill.training.trainer import has_gpu, resolve_precision
 
@@ -25,44 +21,8 @@ MOST_CLASSES = 1000
 _COUNTED = 4
 
 
-class Look(Protocol):
-    """What a network did on the test images. `score` is what networks are compared by, percent."""
-
-    score: float
-    calibration_error: float | None
-
-    def __init__(self, network: OpenedNetwork, images: Any, training: TrainSettings) -> None: ...
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What a cell keeps."""
-        ...
-
-    def reference_arrays(self) -> dict[str, np.ndarray]:
-        """What is kept of the teacher."""
-        ...
-
-    def beside(self, teacher: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-        """Of `report.comparison.cell_records.TestRecord`: what holds it against the teacher's `reference_arrays`."""
-        ...
-
-    @classmethod
-    def features_of(cls, network: OpenedNetwork, images: Any, training: TrainSettings) -> Iterator[np.ndarray]:
-        """(m, D) features of a network that is drawn but not judged; nothing where features are not drawn."""
-        ...
-
-    @staticmethod
-    def run_once(extractor: nn.Module, side: int) -> None:
-        """A network's own work for one image."""
-        ...
-
-    @staticmethod
-    def some_batch(images: Any) -> Batch:
-        """A few images to count a training step's operations by."""
-        ...
-
-
 class ClassLook:
-    """Of classification.
+    """Logits and features of every test image: see `tasks.base.Look`.
 
     Args:
         logits: (n, K).
@@ -73,20 +33,19 @@ class ClassLook:
 
     @torch.no_grad()
     def __init__(self, network: OpenedNetwork, images: ImageData, training: TrainSettings) -> None:
-        assert images.test is not None
+        test = test_loader(images)
         device = torch.device("cuda" if has_gpu(training.accelerator) else "cpu")
         precision = resolve_precision(training.precision, training.accelerator)
         extractor = network.extractor.to(device).eval()
-        count = images.test.images
+        count = test.images
         self.shown = np.linspace(0, count - 1, min(count, SHOWN)).astype(np.int64)
         logits, labels, features = [], [], []
-        for batch in images.test:
+        for batch in test:
             batch = batch.to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-                said = extractor(batch.images, pooled=True)
-            assert said.logits is not None
-            assert said.pooled is not None
-            assert batch.indices is not None
+                said = extractor.ask(batch.images, Wanted(pooled=True))
+            if said.logits is None or said.pooled is None or batch.indices is None:
+                raise ValueError("a look needs logits, pooled vectors and the images' indices: give Batch all three")
             logits.append(said.logits.float().cpu().numpy())
             labels.append(batch.targets_as(ClassLabels).labels.cpu().numpy())
             features.append(said.pooled.float().cpu().numpy()[np.isin(batch.indices.cpu().numpy(), self.shown)])
@@ -143,57 +102,6 @@ class ClassLook:
         pixels = torch.rand(_COUNTED, 3, images.image_size, images.image_size, generator=random)
         indices = torch.arange(_COUNTED)
         return Batch(pixels, ClassLabels(indices % len(images.classes)), indices)
-
-
-class BoxLook:
-    """Of detection: by what is found in whole images, in full precision."""
-
-    calibration_error: float | None = None
-
-    def __init__(self, network: OpenedNetwork, images: DetectionData, training: TrainSettings) -> None:
-        assert images.test is not None
-        device = torch.device("cuda" if has_gpu(training.accelerator) else "cpu")
-        extractor: Any = network.extractor.to(device).eval()
-        measured = AveragePrecision(images.classes)
-        for batch in images.test:
-            measured.update(extractor, batch.to(device))
-        self.score = measured.values()["AP"]
-        self._images, self._classes = measured.metrics.images, len(images.classes)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The APs of draws of the images, the same draws for all."""
-        return {"drawn": average_precisions(match(self._images, classes=self._classes), draws(len(self._images)))}
-
-    def reference_arrays(self) -> dict[str, np.ndarray]:
-        """The same."""
-        return self.arrays()
-
-    def beside(self, teacher: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-        """Nothing: two sets of boxes have no share that agrees."""
-        return {"agreement": None, "calibration_error": None, "correlation_gap": None}
-
-    @classmethod
-    def features_of(cls, network: OpenedNetwork, images: Any, training: TrainSettings) -> Iterator[np.ndarray]:
-        """None."""
-        yield from ()
-
-    @staticmethod
-    def run_once(extractor: Any, side: int) -> None:
-        """Boxes in a square image."""
-        extractor.detect(Batch(torch.rand(1, 3, side, side)))
-
-    @staticmethod
-    def some_batch(images: DetectionData) -> Batch:
-        """Noise with an object each."""
-        side = -(-images.image_size // 32) * 32
-        pixels = torch.rand(_COUNTED, 3, side, side, generator=torch.Generator().manual_seed(0))
-        indices = torch.arange(_COUNTED)
-        corners = torch.tensor([[0.25, 0.25, 0.75, 0.75]]).repeat(_COUNTED, 1) * side
-        sizes = torch.full((_COUNTED, 2), side)
-        return Batch(pixels, Boxes(corners, indices % len(images.classes), indices, sizes), indices)
-
-
-LOOKS: dict[str, type[Look]] = {"classification": ClassLook, "detection": BoxLook}
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, *, bins: int = BINS) -> float:

@@ -14,6 +14,7 @@ from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
 from reldistill.relations.tokens import tokenise
+from reldistill.report.run.relations_file import RELATIONS_FILE
 
 # A side of 16 tokens is what the superpixel loss works on by default; of a graph of more than 1024 channels only the
 # first are drawn.
@@ -22,8 +23,8 @@ _LARGEST_GRAPH = 1024
 
 
 @torch.no_grad()
-def write_pictures(
-    path: Path,
+def write_relation_pictures(
+    folder: Path,
     *,
     student: nn.Module,
     teacher: nn.Module,
@@ -35,7 +36,7 @@ def write_pictures(
     """Write `relations.npz` into a run's folder.
 
     Args:
-        path: the file.
+        folder: the run's.
         student: says Features of images.
         teacher: the same.
         levels: the level of the student and of the teacher that are drawn.
@@ -57,7 +58,7 @@ def write_pictures(
         adjacency = channel_adjacency(feature_map).mean(dim=0)  # of this process's images: only one draws
         drawn[f"{name}_spectrum"] = laplacian_eigenvalues(adjacency).cpu().numpy()
         drawn[f"{name}_adjacency"] = adjacency[:_LARGEST_GRAPH, :_LARGEST_GRAPH].cpu().numpy()
-    write_arrays(path, **drawn)
+    write_arrays(folder / RELATIONS_FILE, **drawn)
 
 
 def _superpixels(feature_map: Tensor) -> Tensor:

@@ -1,0 +1,63 @@
+"""Python files of the user's own, named as `FILE.py:name`: run only where the user names them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from reldistill.core.checks import UserError, one_line
+
+
+@contextlib.contextmanager
+def importable_beside(path: Path) -> Iterator[None]:
+    """Let a user's file import its neighbours, as it can when run as a script."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def run_file(path: Path, *, what: str) -> ModuleType:
+    """The module that a Python file makes, run once for each content of the file.
+
+    Args:
+        path: the file.
+        what: how to call it in an error.
+
+    Raises:
+        UserError: when there is no such file, or it does not run.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{what}: no such Python file: {path}") from error
+    digest = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]
+    name = f"reldistill_file_{path.stem}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise UserError(f"{what}: {path} is not a Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        # Not the loader's own way: it may take stale bytecode of a file that was changed within the second.
+        exec(compile(content, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(f"{what}: {path} could not be run: {one_line(error)}{_line_in(path, error)}") from error
+    return module
+
+
+def _line_in(path: Path, error: BaseException) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""

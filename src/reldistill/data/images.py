@@ -1,0 +1,69 @@
+"""What the images of any task are to a run: loaders, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from reldistill.data.loader import Loader
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Training and validation images of one data set, looked at once."""
+
+    @property
+    def name(self) -> str:
+        """What the user asked for."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is a position in them. Empty where there are no classes."""
+        ...
+
+    @property
+    def train(self) -> Loader:
+        """Shuffled, augmented, complete batches only."""
+        ...
+
+    @property
+    def val(self) -> Loader:
+        """Every image once, in order."""
+        ...
+
+    @property
+    def test(self) -> Loader | None:
+        """Every held-out image once, in order; None where none were asked for."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side, or shorter side, of the training images in pixels."""
+        ...
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        """Names of bad images that were left out."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the images, their labels, the split or the size."""
+        ...
+
+    @property
+    def augment(self) -> str:
+        """What is done to training images, `auto` resolved."""
+        ...
+
+
+def test_loader(images: Images) -> Loader:
+    """The held-out images.
+
+    Raises:
+        ValueError: when none were held out.
+    """
+    if images.test is None:
+        raise ValueError(f"{images.name} has no test images: read it with hold_out_test")
+    return images.test

@@ -1,0 +1,102 @@
+"""Distilling a teacher into a student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from reldistill.core.checks import UserError
+from reldistill.data.images import Images
+from reldistill.methods.build import build_distiller, method_names
+from reldistill.methods.plan import Choices
+from reldistill.networks.saved import OpenedNetwork
+from reldistill.report.record import RunRecord
+from reldistill.runs.caching import check_cache, open_cache
+from reldistill.runs.fit import Run, fit
+from reldistill.runs.folders import claim_folder
+from reldistill.runs.opening import open_student, open_teacher, read_images, trusted_teacher
+from reldistill.step.curriculum import WarmUp
+from reldistill.step.distiller import Distiller
+from reldistill.tasks.base import AnyTask, task_of
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings, flat_settings
+
+
+def distill(
+    data: DataSettings,
+    networks: PairSettings,
+    training: TrainSettings,
+    *,
+    out: Path,
+    resume: bool = False,
+    images: Images | None = None,
+) -> RunRecord:
+    """Distil a teacher into a student.
+
+    Args:
+        data: the images.
+        networks: teacher, student and method.
+        training: how to train the student.
+        out: the run's folder.
+        resume: continue the run that is there.
+        images: the images of `data`, where they are open already.
+
+    Raises:
+        UserError: when something given is wrong, the teacher knows nothing of these classes, or the loss stops being
+            finite.
+    """
+    method_names(networks.method)
+    task = task_of(data)
+    check_cache(networks, task=task)
+    level_pairs(networks.levels)
+    training = training.for_task(data.task)
+    settings = flat_settings(data, networks, training)
+    previous = claim_folder(out, settings, resume=resume)
+    if previous is not None and previous.status == "finished":
+        return previous
+    images = images or read_images(data, training, models=(networks.student, networks.teacher))
+    network = open_teacher(networks, images, task=task, seed=training.seed)
+    student = open_student(networks, images, task=task, seed=training.seed)
+    distiller = build_pair(networks, images, training, task=task, student=student, teacher=network)
+    teacher = trusted_teacher(network, images, training, task=task)
+    cache = open_cache(networks, distiller, network, images, training)
+    run = Run(task, settings, out=out, resume=resume, student=student, teacher=teacher, method=networks.method)
+    return fit(run, distiller, images, training, cache=cache)
+
+
+def build_pair(
+    networks: PairSettings,
+    images: Images,
+    training: TrainSettings,
+    *,
+    task: AnyTask,
+    student: OpenedNetwork,
+    teacher: OpenedNetwork,
+) -> Distiller:
+    """The Distiller that the settings ask for, between two networks that are open."""
+    return build_distiller(
+        networks.method,
+        student=student.extractor,
+        teacher=teacher.extractor,
+        image_size=images.image_size,
+        task=task.objective(training, images),
+        choices=Choices(
+            levels=level_pairs(networks.levels),
+            settings=networks.settings,
+            weights=networks.weights,
+            curriculum=WarmUp(over=networks.warm_up) if networks.warm_up else None,
+            balance=networks.balance,
+        ),
+        images=images.train.images,
+    )
+
+
+def level_pairs(given: Sequence[str]) -> list[tuple[str, str]]:
+    """(student level, teacher level) for each STUDENT_LEVEL:TEACHER_LEVEL."""
+    return [_level_pair(text) for text in given]
+
+
+def _level_pair(text: str) -> tuple[str, str]:
+    student, _, teacher = text.partition(":")
+    if not student or (":" in text and not teacher):
+        raise UserError(f"levels: expected STUDENT_LEVEL:TEACHER_LEVEL, got '{text}' (see: reldistill layers MODEL)")
+    return student, teacher or student

@@ -1,0 +1,55 @@
+"""Training a network by its task's loss alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+
+from reldistill.methods.build import build_distiller
+from reldistill.report.record import RunRecord
+from reldistill.runs.fit import Run, fit
+from reldistill.runs.folders import claim_folder
+from reldistill.runs.opening import read_images
+from reldistill.tasks.base import task_of
+from reldistill.training.settings import DataSettings, ModelSettings, TrainSettings, flat_settings
+
+
+def train(
+    data: DataSettings, network: ModelSettings, training: TrainSettings, *, out: Path, resume: bool = False
+) -> RunRecord:
+    """Train a network by its task's loss alone: a teacher, or a student to compare with.
+
+    Args:
+        data: the images.
+        network: the network.
+        training: how to train it.
+        out: the run's folder.
+        resume: continue the run that is there.
+
+    Raises:
+        UserError: when something given is wrong, or the loss stops being finite.
+    """
+    training = training.for_task(data.task)
+    settings = flat_settings(data, network, training)
+    previous = claim_folder(out, settings, resume=resume)
+    if previous is not None and previous.status == "finished":
+        return previous
+    task, images = task_of(data), read_images(data, training)
+    L.seed_everything(training.seed, verbose=False)
+    student = task.open(
+        network.model,
+        role="student",
+        images=images,
+        weights=network.model_weights,
+        pretrained=network.model_pretrained,
+        arguments=network.model_arguments,
+    )
+    distiller = build_distiller(
+        "none",
+        student=student.extractor,
+        image_size=images.image_size,
+        task=task.objective(training, images),
+    )
+    run = Run(task, settings, out=out, resume=resume, student=student)
+    return fit(run, distiller, images, training)
