@@ -262,6 +262,10 @@ class Discs:
         """One line about the images."""
         return f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images"
 
+    def names_network(self, name: str) -> bool:
+        """None of its own."""
+        return False
+
     def claims_network(self, name: str) -> bool:
         """None of its own."""
         return False

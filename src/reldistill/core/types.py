@@ -223,11 +223,13 @@ class FeatureSource(nn.Module, abc.ABC):
         name: what to call it in messages.
         network: the bare network, which is what is saved and exported.
         num_classes: K of its output.
+        input_size: side that images are resized to; None where the network takes them at any size.
     """
 
     name: str
     network: nn.Module
     num_classes: int
+    input_size: int | None = None
 
     @abc.abstractmethod
     def ask(

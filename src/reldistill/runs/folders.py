@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from reldistill.core.checks import UserError
-from reldistill.report.record import RECORD_FILE, RunRecord, read_record
+from reldistill.core.run_files import RECORD_FILE
+from reldistill.report.record import RunRecord, read_record
 from reldistill.training.settings import DEFAULTS
 
 MAY_CHANGE_ON_RESUME = {"devices", "nodes", "accelerator", "workers", "wandb", "checkpoint_every", "download"}
