@@ -3,6 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
+import pytest
+
+from reldistill.relations.kernels.switch import fast_kernels
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(params=["kernels", "equations"])
+def each_form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Relations by the fast kernels, and as their equations read."""
+    with fast_kernels(request.param == "kernels"):
+        yield request.param
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Types are not checked, as in a run: what the guards say of wrong axes, and what torch.compile is given."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -98,6 +98,7 @@ def test_power_must_have_a_gradient_at_zero(power):
         ((4, 5, 2, 2), (3, 5, 2, 2), "B is 4 in the student and 3 in the teacher"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         at_loss(torch.zeros(student), torch.zeros(teacher))

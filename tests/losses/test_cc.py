@@ -99,6 +99,7 @@ def test_settings_out_of_range(settings, message):
         ((4, 5), (3, 5), "B is 4 in the student and 3 in the teacher"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         cc_loss(torch.zeros(student), torch.zeros(teacher))

@@ -119,6 +119,7 @@ def test_soft_targets_are_met_by_the_teachers_own_scores(seed):
         ({"temperature": 0.0}, "temperature must be"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         CSKD(**settings)
@@ -134,6 +135,7 @@ def test_bad_settings(settings, message):
         ((2, 4, 2, 2), (3, 4, 2, 2), "B is 2 in the student and 3 in the teacher"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         cskd_loss(torch.zeros(student), torch.zeros(teacher), progress=0.0)

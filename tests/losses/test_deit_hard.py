@@ -48,6 +48,7 @@ def test_order_of_samples_and_classes(seed):
     torch.testing.assert_close(deit_hard_loss(*moved), deit_hard_loss(student, teacher), rtol=1e-12, atol=0)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named():
     with pytest.raises(ValueError, match="teacher: expected K = 5"):
         DeiTHard()(torch.zeros(2, 5), torch.zeros(2, 4))

@@ -107,6 +107,7 @@ def test_temperature_must_be_positive():
         ((4, 5), (3, 5), "B is 4 in the student and 3 in the teacher"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         dist_loss(torch.zeros(student), torch.zeros(teacher))

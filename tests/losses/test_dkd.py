@@ -124,6 +124,7 @@ def test_temperature_must_be_positive():
         ((4, 1), (4, 1), (4,), "student: expected K of 2 or more"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named(student, teacher, labels, message):
     with pytest.raises(ValueError, match=message):
         dkd_loss(torch.zeros(student), torch.zeros(teacher), labels=torch.zeros(labels, dtype=torch.long))

@@ -69,6 +69,7 @@ def test_extreme_half_precision(relative):
     assert student.grad.isfinite().all()
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(2, 3\) in the student, \(2, 4\) in the teacher; an adapter"):
         fitnets_loss(torch.zeros(2, 3), torch.zeros(2, 4))

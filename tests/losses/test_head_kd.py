@@ -71,6 +71,7 @@ def test_at_least_zero_and_zero_at_equal(seed):
         ((4, 5, 2), (3, 5, 2), "B is 4 in the student and 3 in the teacher"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         head_kd_loss(torch.zeros(student), torch.zeros(teacher))

@@ -119,6 +119,7 @@ def test_settings_are_checked(settings, message):
         MGD(**settings)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named():
     with pytest.raises(ValueError, match="student: expected C = 2"):
         made()(torch.zeros(2, 3, 2, 2), torch.zeros(2, 2, 2, 2))

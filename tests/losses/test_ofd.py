@@ -84,6 +84,7 @@ def test_margins_are_those_of_all_ranks():
     torch.testing.assert_close(mean, ofd_loss(student, teacher), rtol=1e-12, atol=0)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match="equally many maps: 1 and 2"):
         OFD()([torch.zeros(2, 3, 2, 2)], [torch.zeros(2, 3, 2, 2)] * 2)

@@ -73,6 +73,7 @@ def test_a_constant_channel_is_uncorrelated():
         ((4, 5, 2, 2), (3, 5, 2, 2), "B is 4 in the student and 3 in the teacher"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         pkd_loss(torch.zeros(student), torch.zeros(teacher))

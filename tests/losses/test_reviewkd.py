@@ -80,6 +80,7 @@ def test_order_channels_and_a_common_shift(seed, shift):
     torch.testing.assert_close(reviewkd_loss(*moved), reviewkd_loss(student, teacher), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match="equally many maps: 1 and 2"):
         ReviewKD()([torch.zeros(2, 3)], [torch.zeros(2, 3)] * 2)

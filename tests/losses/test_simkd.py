@@ -39,6 +39,7 @@ def test_order_channels_positions_and_a_common_shift(shape, seed, shift):
 
 
 @pytest.mark.parametrize("teacher", [(2, 4, 2, 2), (2, 3)])
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_shapes_are_named(teacher):
     with pytest.raises(ValueError, match="student and teacher must have as many channels"):
         SimKD()(torch.zeros(2, 3, 2, 2), torch.zeros(teacher))

@@ -92,6 +92,7 @@ def test_settings_are_checked(settings, message):
         VID(**settings)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_axes_are_named():
     with pytest.raises(ValueError, match="student: expected C = 3"):
         VID(channels=3)(torch.zeros(2, 4, 2, 2), torch.zeros(2, 3, 2, 2))

@@ -37,6 +37,7 @@ from reldistill.training.settings import DataSettings, PairSettings, TrainSettin
         ("precision", "16", "precision '16' is not known"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_training(setting: str, value: Any, said: str) -> None:
     with pytest.raises(UserError) as error:
         TrainSettings(**{setting: value})
@@ -52,6 +53,7 @@ def test_what_is_right_passes(values: dict[str, Any]) -> None:
     assert all(getattr(settings, name) == value for name, value in values.items())
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_pairs_and_data() -> None:
     with pytest.raises(UserError, match=r"warm up 1\.5: give at least 0 and at most 1"):
         PairSettings(teacher="a", student="b", warm_up=1.5)

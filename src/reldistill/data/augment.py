@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -84,7 +85,9 @@ class Augment:
         return Augment(word, word != "none", word == "crop-flip" or (word == "strong" and flips), word == "strong")
 
 
-def crop_and_flip(pixels: Tensor, draws: Tensor, *, padding: int, flip: bool) -> Tensor:
+def crop_and_flip(
+    pixels: UInt8[Tensor, "B S S 3"], draws: Float[Tensor, "B _draws"], *, padding: int, flip: bool
+) -> UInt8[Tensor, "B S S 3"]:
     """Shift every image of a batch within a border of zeros, and mirror half of them.
 
     One gather of whole pixels does both: the source column of a mirrored image simply runs backwards.
@@ -111,7 +114,7 @@ def crop_and_flip(pixels: Tensor, draws: Tensor, *, padding: int, flip: bool) ->
     return padded.view(-1, channels).index_select(0, flat.view(-1)).view(size, side, side, channels)
 
 
-def jitter_colours(images: Tensor, draws: Tensor) -> Tensor:
+def jitter_colours(images: Float[Tensor, "B 3 H W"], draws: Float[Tensor, "B _draws"]) -> Float[Tensor, "B 3 H W"]:
     """Scale brightness, then contrast, then saturation of every image by a factor in 1 ± JITTER.
 
     Args:
@@ -126,12 +129,12 @@ def jitter_colours(images: Tensor, draws: Tensor) -> Tensor:
     return images.sub_(grey).mul_(factors[:, 2]).add_(grey).clamp_(0, 1)
 
 
-def _grey(images: Tensor) -> Tensor:
+def _grey(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
     red, green, blue = images.split(1, dim=1)
     return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
-def erase_rectangles(images: Tensor, draws: Tensor) -> Tensor:
+def erase_rectangles(images: Float[Tensor, "B 3 H W"], draws: Float[Tensor, "B _draws"]) -> Float[Tensor, "B 3 H W"]:
     """Set a rectangle of a quarter of the images to zero.
 
     Args:
@@ -153,12 +156,14 @@ def erase_rectangles(images: Tensor, draws: Tensor) -> Tensor:
     return images * kept[:, None].to(images.dtype)
 
 
-def to_float(pixels: Tensor) -> Tensor:
-    """(B, S, S, 3) uint8 → (B, 3, S, S) in [0, 1], in memory as it lies: channels_last."""
+def to_float(pixels: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
+    """(B, H, W, 3) uint8 → (B, 3, H, W) in [0, 1], in memory as it lies: channels_last."""
     return pixels.permute(0, 3, 1, 2).float().div_(255)
 
 
-def augment_batch(pixels: Tensor, draws: Tensor, augment: Augment) -> Tensor:
+def augment_batch(
+    pixels: UInt8[Tensor, "B S S 3"], draws: Float[Tensor, "B draws"], augment: Augment
+) -> Float[Tensor, "B 3 S S"]:
     """(B, S, S, 3) uint8 and (B, DRAWS) random numbers in [0, 1) → (B, 3, S, S) in [0, 1], channels_last."""
     if augment.crop:
         padding = round(PADDING * pixels.shape[1])
@@ -189,7 +194,7 @@ class ImageTransform:
             steps += [v2.RandomErasing(ERASE_PROBABILITY)] if augment.strong else []
             self.steps = v2.Compose(steps)
 
-    def __call__(self, image: Image.Image, seed: int) -> Tensor:
+    def __call__(self, image: Image.Image, seed: int) -> UInt8[Tensor, "S S 3"]:
         """The image, changed as `seed` says."""
         if self.steps is None:
             return torch.from_numpy(np.array(fit(image, self.side, part=VAL_CROP)))

@@ -10,7 +10,7 @@ import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -23,6 +23,7 @@ CIRCLES = "links to a folder they lie in"
 MEMBER_LIMIT = 1 << 30  # bytes; a larger member of an archive is no photograph
 
 
+@runtime_checkable
 class Store(Protocol):
     """Files by their path relative to a root, with `/` between folders; hidden ones are left out."""
 

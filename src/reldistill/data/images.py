@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from reldistill.data.loader import Loader
 
 
+@runtime_checkable
 class Images(Protocol):
     """Training and validation images of one data set, looked at once."""
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,7 @@ MAX_WORKERS = 8
 WORTH_THREADS = 5e-4  # seconds an image; below it threads only wait for the interpreter, and two are slower than one
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Gives the image that belongs to a key. Picklable, and safe to call from several threads."""
 

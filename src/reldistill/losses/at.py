@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -12,7 +13,9 @@ from reldistill.relations.tokens import on_common_grid
 
 
 @full_precision
-def at_loss(student: Tensor, teacher: Tensor, *, power: float = 2.0) -> Tensor:
+def at_loss(
+    student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C_t H_t W_t"], *, power: float = 2.0
+) -> Float[Tensor, ""]:
     """Pulls the student's spatial attention, how strongly each position is activated, to the teacher's.
 
         L = mean over images and positions of (Q^S − Q^T)²,   Q = A / ‖A‖₂ over the image,   A = mean_c |F_c|^p
@@ -72,7 +75,7 @@ class AT(nn.Module):
         _check_power(power)
         self.power = power
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C_t H_t W_t"]) -> Float[Tensor, ""]:
         """Scalar, for maps (B, C, H, W) of any two sizes."""
         return at_loss(student, teacher, power=self.power)
 

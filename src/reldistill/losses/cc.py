@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -15,7 +16,9 @@ from reldistill.relations.similarity import cosines
 
 
 @full_precision
-def cc_loss(student: Tensor, teacher: Tensor, *, sharpness: float = 0.4, order: int = 2) -> Tensor:
+def cc_loss(
+    student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D_t"], *, sharpness: float = 0.4, order: int = 2
+) -> Float[Tensor, ""]:
     """Pulls the correlations between the samples of a batch, by a Gaussian kernel, to those that the teacher sees.
 
         L = ‖C^S − C^T‖² / B²
@@ -59,7 +62,7 @@ def cc_loss(student: Tensor, teacher: Tensor, *, sharpness: float = 0.4, order: 
     return F.mse_loss(ours, theirs)
 
 
-def _kernel(cosine: Tensor, *, sharpness: float, order: int) -> Tensor:
+def _kernel(cosine: Float[Tensor, "B B"], *, sharpness: float, order: int) -> Float[Tensor, "B B"]:
     total = torch.ones_like(cosine)
     for power in range(1, order + 1):
         total = total + (2 * sharpness) ** power / math.factorial(power) * cosine**power
@@ -85,7 +88,7 @@ class CC(nn.Module):
         self.sharpness = sharpness
         self.order = order
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D_t"]) -> Float[Tensor, ""]:
         """Scalar, for one vector a sample of either network."""
         return cc_loss(student, teacher, sharpness=self.sharpness, order=self.order)
 

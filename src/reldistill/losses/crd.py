@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -60,10 +61,11 @@ class CRD(nn.Module):
         torch.Size([])
     """
 
-    student_bank: Tensor
-    teacher_bank: Tensor
-    bank_labels: Tensor
-    log_scales: Tensor
+    needs = ("labels", "indices")
+    student_bank: Float[Tensor, "n dim"]
+    teacher_bank: Float[Tensor, "n dim"]
+    bank_labels: Int64[Tensor, "n"]
+    log_scales: Float[Tensor, "2"]
 
     def __init__(
         self,
@@ -98,7 +100,14 @@ class CRD(nn.Module):
         self.register_buffer("log_scales", torch.full((2,), -math.inf))
 
     @full_precision
-    def forward(self, student: Tensor, teacher: Tensor, *, labels: Tensor, indices: Tensor) -> Tensor:
+    def forward(
+        self,
+        student: Float[Tensor, "B D"],
+        teacher: Float[Tensor, "B D_t"],
+        *,
+        labels: Int64[Tensor, "B"],
+        indices: Int64[Tensor, "B"],
+    ) -> Float[Tensor, ""]:
         """Scalar, for vectors (B, D) and (B, D'), and the images' classes and indices (B,)."""
         self._check(student, teacher, labels=labels, indices=indices)
         ours = F.normalize(self.student_embedding(student), dim=1)
@@ -119,21 +128,21 @@ class CRD(nn.Module):
             self.bank_labels, self.log_scales = bank_labels, log_scales
         return loss
 
-    def _contrast(self, logits: Tensor, log_scale: Tensor) -> Tensor:
+    def _contrast(self, logits: Float[Tensor, "B choices"], log_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Of (B, 1 + K), the positive first."""
         # log p − log K, in which −log h = softplus(−x) and −log(1 − h) = softplus(x) never overflow.
         odds = logits - log_scale - math.log(max(logits.shape[1] - 1, 1))
         return (F.softplus(-odds[:, 0]) + F.softplus(odds[:, 1:]).sum(dim=1)).mean()
 
     @torch.no_grad()
-    def _log_scales(self, logits: list[Tensor]) -> Tensor:
+    def _log_scales(self, logits: list[Float[Tensor, "B choices"]]) -> Float[Tensor, "2"]:
         largest = 1 / self.temperature  # of unit vectors, so that the exponentials can't overflow
         first = [mean_over_batch((one - largest).exp().mean(dim=1)).log() + largest for one in logits]
         return torch.where(self.log_scales.isneginf(), torch.stack(first), self.log_scales)
 
     @torch.no_grad()
     @torch.compiler.disable
-    def _draw(self, labels: Tensor, bank_labels: Tensor) -> Tensor:
+    def _draw(self, labels: Int64[Tensor, "B"], bank_labels: Int64[Tensor, "n"]) -> Int64[Tensor, "B K"]:
         """(B, K) indices of images of other classes, the same whether one process draws them or several."""
         everyones = gather_batch(labels)
         order = bank_labels.argsort(stable=True)
@@ -149,7 +158,9 @@ class CRD(nn.Module):
         return share_of_rank(order[place])
 
     @torch.no_grad()
-    def _remember(self, indices: Tensor, ours: Tensor, theirs: Tensor) -> None:
+    def _remember(
+        self, indices: Int64[Tensor, "everyone"], ours: Float[Tensor, "B dim"], theirs: Float[Tensor, "B dim"]
+    ) -> None:
         for name, embedding in (("student_bank", ours), ("teacher_bank", theirs)):
             bank = getattr(self, name)
             mixed = self.momentum * bank[indices] + (1 - self.momentum) * gather_batch(embedding)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch, check_temperature
@@ -17,8 +18,13 @@ Targets = Literal["hard", "soft"]
 
 @full_precision
 def cskd_loss(
-    student: Tensor, teacher: Tensor, *, progress: float, targets: Targets = "hard", temperature: float = 1.0
-) -> Tensor:
+    student: Float[Tensor, "B K H W"],
+    teacher: Float[Tensor, "B K H_t W_t"],
+    *,
+    progress: float,
+    targets: Targets = "hard",
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
     """Pulls the student's class scores at every place to the teacher's scores there and in the whole image.
 
         t_p = (1 − progress) z^T_p + progress · mean over places q of z^T_q
@@ -81,13 +87,17 @@ class CSKD(nn.Module):
         torch.Size([])
     """
 
+    needs = ("progress",)
+
     def __init__(self, *, targets: Targets = "hard", temperature: float = 1.0) -> None:
         super().__init__()
         _check(targets, temperature)
         self.targets: Targets = targets
         self.temperature = temperature
 
-    def forward(self, student: Tensor, teacher: Tensor, *, progress: float = 0.0) -> Tensor:
+    def forward(
+        self, student: Float[Tensor, "B K H W"], teacher: Float[Tensor, "B K H_t W_t"], *, progress: float = 0.0
+    ) -> Float[Tensor, ""]:
         """Scalar, for class scores (B, K, H, W) of both networks."""
         return cskd_loss(student, teacher, progress=progress, targets=self.targets, temperature=self.temperature)
 

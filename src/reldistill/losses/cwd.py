@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch, check_temperature
@@ -10,7 +11,9 @@ from reldistill.relations.precision import full_precision
 
 
 @full_precision
-def cwd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
+def cwd_loss(
+    student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"], *, temperature: float = 4.0
+) -> Float[Tensor, ""]:
     """Pulls each channel's distribution over the positions of the image to that of the teacher's channel.
 
         L = τ² · mean over images and channels of KL(φ(F^T_c) ‖ φ(F^S_c)),   φ = softmax over the positions of F_c / τ
@@ -68,6 +71,6 @@ class CWD(nn.Module):
         check_temperature(temperature)
         self.temperature = temperature
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
         """Scalar, for maps of one shape."""
         return cwd_loss(student, teacher, temperature=self.temperature)

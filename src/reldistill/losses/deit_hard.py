@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -10,7 +11,7 @@ from reldistill.relations.precision import full_precision
 
 
 @full_precision
-def deit_hard_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def deit_hard_loss(student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
     """Teaches the student's distillation token the teacher's decisions.
 
         L = mean over samples of cross entropy(softmax(z^S), y_t),   y_t = argmax_k z^T_k
@@ -58,6 +59,6 @@ class DeiTHard(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
         """Scalar, for logits (B, K) of both networks."""
         return deit_hard_loss(student, teacher)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_temperature
 from reldistill.losses.kd import kd_loss
 
 
-def deit_soft_loss(student: Tensor, teacher: Tensor, *, temperature: float = 3.0) -> Tensor:
+def deit_soft_loss(
+    student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], *, temperature: float = 3.0
+) -> Float[Tensor, ""]:
     """Pulls the class probabilities of the student's distillation token to the teacher's.
 
         L = τ² · mean over samples of KL(softmax(z^T / τ) ‖ softmax(z^S / τ))
@@ -59,6 +62,6 @@ class DeiTSoft(nn.Module):
         check_temperature(temperature)
         self.temperature = temperature
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
         """Scalar, for logits (B, K) of both networks."""
         return deit_soft_loss(student, teacher, temperature=self.temperature)

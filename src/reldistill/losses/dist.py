@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_parts, check_same_batch, check_temperature
@@ -15,7 +16,9 @@ PARTS = ("inter", "intra")
 
 
 @full_precision
-def _dist_parts(student: Tensor, teacher: Tensor, *, temperature: float, names: Collection[str]) -> dict[str, Tensor]:
+def _dist_parts(
+    student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], *, temperature: float, names: Collection[str]
+) -> dict[str, Float[Tensor, ""]]:
     check_parts(names, PARTS)
     check_axes(student, "B K", name="student")
     check_axes(teacher, "B K", name="teacher", K=student.shape[1])
@@ -25,15 +28,20 @@ def _dist_parts(student: Tensor, teacher: Tensor, *, temperature: float, names: 
     return {name: temperature**2 * _mean_distance(*sides[name]) for name in PARTS if name in names}
 
 
-def _mean_distance(student: Tensor, teacher: Tensor) -> Tensor:
+def _mean_distance(student: Float[Tensor, "rows n"], teacher: Float[Tensor, "rows n"]) -> Float[Tensor, ""]:
     """1 − the mean over the rows of their correlation."""
     ours, theirs = unit_deviations(student), unit_deviations(teacher)
     return 1.0 - (ours * theirs).sum(dim=1).mean()
 
 
 def dist_loss(
-    student: Tensor, teacher: Tensor, *, temperature: float = 4.0, inter_weight: float = 2.0, intra_weight: float = 2.0
-) -> Tensor:
+    student: Float[Tensor, "B K"],
+    teacher: Float[Tensor, "B K"],
+    *,
+    temperature: float = 4.0,
+    inter_weight: float = 2.0,
+    intra_weight: float = 2.0,
+) -> Float[Tensor, ""]:
     """Asks that the student's class probabilities correlate with the teacher's, sample by sample and class by class.
 
         L = β L_inter + γ L_intra,   Y = softmax(z / τ) over the classes,   ρ Pearson's correlation
@@ -94,11 +102,13 @@ class DIST(nn.Module):
         self.temperature = temperature
         self.weights = {"inter": inter_weight, "intra": intra_weight}
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
         """Scalar, the weighted sum of the parts."""
         parts = self.parts(student, teacher)
         return self.weights["inter"] * parts["inter"] + self.weights["intra"] * parts["intra"]
 
-    def parts(self, student: Tensor, teacher: Tensor, *, names: Collection[str] = PARTS) -> dict[str, Tensor]:
+    def parts(
+        self, student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], *, names: Collection[str] = PARTS
+    ) -> dict[str, Float[Tensor, ""]]:
         """`inter` and `intra`, unweighted; `names` says which."""
         return _dist_parts(student, teacher, temperature=self.temperature, names=names)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_parts, check_same_batch, check_temperature
@@ -16,8 +17,13 @@ PARTS = ("target", "nontarget")
 
 @full_precision
 def _dkd_parts(
-    student: Tensor, teacher: Tensor, labels: Tensor, *, temperature: float, names: Collection[str]
-) -> dict[str, Tensor]:
+    student: Float[Tensor, "B K"],
+    teacher: Float[Tensor, "B K"],
+    labels: Int64[Tensor, "B"],
+    *,
+    temperature: float,
+    names: Collection[str],
+) -> dict[str, Float[Tensor, ""]]:
     check_parts(names, PARTS)
     check_axes(student, "B K", name="student")
     check_axes(teacher, "B K", name="teacher", K=student.shape[1])
@@ -33,7 +39,7 @@ def _dkd_parts(
     }
 
 
-def _split(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def _split(logits: Float[Tensor, "B K"], labels: Int64[Tensor, "B"]) -> dict[str, Float[Tensor, "B _"]]:
     """Log-probabilities (B, 2) of the true class and of all others, and (B, K − 1) of the others given that it is one.
 
     The others are taken out by their index: a probability of 1 − p_y as a difference would be 0 for a certain teacher.
@@ -45,14 +51,14 @@ def _split(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def dkd_loss(
-    student: Tensor,
-    teacher: Tensor,
+    student: Float[Tensor, "B K"],
+    teacher: Float[Tensor, "B K"],
     *,
-    labels: Tensor,
+    labels: Int64[Tensor, "B"],
     temperature: float = 4.0,
     target_weight: float = 1.0,
     nontarget_weight: float = 8.0,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """Pulls the probability of the true class, and the others' probabilities among themselves, to the teacher's.
 
         L = α L_target + β L_nontarget
@@ -109,19 +115,28 @@ class DKD(nn.Module):
         0.0
     """
 
+    needs = ("labels",)
+
     def __init__(self, *, temperature: float = 4.0, target_weight: float = 1.0, nontarget_weight: float = 8.0) -> None:
         super().__init__()
         check_temperature(temperature)
         self.temperature = temperature
         self.weights = {"target": target_weight, "nontarget": nontarget_weight}
 
-    def forward(self, student: Tensor, teacher: Tensor, *, labels: Tensor) -> Tensor:
+    def forward(
+        self, student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], *, labels: Int64[Tensor, "B"]
+    ) -> Float[Tensor, ""]:
         """Scalar, the weighted sum of the parts."""
         parts = self.parts(student, teacher, labels=labels)
         return self.weights["target"] * parts["target"] + self.weights["nontarget"] * parts["nontarget"]
 
     def parts(
-        self, student: Tensor, teacher: Tensor, *, labels: Tensor, names: Collection[str] = PARTS
-    ) -> dict[str, Tensor]:
+        self,
+        student: Float[Tensor, "B K"],
+        teacher: Float[Tensor, "B K"],
+        *,
+        labels: Int64[Tensor, "B"],
+        names: Collection[str] = PARTS,
+    ) -> dict[str, Float[Tensor, ""]]:
         """`target` and `nontarget`, unweighted; `names` says which."""
         return _dkd_parts(student, teacher, labels, temperature=self.temperature, names=names)

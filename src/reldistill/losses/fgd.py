@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_parts, check_same_batch, check_temperature
@@ -56,6 +57,8 @@ class FGD(nn.Module):
         ['attention', 'background', 'foreground', 'global']
     """
 
+    needs = ("boxes",)
+
     def __init__(
         self,
         *,
@@ -78,7 +81,9 @@ class FGD(nn.Module):
         self.student_relations = _GlobalContext(channels)
         self.teacher_relations = _GlobalContext(channels)
 
-    def forward(self, student: Tensor, teacher: Tensor, *, boxes: Tensor) -> Tensor:
+    def forward(
+        self, student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"], *, boxes: Float[Tensor, "B n 4"]
+    ) -> Float[Tensor, ""]:
         """Σ weight · part, a scalar."""
         names = [name for name, weight in self.weights.items() if weight]
         nothing = as_float(student[:0]).sum()  # keeps the result differentiable when every weight is 0
@@ -87,8 +92,13 @@ class FGD(nn.Module):
 
     @full_precision
     def parts(
-        self, student: Tensor, teacher: Tensor, *, boxes: Tensor, names: Collection[str] = PARTS
-    ) -> dict[str, Tensor]:
+        self,
+        student: Float[Tensor, "B C H W"],
+        teacher: Float[Tensor, "B C H W"],
+        *,
+        boxes: Float[Tensor, "B n 4"],
+        names: Collection[str] = PARTS,
+    ) -> dict[str, Float[Tensor, ""]]:
         """The parts asked for, by name, unweighted."""
         check_parts(names, PARTS)
         check_axes(student, "B C H W", name="student", C=self.channels)
@@ -112,7 +122,7 @@ class FGD(nn.Module):
             found["global"] = apart.sum(dim=(1, 2, 3)).mean()
         return {name: found[name] for name in PARTS if name in names}
 
-    def _attention(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+    def _attention(self, maps: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B H W"], Float[Tensor, "B C"]]:
         """Weights of mean 1, over the positions (B, H, W) and over the channels (B, C)."""
         magnitude = maps.abs()
         spatial = (magnitude.mean(dim=1).flatten(1) / self.temperature).softmax(dim=1)
@@ -135,14 +145,16 @@ class _GlobalContext(nn.Module):
         nn.init.zeros_(self.transform[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.transform[-1].bias)  # type: ignore[arg-type]
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """(B, C, H, W) → the same."""
         attention = self.attend(maps).flatten(1).softmax(dim=1)
         context = torch.einsum("bcp,bp->bc", maps.flatten(2), attention)
         return maps + self.transform(context)[:, :, None, None]
 
 
-def _shares(boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+def _shares(
+    boxes: Float[Tensor, "B n 4"], height: int, width: int
+) -> tuple[Float[Tensor, "B {height} {width}"], Float[Tensor, "B {height} {width}"]]:
     """(B, H, W) twice: for a cell in a box, 1 / cells of the smallest one there; for others, 1 / cells in no box."""
     sides = boxes.new_tensor([width, height])
     first = (boxes[..., :2] * sides).floor().clamp(min=0)

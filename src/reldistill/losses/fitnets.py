@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.relations.across_ranks import mean_over_batch
@@ -11,7 +12,9 @@ from reldistill.relations.precision import full_precision
 
 
 @full_precision
-def fitnets_loss(student: Tensor, teacher: Tensor, *, relative: bool = False) -> Tensor:
+def fitnets_loss(
+    student: Float[Tensor, "B *features"], teacher: Float[Tensor, "B *features"], *, relative: bool = False
+) -> Float[Tensor, ""]:
     """Pulls the student's features to the teacher's, number by number.
 
         L = mean (F^S − F^T)²,   or with `relative`   L = mean (F^S − F^T)² / mean (F^T)²
@@ -73,6 +76,8 @@ class FitNets(nn.Module):
         super().__init__()
         self.relative = relative
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(
+        self, student: Float[Tensor, "B *features"], teacher: Float[Tensor, "B *features"]
+    ) -> Float[Tensor, ""]:
         """Scalar, for features of one shape."""
         return fitnets_loss(student, teacher, relative=self.relative)

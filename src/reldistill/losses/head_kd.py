@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -11,7 +12,7 @@ from reldistill.relations.precision import full_precision
 
 
 @full_precision
-def head_kd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def head_kd_loss(student: Float[Tensor, "B A K"], teacher: Float[Tensor, "B A K"]) -> Float[Tensor, ""]:
     """Pulls every class probability of every anchor to the teacher's, most where the two differ most.
 
         L = Σ |q − p| · BCE(p, q) / max(1, Σ q),   p = sigmoid(z^S), q = sigmoid(z^T)
@@ -66,6 +67,6 @@ class HeadKD(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B A K"], teacher: Float[Tensor, "B A K"]) -> Float[Tensor, ""]:
         """Scalar, for scores (B, A, K) of both networks."""
         return head_kd_loss(student, teacher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -10,7 +11,7 @@ from reldistill.relations.similarity import unit_vectors
 
 
 @full_precision
-def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def ickd_loss(student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H_t W_t"]) -> Float[Tensor, ""]:
     """Pulls the correlations between the channels of each image to the teacher's.
 
         L = mean over images of ‖G^S − G^T‖² / C,   G = V Vᵀ with each row scaled to length 1,   V (C, H·W) the channels
@@ -49,7 +50,7 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (ours - theirs).square().sum(dim=2).mean()
 
 
-def _products(channels: Tensor) -> Tensor:
+def _products(channels: Float[Tensor, "B C P"]) -> Float[Tensor, "B C C"]:
     return channels @ channels.mT
 
 
@@ -65,6 +66,6 @@ class ICKD(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H_t W_t"]) -> Float[Tensor, ""]:
         """Scalar, for maps of the same channels."""
         return ickd_loss(student, teacher)

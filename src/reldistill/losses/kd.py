@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch, check_temperature
@@ -10,7 +11,9 @@ from reldistill.relations.precision import full_precision
 
 
 @full_precision
-def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
+def kd_loss(
+    student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], *, temperature: float = 4.0
+) -> Float[Tensor, ""]:
     """Pulls the student's softened class probabilities to the teacher's.
 
         L = τ² · mean over samples of KL(softmax(z^T / τ) ‖ softmax(z^S / τ))
@@ -66,6 +69,6 @@ class KD(nn.Module):
         check_temperature(temperature)
         self.temperature = temperature
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
         """Scalar, for logits (B, K) of both networks."""
         return kd_loss(student, teacher, temperature=self.temperature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -11,7 +12,7 @@ from reldistill.relations.across_ranks import gather_batch
 from reldistill.relations.precision import as_float, full_precision
 
 
-def linear_cka(student: Tensor, teacher: Tensor) -> Tensor:
+def linear_cka(student: Float[Tensor, "N D"], teacher: Float[Tensor, "N D_t"]) -> Float[Tensor, ""]:
     """Linear CKA of two sets of vectors (N, D) and (N, D'): ‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖) of the centred ones, in [0, 1].
 
     It is 0 where either set is a single point.
@@ -65,9 +66,10 @@ class LEAP(nn.Module):
         3
     """
 
-    block: Tensor
-    alignment: Tensor
-    begun: Tensor
+    needs = ("progress",)
+    block: Int64[Tensor, ""]
+    alignment: Float[Tensor, ""]
+    begun: Float[Tensor, ""]
 
     def __init__(
         self,
@@ -97,7 +99,9 @@ class LEAP(nn.Module):
         """The number of the block that the next call is about, from 0."""
         return int(self.block)
 
-    def forward(self, student: Tensor, teacher: Tensor, *, progress: float = 0.0) -> Tensor:
+    def forward(
+        self, student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"], *, progress: float = 0.0
+    ) -> Float[Tensor, ""]:
         """Scalar, for maps (B, C, H, W) of one shape."""
         check_axes(student, "B C H W", name="student")
         check_same_batch(student, teacher)
@@ -108,7 +112,7 @@ class LEAP(nn.Module):
 
     @torch.no_grad()
     @full_precision
-    def _observe(self, student: Tensor, teacher: Tensor, progress: float) -> None:
+    def _observe(self, student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"], progress: float) -> None:
         ours, theirs = (
             gather_batch(as_float(one).flatten(2).transpose(1, 2)).flatten(0, 1) for one in (student, teacher)
         )

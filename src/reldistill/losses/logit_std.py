@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch, check_temperature
@@ -11,7 +12,9 @@ from reldistill.relations.similarity import unit_deviations
 
 
 @full_precision
-def logit_std_loss(student: Tensor, teacher: Tensor, *, temperature: float = 2.0) -> Tensor:
+def logit_std_loss(
+    student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], *, temperature: float = 2.0
+) -> Float[Tensor, ""]:
     """Pulls the softened class probabilities of the student's standardised logits to those of the teacher's.
 
         L = τ² · mean over samples of KL(softmax(ẑ^T / τ) ‖ softmax(ẑ^S / τ))
@@ -70,6 +73,6 @@ class LogitStd(nn.Module):
         check_temperature(temperature)
         self.temperature = temperature
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
         """Scalar, for logits (B, K) of both networks."""
         return logit_std_loss(student, teacher, temperature=self.temperature)

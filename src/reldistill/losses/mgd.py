@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -57,7 +58,7 @@ class MGD(nn.Module):
         )
 
     @full_precision
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
         """Scalar, for maps (B, C, H, W) of one shape."""
         check_axes(student, "B C H W", name="student", C=self.channels)
         check_same_batch(student, teacher)
@@ -67,7 +68,7 @@ class MGD(nn.Module):
 
     @torch.no_grad()
     @torch.compiler.disable
-    def _mask(self, student: Tensor) -> Tensor:
+    def _mask(self, student: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
         """(B, 1, H, W) of 0 and 1."""
         generator = torch.Generator(student.device).manual_seed(shared_seed())
         size = (len(gather_batch(student[:, 0, 0, 0])), 1, *student.shape[2:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -12,7 +13,7 @@ from reldistill.relations.across_ranks import mean_over_batch
 from reldistill.relations.precision import as_float
 
 
-def margins(teacher: Tensor) -> Tensor:
+def margins(teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, "C"]:
     """(B, C, H, W) → (C,), each channel's mean negative response over the images of all ranks, 0 without any."""
     negative = teacher < 0
     total = mean_over_batch((teacher * negative).sum(dim=(2, 3)))
@@ -20,7 +21,9 @@ def margins(teacher: Tensor) -> Tensor:
     return total / count.masked_fill(count == 0, 1.0)
 
 
-def ofd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def ofd_loss(
+    student: Sequence[Float[Tensor, "B _C _H _W"]], teacher: Sequence[Float[Tensor, "B _C _H _W"]]
+) -> Float[Tensor, ""]:
     """Pulls the student's maps to the teacher's, but for responses that are negative in both.
 
         L = Σ_l 2^{l − n} mean over images of Σ d_p(max(t, m_c), s),   d_p(t, s) = 0 where s ≤ t ≤ 0, else (t − s)²
@@ -68,7 +71,7 @@ def ofd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _partial_distance(student: Tensor, teacher: Tensor) -> Tensor:
+def _partial_distance(student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
     teacher = torch.maximum(teacher, margins(teacher)[:, None, None])
     counts = (student > teacher) | (teacher > 0)
     return ((teacher - student).square() * counts).flatten(1).sum(dim=1).mean()
@@ -87,6 +90,8 @@ class OFD(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, student: Sequence[Float[Tensor, "B _C _H _W"]], teacher: Sequence[Float[Tensor, "B _C _H _W"]]
+    ) -> Float[Tensor, ""]:
         """Scalar, for maps (B, C, H, W) of the same shapes in both, from shallow to deep."""
         return ofd_loss(student, teacher)

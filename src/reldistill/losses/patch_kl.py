@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch, check_temperature
@@ -12,7 +13,9 @@ from reldistill.relations.tokens import map_to_tokens, on_common_grid
 
 
 @full_precision
-def patch_kl_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.07) -> Tensor:
+def patch_kl_loss(
+    student: Float[Tensor, "B D H W"], teacher: Float[Tensor, "B D_t H_t W_t"], *, temperature: float = 0.07
+) -> Float[Tensor, ""]:
     """Pulls each patch's softmax over its similarities to all patches of the same image to the teacher's.
 
         L = mean over images and patches i of KL(p^T_i ‖ p^S_i),   p_i = softmax over j of cos(t_i, t_j) / τ
@@ -77,6 +80,6 @@ class PatchKL(nn.Module):
         check_temperature(temperature)
         self.temperature = temperature
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B D H W"], teacher: Float[Tensor, "B D_t H_t W_t"]) -> Float[Tensor, ""]:
         """Scalar, for maps or laid-out tokens (B, D, H, W) of any two sizes."""
         return patch_kl_loss(student, teacher, temperature=self.temperature)

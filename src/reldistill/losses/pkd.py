@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -12,7 +13,7 @@ _SMALLEST = 1e-12
 
 
 @full_precision
-def pkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def pkd_loss(student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
     """Pulls each channel of the student's map to vary as the teacher's does, over all positions of all images.
 
         L = mean over channels of 1 − r_c = ½ mean (ŝ − t̂)²,   x̂_c = (x_c − mean of x_c) / standard deviation of x_c
@@ -52,7 +53,7 @@ def pkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (_normalised(student) - _normalised(teacher.detach())).square().mean() / 2
 
 
-def _normalised(maps: Tensor) -> Tensor:
+def _normalised(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """The maps with mean 0 and deviation 1 in every channel."""
     centred = maps - mean_over_batch(maps.mean(dim=(2, 3)))[:, None, None]
     variance = mean_over_batch(centred.square().mean(dim=(2, 3)))
@@ -71,6 +72,6 @@ class PKD(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
         """Scalar, for maps of one shape."""
         return pkd_loss(student, teacher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -15,7 +16,7 @@ _SMALLEST = 1e-6
 
 
 @full_precision
-def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def pkt_loss(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D_t"]) -> Float[Tensor, ""]:
     """Pulls the probability that one sample of a batch is another's neighbour to what the teacher makes of it.
 
         L = mean over pairs i ≠ j of p^T_{j|i} log(p^T_{j|i} / p^S_{j|i})
@@ -58,7 +59,7 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (theirs.exp() * (theirs - ours)).sum() / (count * (count - 1))
 
 
-def _log_probabilities(cosine: Tensor) -> Tensor:
+def _log_probabilities(cosine: Float[Tensor, "B B"]) -> Float[Tensor, "B B"]:
     """log p_{j|i}, (B, B); 0 on the diagonal in both networks, so that it adds nothing."""
     itself = torch.eye(len(cosine), dtype=torch.bool, device=cosine.device)
     kernel = ((1.0 + cosine).clamp_min(0.0) / 2 + _SMALLEST).masked_fill(itself, 0.0)
@@ -78,6 +79,6 @@ class PKT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D_t"]) -> Float[Tensor, ""]:
         """Scalar, for one vector a sample of either network."""
         return pkt_loss(student, teacher)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_same_batch
@@ -15,7 +16,7 @@ from reldistill.relations.tokens import average_pool
 _SIDES = (4, 2, 1)
 
 
-def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def context_loss(student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
     """The hierarchical context loss of two maps (B, C, H, W): see `reviewkd_loss`."""
     value, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
     for cells in _SIDES:
@@ -27,7 +28,9 @@ def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return value / total
 
 
-def reviewkd_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def reviewkd_loss(
+    student: Sequence[Float[Tensor, "B _C *_"]], teacher: Sequence[Float[Tensor, "B _C *_"]]
+) -> Float[Tensor, ""]:
     """Pulls the student's fused maps to the teacher's, as they are and pooled to 4×4, 2×2 and 1×1.
 
         L = Σ_l HCL(s_l, t_l)
@@ -92,6 +95,8 @@ class ReviewKD(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, student: Sequence[Float[Tensor, "B _C *_"]], teacher: Sequence[Float[Tensor, "B _C *_"]]
+    ) -> Float[Tensor, ""]:
         """Scalar, for maps (B, C, H, W) or vectors (B, C) of the same shapes in both."""
         return reviewkd_loss(student, teacher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -13,7 +14,9 @@ from reldistill.relations.precision import full_precision
 
 
 @full_precision
-def _rkd_parts(student: Tensor, teacher: Tensor, *, names: Collection[str]) -> dict[str, Tensor]:
+def _rkd_parts(
+    student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D_t"], *, names: Collection[str]
+) -> dict[str, Float[Tensor, ""]]:
     check_axes(student, "B D", name="student")
     check_axes(teacher, "B D", name="teacher")
     check_same_batch(student, teacher)
@@ -21,7 +24,13 @@ def _rkd_parts(student: Tensor, teacher: Tensor, *, names: Collection[str]) -> d
     return distance_and_angle(ours, theirs, names=names)
 
 
-def rkd_loss(student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0, angle_weight: float = 50.0) -> Tensor:
+def rkd_loss(
+    student: Float[Tensor, "B D"],
+    teacher: Float[Tensor, "B D_t"],
+    *,
+    distance_weight: float = 25.0,
+    angle_weight: float = 50.0,
+) -> Float[Tensor, ""]:
     """Pulls the distances and angles between the samples of a batch to those that the teacher sees.
 
         L = λ_D L_D + λ_A L_A
@@ -76,11 +85,13 @@ class RKD(nn.Module):
         super().__init__()
         self.weights = {"distance": distance_weight, "angle": angle_weight}
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D_t"]) -> Float[Tensor, ""]:
         """Scalar, the weighted sum of the parts."""
         parts = self.parts(student, teacher)
         return self.weights["distance"] * parts["distance"] + self.weights["angle"] * parts["angle"]
 
-    def parts(self, student: Tensor, teacher: Tensor, *, names: Collection[str] = PARTS) -> dict[str, Tensor]:
+    def parts(
+        self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D_t"], *, names: Collection[str] = PARTS
+    ) -> dict[str, Float[Tensor, ""]]:
         """`distance` L_D and `angle` L_A, unweighted; `names` says which."""
         return _rkd_parts(student, teacher, names=names)

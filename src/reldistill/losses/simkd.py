@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_same_batch
@@ -10,7 +11,7 @@ from reldistill.relations.precision import full_precision
 
 
 @full_precision
-def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def simkd_loss(student: Float[Tensor, "B C *HW"], teacher: Float[Tensor, "B C *HW_t"]) -> Float[Tensor, ""]:
     """Pulls what the student's projector feeds into the teacher's classifier to what the teacher feeds into it.
 
         L = mean (P(F^S) − F^T)²
@@ -64,6 +65,6 @@ class SimKD(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C *HW"], teacher: Float[Tensor, "B C *HW_t"]) -> Float[Tensor, ""]:
         """Scalar, for maps (B, C, H, W) or vectors (B, C)."""
         return simkd_loss(student, teacher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_same_batch
@@ -12,7 +13,7 @@ from reldistill.relations.similarity import unit_vectors
 
 
 @full_precision
-def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def sp_loss(student: Float[Tensor, "B *features"], teacher: Float[Tensor, "B *features_t"]) -> Float[Tensor, ""]:
     """Pulls the similarities between the samples of a batch to those that the teacher sees.
 
         L = ‖G^S − G^T‖² / B²,   G = X Xᵀ with each row scaled to length 1,   X (B, …) one flat vector a sample
@@ -49,7 +50,7 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(ours, theirs)
 
 
-def _products(samples: Tensor) -> Tensor:
+def _products(samples: Float[Tensor, "B D"]) -> Float[Tensor, "B B"]:
     return samples @ samples.mT
 
 
@@ -65,6 +66,8 @@ class SP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(
+        self, student: Float[Tensor, "B *features"], teacher: Float[Tensor, "B *features_t"]
+    ) -> Float[Tensor, ""]:
         """Scalar, for features (B, …) of any two shapes."""
         return sp_loss(student, teacher)

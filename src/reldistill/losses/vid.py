@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
@@ -56,7 +57,7 @@ class VID(nn.Module):
         self.alpha = nn.Parameter(torch.full((channels,), math.log(math.expm1(first_variance - _SMALLEST))))
 
     @full_precision
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
         """Scalar, for maps (B, C, H, W) of one shape."""
         check_axes(student, "B C H W", name="student", C=len(self.alpha))
         check_same_batch(student, teacher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,14 +29,14 @@ class MapAdapter(nn.Module):
             nn.Identity() if channels == teacher_channels else nn.Conv2d(channels, teacher_channels, 1, bias=False)
         )
 
-    def forward(self, student: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C_t H_t W_t"]:
         """(B, C, H, W) → (B, C', H', W')."""
         # The convolution and the resize commute, so the convolution runs where there are fewer pixels.
         if student.shape[-2:].numel() > self.teacher_size[0] * self.teacher_size[1]:
             return self.project(self._resize(student))
         return self._resize(self.project(student))
 
-    def _resize(self, student: Tensor) -> Tensor:
+    def _resize(self, student: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H_t W_t"]:
         if student.shape[-2:] == self.teacher_size:
             return student
         return functional.interpolate(student, self.teacher_size, mode="bilinear", align_corners=False)
@@ -53,13 +54,17 @@ class PyramidAdapter(nn.Module):
     (2, 64, 5, 6)
     """
 
+    wants_teacher = True  # of a Distiller, by the keyword `teacher`
+
     def __init__(self, channels: int, teacher_channels: int) -> None:
         super().__init__()
         self.project = (
             nn.Identity() if channels == teacher_channels else nn.Conv2d(channels, teacher_channels, 1, bias=False)
         )
 
-    def forward(self, student: Tensor, *, teacher: Tensor) -> Tensor:
+    def forward(
+        self, student: Float[Tensor, "B C H W"], *, teacher: Float[Tensor, "B C_t H_t W_t"]
+    ) -> Float[Tensor, "B C_t H_t W_t"]:
         """(B, C, H, W), and the map that it is to fit → (B, C', H', W')."""
         projected = self.project(student)
         if student.shape[-2:] == teacher.shape[-2:]:
@@ -79,7 +84,7 @@ class StridedTokeniser(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(channels, channels, factor, stride=factor)
 
-    def forward(self, student: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C _H _W"]:
         """(B, C, H, W) → (B, C, ceil(H / factor), ceil(W / factor))."""
         factor = self.convolution.stride[0]
         height, width = student.shape[-2:]
@@ -115,7 +120,7 @@ class PixelwiseRegressor(nn.Module):
             nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
         )
 
-    def forward(self, student: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C_t H_t W_t"]:
         """(B, C, H, W) → (B, C', H', W')."""
         return self.regress(self.resize(student))
 
@@ -136,7 +141,7 @@ class NormedProjection(nn.Module):
         )
         self.resize = MapAdapter(teacher_channels, teacher_channels, teacher_size=teacher_size)
 
-    def forward(self, student: Tensor) -> Tensor:
+    def forward(self, student: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C_t H_t W_t"]:
         """(B, C, H, W) → (B, C', H', W')."""
         return self.resize(self.project(student))
 
@@ -144,6 +149,6 @@ class NormedProjection(nn.Module):
 class EachLevel(nn.ModuleList):
     """Adapters side by side: the first takes the first of the student's tensors, and so on."""
 
-    def forward(self, *student: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *student: Float[Tensor, "B _C *_"]) -> tuple[Float[Tensor, "B _C *_"], ...]:
         """As many tensors as adapters → what each makes of its own."""
         return tuple(adapter(tensor) for adapter, tensor in zip(self, student, strict=True))

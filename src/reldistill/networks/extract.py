@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from reldistill.core.checks import UserError, check_axes
-from reldistill.core.types import Features, LevelInfo
+from reldistill.core.types import Features, FeatureSource, LevelInfo, Targets, Wanted
 from reldistill.networks.levels import Seen, Tap, stages_of, taps_of
 
 DISTILLATION_HEAD = "head_dist"  # timm's name for it
@@ -35,7 +36,7 @@ class Feed(NamedTuple):
     linear: bool
 
 
-class Extractor(nn.Module):
+class Extractor(FeatureSource):
     """A network that takes un-normalised images of any size and says Features of them.
 
     The first use of a level (or `survey`) makes a dry run that finds every place that can be tapped. Hooks are set
@@ -58,8 +59,8 @@ class Extractor(nn.Module):
     ((2, 5), (2, 8, 4, 4))
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Float[Tensor, "C 1 1"]
+    std: Float[Tensor, "C 1 1"]
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Extractor(nn.Module):
         """Whether it is a transformer with a distillation token and a head for it, as timm makes them."""
         return isinstance(getattr(self.network, DISTILLATION_HEAD, None), nn.Module)
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C _H _W"]:
         """(B, 3, H, W) in [0, 1] → the network's own size, normalisation and precision."""
         check_axes(images, "B C H W", name="images", C=len(self.mean))
         if not images.is_floating_point():
@@ -114,7 +115,7 @@ class Extractor(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Float[Tensor, "B C H W"],
         *,
         levels: tuple[str, ...] = (),
         logits: bool = True,
@@ -132,15 +133,24 @@ class Extractor(nn.Module):
             distilled: whether the logits of the distillation token's own head are wanted.
             dense: whether the classifier's logits of each place are wanted; it takes a linear classifier with a `feed`.
         """
-        if (levels or pooled or dense) and self._surveyed_size is None:
+        return self.ask(images, Wanted(levels, logits, pooled, distilled, dense))
+
+    def ask(self, images: Tensor, wanted: Wanted, *, targets: Targets | None = None) -> Features:
+        """Features of images (B, 3, H, W) in [0, 1], whatever they are labelled with; a network without class scores
+        of anchors has no `scores`.
+        """
+        if wanted.scores:
+            raise ValueError(f"{self.name} is no detector: it has no class scores of anchors or proposals")
+        levels = wanted.levels
+        if (levels or wanted.pooled or wanted.dense) and self._surveyed_size is None:
             self.survey(max(images.shape[-2:]))
         images = self.prepare(images)
         aspect = images.shape[-2] / images.shape[-1]
-        source = self._feed.level.name if dense and self._feed else None
+        source = self._feed.level.name if wanted.dense and self._feed else None
         taps = {name: self._tap(name) for name in ((*levels, source) if source else levels)}
         found: dict[str, Tensor] = {}
         classifier_input: list[Tensor] = []
-        stop_early = bool(taps) and not logits and not pooled and not distilled
+        stop_early = bool(taps) and not (wanted.logits or wanted.pooled or wanted.distilled)
         token_logits: list[Tensor] = []
 
         def keep(name: str) -> Callable[..., None]:
@@ -155,9 +165,9 @@ class Extractor(nn.Module):
             token_logits.append(output)
 
         hooks = [(name, keep(name)) for name in taps]
-        if distilled:
+        if wanted.distilled:
             hooks.append((DISTILLATION_HEAD, keep_output))
-        if pooled and self._classifier:
+        if wanted.pooled and self._classifier:
             hooks.append((self._classifier, _input_into(classifier_input)))
         try:
             with hooked([(self.network.get_submodule(name), hook) for name, hook in hooks]):
@@ -166,9 +176,9 @@ class Extractor(nn.Module):
             output = None
         vector = _as_vector(classifier_input[-1]) if classifier_input else output
         return Features(
-            logits=output if logits else None,
-            pooled=vector if pooled else None,
-            distilled=token_logits[-1] if distilled else None,
+            logits=output if wanted.logits else None,
+            pooled=vector if wanted.pooled else None,
+            distilled=token_logits[-1] if wanted.distilled else None,
             dense=self._of_each_place(found[source]) if source else None,
             levels={name: found[name] for name in levels},
         )
@@ -178,9 +188,10 @@ class Extractor(nn.Module):
         self._survey_at(image_size)
         return self._feed
 
-    def _of_each_place(self, feature_map: Tensor) -> Tensor:
+    def _of_each_place(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
         """(B, C, H, W) → the classifier's (B, K, H, W)."""
-        assert self._classifier is not None
+        if self._classifier is None:
+            raise ValueError(f"{self.name} has no classifier that could be asked about places")
         layer = self.network.get_submodule(self._classifier)
         return layer(feature_map.movedim(1, -1)).movedim(-1, 1) if isinstance(layer, nn.Linear) else layer(feature_map)
 
@@ -241,15 +252,14 @@ class Extractor(nn.Module):
         found = stages_of(self.network, {n: t.info for n, t in self._taps.items()})
         if self._untrained is None:
             tokens = [level.name for level in found if level.kind == "tokens"]
-            unheard = self._unheard(tokens) if tokens else set()
+            unheard = self._unheard(tokens, self.input_size or image_size) if tokens else set()
             self._untrained = unheard if len(unheard) < len(tokens) else set()
         return [level for level in found if level.name not in self._untrained]
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
-    def _unheard(self, names: Sequence[str]) -> set[str]:
+    def _unheard(self, names: Sequence[str], size: int) -> set[str]:
         """Those of the levels that the classifier's input does not depend on."""
-        assert self._surveyed_size is not None
         outputs: dict[str, Tensor] = {}
         vectors: list[Tensor] = []
 
@@ -263,7 +273,7 @@ class Extractor(nn.Module):
         if self._classifier:
             hooks.append((self.network.get_submodule(self._classifier), _input_into(vectors)))
         with evaluating(self.network), hooked(hooks):
-            logits = _first_tensor(self.network(self._noise(1, self._surveyed_size).requires_grad_()))
+            logits = _first_tensor(self.network(self._noise(1, size).requires_grad_()))
         vector = vectors[-1] if vectors else logits
         pull = torch.rand(vector.shape, generator=torch.Generator().manual_seed(1)).to(vector)
         gradients = torch.autograd.grad(vector, [outputs[name] for name in names], pull, allow_unused=True)
@@ -273,7 +283,7 @@ class Extractor(nn.Module):
             if gradient is None or not self._taps[name].read(gradient, aspect=1.0).any()
         }
 
-    def _noise(self, batch_size: int, side: int) -> Tensor:
+    def _noise(self, batch_size: int, side: int) -> Float[Tensor, "{batch_size} _C {side} {side}"]:
         """Images for a dry run, in the network's precision; the same every time."""
         like = first_float(self.network, default=self.mean)
         shape = (batch_size, len(self.mean), side, side)
@@ -353,7 +363,9 @@ def first_float(network: nn.Module, *, default: Tensor | None = None) -> Tensor:
     return torch.empty(0) if found is None else found
 
 
-def _find_classifier(seen: list[Seen], logits: Tensor, inputs_of: Mapping[str, Tensor]) -> tuple[str | None, bool]:
+def _find_classifier(
+    seen: list[Seen], logits: Float[Tensor, "B K"], inputs_of: Mapping[str, Tensor]
+) -> tuple[str | None, bool]:
     """The innermost module with parameters that makes the logits; where they are mixed from several heads, the last.
 
     The second result says whether that module's output is the logits.
@@ -371,7 +383,9 @@ def is_linear(layer: nn.Module | None) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() == 1)
 
 
-def _feed_of(vector: Tensor, seen: Sequence[Seen], taps: Mapping[str, Tap], *, linear: bool) -> Feed | None:
+def _feed_of(
+    vector: Float[Tensor, "B D"], seen: Sequence[Seen], taps: Mapping[str, Tap], *, linear: bool
+) -> Feed | None:
     for one in reversed(seen):
         tap = taps.get(one.name)
         if tap is None or tap.overwritten or tap.info.channels != vector.shape[1]:
@@ -386,7 +400,7 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def _as_vector(classifier_input: Tensor) -> Tensor:
+def _as_vector(classifier_input: Float[Tensor, "B *_"]) -> Float[Tensor, "B D"]:
     """(B, D), or the mean over the positions of a map (B, D, H, W) or of tokens (B, N, D)."""
     if classifier_input.ndim == 3:
         return classifier_input.mean(dim=1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,7 +48,7 @@ class AttentionFusion(nn.Module):
             if isinstance(layer, nn.Conv2d) and layer.bias is None:
                 nn.init.kaiming_uniform_(layer.weight, a=1)
 
-    def forward(self, *student: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *student: Float[Tensor, "B _C *_"]) -> tuple[Float[Tensor, "B _C *_"], ...]:
         """(B, C, H, W) or (B, C) each → (B, C', H', W') or (B, C') each."""
         fused: list[Tensor] = []
         deeper: Tensor | None = None

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.types import LevelInfo
@@ -31,7 +32,7 @@ class Tap:
     prefix_tokens: int
     overwritten: bool
 
-    def read(self, output: Tensor, *, aspect: float) -> Tensor:
+    def read(self, output: Float[Tensor, "B *_"], *, aspect: float) -> Float[Tensor, "B C H W"]:
         """The module's output → (B, C, H, W), for images whose height is `aspect` times their width."""
         if self.overwritten:
             # A later layer works in place, and it would depend on an early stop whether it has.

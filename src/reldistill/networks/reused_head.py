@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,7 +42,7 @@ class ReusedHead(nn.Module):
         image_size: int,
         level: str | None,
         channels: int,
-        size: tuple[int, int] | None,
+        size: Sequence[int] | None,
         num_classes: int,
         bias: bool = True,
         rectified: bool = True,
@@ -61,7 +63,7 @@ class ReusedHead(nn.Module):
         self.to(like.device)
         self._freeze_what_is_unused(image_size)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
         """(B, 3, H, W) → logits (B, K)."""
         if self.level is None:
             return self.head(self.projector(self.backbone(images).logits))
@@ -106,7 +108,10 @@ def reuse_head(student: Extractor, teacher: Extractor, image_size: int) -> Extra
         UserError: when the teacher's logits are made otherwise, or the student has a reused classifier already.
     """
     if isinstance(student.network, ReusedHead):
-        raise UserError(f"simkd: {student.name} has another network's classifier already: start from a plain student")
+        raise UserError(
+            f"simkd: {student.name} has another network's classifier already: start from a plain student, "
+            f"with one teacher"
+        )
     layer = teacher.classifier(image_size)
     if not is_linear(layer):
         raise UserError(

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import timm
 import torchvision
@@ -39,6 +39,7 @@ class BuiltNetwork:
     own_size: int | None
 
 
+@runtime_checkable
 class Source(Protocol):
     """One named network that can be built."""
 

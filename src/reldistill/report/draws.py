@@ -5,18 +5,19 @@ from __future__ import annotations
 from statistics import NormalDist
 
 import numpy as np
+from jaxtyping import Float64, Int64
 
 from reldistill.report.intervals import Z95
 
 DRAWS = 500
 
 
-def draws(images: int, *, count: int = DRAWS, seed: int = 0) -> np.ndarray:
+def draws(images: int, *, count: int = DRAWS, seed: int = 0) -> Int64[np.ndarray, "{count} {images}"]:
     """(count, images) how often each image comes when as many are drawn with replacement."""
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=count)
 
 
-def interval_of_draws(values: np.ndarray, *, observed: float) -> tuple[float, float]:
+def interval_of_draws(values: Float64[np.ndarray, "draws"], *, observed: float) -> tuple[float, float]:
     """95 % interval by the bias-corrected percentiles of what the draws gave.
 
     Draws of few images hold fewer classes, which moves their APs away from that of all images.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Curriculum(Protocol):
     """Progress of training in [0, 1] → factor on a term's weights."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from reldistill.core.tasks import known_task, open_task
 from reldistill.report.task_report import TaskReport
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from reldistill.core.types import Batch, Evaluator
-    from reldistill.core.types import Task as Objective
     from reldistill.data.images import Images
+    from reldistill.methods.build import Objective, TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.training.settings import DataSettings, TrainSettings
@@ -80,6 +80,7 @@ Read = TypeVar("Read", bound="Images")
 Seen = TypeVar("Seen", bound="Images", contravariant=True)
 
 
+@runtime_checkable
 class Look(Protocol[Seen]):
     """What a network did on the test images. `score` is what networks are compared by, percent."""
 
@@ -119,6 +120,7 @@ class Look(Protocol[Seen]):
         ...
 
 
+@runtime_checkable
 class Task(Protocol[Read]):
     """What images are labelled for.
 
@@ -129,7 +131,6 @@ class Task(Protocol[Read]):
         defaults: how it is trained where nobody says otherwise.
         drawn_level: which of several compared levels is drawn.
         keeps_teacher: whether what a teacher says of its images can be kept in a cache.
-        look: the one look at the test images.
     """
 
     name: str
@@ -142,6 +143,11 @@ class Task(Protocol[Read]):
     @property
     def look(self) -> type[Look[Read]]:
         """What a network did on the test images."""
+        ...
+
+    @property
+    def methods(self) -> TermSource:
+        """Which terms each method has: what `objective` carries too."""
         ...
 
     # Data ------------------------------------------------------------------------------------------------------------
@@ -161,6 +167,10 @@ class Task(Protocol[Read]):
         ...
 
     # Networks --------------------------------------------------------------------------------------------------------
+
+    def names_network(self, name: str) -> bool:
+        """Whether that is the name of a network that only this task can open."""
+        ...
 
     def claims_network(self, name: str) -> bool:
         """Whether only this task can open that network or that run's folder."""

@@ -317,7 +317,7 @@ def test_from_tensors() -> None:
     assert torch.equal(torch.cat([b.images for b in data.val]), own["val_images"] / 255)
     for batch in data.train:
         assert torch.equal(batch.images, own["train_images"][batch.indices] / 255)
-        assert torch.equal(batch.labels, own["train_labels"][batch.indices])
+        assert torch.equal(batch.targets.labels, own["train_labels"][batch.indices])
     assert ImageData.from_tensors(**own).augment == "crop-flip"
     assert ImageData.from_tensors(**own, flips=False).augment == "crop"
     changed = tensors()

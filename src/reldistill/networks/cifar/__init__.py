@@ -11,6 +11,7 @@ from typing import Any
 
 from timm.models import is_model, register_model
 from timm.models._builder import build_model_with_cfg
+from torch import nn
 
 from reldistill.networks.cifar.base import CifarNet
 from reldistill.networks.cifar.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
@@ -39,7 +40,7 @@ def _register(name: str) -> str:
     network, settings = NETWORKS[name]
     registered = f"{name}_cifar" if is_model(name) else name
 
-    def create(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         return build_model_with_cfg(network, registered, pretrained, **settings, **kwargs)
 
     create.__name__ = create.__qualname__ = registered

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from reldistill.core.checks import UserError
-from reldistill.report.record import RECORD_FILE, RunRecord, encode, read_record
+from reldistill.core.run_files import RECORD_FILE
+from reldistill.report.record import RunRecord, encode, read_record
 
 TEST_FILE = "test.json"
 ARRAYS_FILE = "test.npz"
@@ -133,7 +134,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         UserError: when it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

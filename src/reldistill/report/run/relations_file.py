@@ -64,7 +64,7 @@ def read_relations(folder: Path) -> Relations | None:
         return None
     found: dict[str, Any] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             for name in file.files:
                 if name in _AXES:
                     found[name] = file[name]

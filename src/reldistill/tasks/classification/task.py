@@ -14,6 +14,7 @@ from reldistill.tasks.classification.reporting import REPORT
 from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.classification.images import ImageData
@@ -37,6 +38,13 @@ class ClassificationTask:
         from reldistill.tasks.classification.look import ClassLook
 
         return ClassLook
+
+    @property
+    def methods(self) -> TermSource:
+        """Of networks with levels and class scores."""
+        from reldistill.tasks.classification.objective import Classification
+
+        return Classification.methods
 
     def claims(self, data: str) -> bool:
         """Never by name: any folder may hold class folders."""
@@ -70,6 +78,10 @@ class ClassificationTask:
             f"{len(images.classes)} classes at {images.image_size}x{images.image_size}{skipped}"
             f"{in_words(images.left_out)}"
         )
+
+    def names_network(self, name: str) -> bool:
+        """None of its own."""
+        return False
 
     def claims_network(self, name: str) -> bool:
         """None: its networks are those of the zoo, which any task may open."""

@@ -71,7 +71,7 @@ def read_detections(folder: Path) -> Detections | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         count = sum(name.startswith("image_") for name in arrays)
         names = ("image", "truth", "student", "teacher", "attention")

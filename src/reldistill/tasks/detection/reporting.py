@@ -37,7 +37,7 @@ def drawn_precisions(record: RunRecord) -> np.ndarray | None:
 @functools.lru_cache(maxsize=256)
 def _drawn_from(path: Path, _modified: int, images: int, classes: int) -> np.ndarray | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = from_arrays({name: file[name] for name in file.files})
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
         return None

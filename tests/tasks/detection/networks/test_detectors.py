@@ -223,6 +223,7 @@ def test_names_that_are_refused(name, message):
         ({"trainable_backbone_layers": 6}, "must lie in 0 … 5"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_arguments_that_are_refused(arguments, message):
     with pytest.raises(UserError, match=message) as error:
         load(arguments=arguments)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
@@ -93,7 +94,9 @@ class BoxTransform:
         self.smallest = SMALLEST_BOX if cuts else 0.0
         self.steps = v2.Compose(steps)
 
-    def __call__(self, image: Image.Image, objects: Objects, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, image: Image.Image, objects: Objects, seed: int
+    ) -> tuple[UInt8[Tensor, "H W 3"], Float[Tensor, "n 4"], Int64[Tensor, "n"]]:
         """(H, W, 3) uint8, corners (n, 4) and labels (n,), changed as `seed` says. Ignored objects are left out."""
         learned = objects.chosen(~objects.ignored)
         pixels = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))

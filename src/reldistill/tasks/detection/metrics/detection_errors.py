@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int64
 
 from reldistill.tasks.detection.metrics.detection_results import LARGE, SMALL, ImageResult, overlaps, precision_curve
 
@@ -46,11 +47,11 @@ class _Outcomes:
         mended: class that it would be right for if mended; -1 where mending takes it away.
     """
 
-    kind: np.ndarray
-    size: np.ndarray
-    score: np.ndarray
-    label: np.ndarray
-    mended: np.ndarray
+    kind: Int64[np.ndarray, "m"]
+    size: Int64[np.ndarray, "m"]
+    score: Float64[np.ndarray, "m"]
+    label: Int64[np.ndarray, "m"]
+    mended: Int64[np.ndarray, "m"]
 
 
 def detection_errors(images: Sequence[ImageResult], *, classes: int) -> DetectionErrors:
@@ -95,7 +96,7 @@ def _joined(parts: Sequence[_Outcomes]) -> _Outcomes:
     )
 
 
-def _sizes(areas: np.ndarray) -> np.ndarray:
+def _sizes(areas: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
     """1 small, 2 medium, 3 large."""
     return 1 + (areas >= SMALL).astype(np.int64) + (areas > LARGE)
 
@@ -136,7 +137,7 @@ def _sort(image: ImageResult) -> _Outcomes:
     return _joined([found, lost])
 
 
-def _take(overlap: np.ndarray) -> np.ndarray:
+def _take(overlap: Float64[np.ndarray, "m n"]) -> Int64[np.ndarray, "n"]:
     """Which detection takes each object, or -1: in their order, each the object it overlaps most of those left."""
     left = overlap.copy()
     taker = np.full(overlap.shape[1], -1)
@@ -148,7 +149,9 @@ def _take(overlap: np.ndarray) -> np.ndarray:
     return taker
 
 
-def _kinds(overlap: np.ndarray, same: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _kinds(
+    overlap: Float64[np.ndarray, "m n"], same: Bool[np.ndarray, "m n"], taken: Bool[np.ndarray, "n"]
+) -> tuple[Int64[np.ndarray, "m"], Int64[np.ndarray, "m"]]:
     """The kind of error of each detection, as if none were right, and the object it is about."""
     of_class, of_others = np.where(same, overlap, 0.0), np.where(same, 0.0, overlap)
     conditions = {
@@ -166,13 +169,15 @@ def _kinds(overlap: np.ndarray, same: np.ndarray, taken: np.ndarray) -> tuple[np
     return kinds, about
 
 
-def _in_ignored(image: ImageResult, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _in_ignored(
+    image: ImageResult, boxes: Float64[np.ndarray, "m 4"], labels: Int64[np.ndarray, "m"]
+) -> Bool[np.ndarray, "m"]:
     """Whether each detection lies by at least half in an ignored object of its class."""
     inside = overlaps(boxes, image.true_boxes[image.ignored], over_first=True) >= FITS
     return (inside & (labels[:, None] == image.true_labels[image.ignored][None, :])).any(axis=1)
 
 
-def _mean_ap(outcomes: _Outcomes, objects: np.ndarray, mended: np.ndarray) -> float:
+def _mean_ap(outcomes: _Outcomes, objects: Int64[np.ndarray, "classes"], mended: Bool[np.ndarray, "m"]) -> float:
     """Average precision at IoU 0.5 and 101 recalls, in percent, over the classes with objects; `mended` errors are."""
     missed = outcomes.kind == KINDS.index("missed")
     fewer = np.bincount(outcomes.label[missed & mended], minlength=len(objects))
@@ -187,7 +192,7 @@ def _mean_ap(outcomes: _Outcomes, objects: np.ndarray, mended: np.ndarray) -> fl
     return 100 * float(np.mean(values)) if values else float("nan")
 
 
-def _ap(right: np.ndarray, scores: np.ndarray, objects: int) -> float:
+def _ap(right: Bool[np.ndarray, "m"], scores: Float64[np.ndarray, "m"], objects: int) -> float:
     if not objects or not len(right):
         return 0.0
     found, precision = precision_curve(right, scores)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int64
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's limits of area, in pixels
 
@@ -26,13 +27,13 @@ class ImageResult:
     """
 
     index: int
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    true_boxes: np.ndarray
-    true_labels: np.ndarray
-    ignored: np.ndarray
-    areas: np.ndarray
+    boxes: Float64[np.ndarray, "m 4"]
+    scores: Float64[np.ndarray, "m"]
+    labels: Int64[np.ndarray, "m"]
+    true_boxes: Float64[np.ndarray, "n 4"]
+    true_labels: Int64[np.ndarray, "n"]
+    ignored: Bool[np.ndarray, "n"]
+    areas: Float64[np.ndarray, "n"]
 
 
 FOUND, THERE = ("boxes", "scores", "labels"), ("true_boxes", "true_labels", "ignored", "areas")
@@ -58,7 +59,9 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[ImageResult]:
     return [ImageResult(int(index), *row) for index, row in zip(arrays["index"], rows, strict=True)]
 
 
-def overlaps(boxes: np.ndarray, others: np.ndarray, *, over_first: bool = False) -> np.ndarray:
+def overlaps(
+    boxes: Float64[np.ndarray, "m 4"], others: Float64[np.ndarray, "n 4"], *, over_first: bool = False
+) -> Float64[np.ndarray, "m n"]:
     """(m, n) intersection over union of (m, 4) and (n, 4) boxes; with `over_first` over the area of the first alone."""
     corner = np.maximum(boxes[:, None, :2], others[None, :, :2])
     opposite = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
@@ -68,7 +71,9 @@ def overlaps(boxes: np.ndarray, others: np.ndarray, *, over_first: bool = False)
     return shared / np.maximum(whole, np.finfo(np.float64).tiny)
 
 
-def precision_curve(right: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def precision_curve(
+    right: Bool[np.ndarray, "m"], scores: Float64[np.ndarray, "m"]
+) -> tuple[Int64[np.ndarray, "m"], Float64[np.ndarray, "m"]]:
     """Down the detections of a class, best scores first: how many were right, and the best precision from there on."""
     found = np.cumsum(right[np.argsort(-scores, kind="stable")])
     precision = found / np.arange(1, len(found) + 1)

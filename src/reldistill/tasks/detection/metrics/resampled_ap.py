@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int64
 
 from reldistill.tasks.detection.metrics.detection_results import ImageResult, overlaps
 
@@ -28,12 +29,12 @@ class Matches:
         objects: (images, classes) how many objects are to be found.
     """
 
-    image: np.ndarray
-    label: np.ndarray
-    score: np.ndarray
-    right: np.ndarray
-    counted: np.ndarray
-    objects: np.ndarray
+    image: Int64[np.ndarray, "m"]
+    label: Int64[np.ndarray, "m"]
+    score: Float64[np.ndarray, "m"]
+    right: Bool[np.ndarray, "m 10"]
+    counted: Bool[np.ndarray, "m 10"]
+    objects: Int64[np.ndarray, "images classes"]
 
 
 def match(images: Sequence[ImageResult], *, classes: int) -> Matches:
@@ -52,7 +53,9 @@ def match(images: Sequence[ImageResult], *, classes: int) -> Matches:
     return Matches(joined[0], joined[1], joined[2], joined[3], joined[4], objects)
 
 
-def _judge(image: ImageResult, mine: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
+def _judge(
+    image: ImageResult, mine: Int64[np.ndarray, "m"], label: int
+) -> tuple[Bool[np.ndarray, "m 10"], Bool[np.ndarray, "m 10"]]:
     """(detections, 10) right and counted, of one class in one image."""
     right, counted = np.zeros((len(mine), len(IOUS)), bool), np.ones((len(mine), len(IOUS)), bool)
     there = np.flatnonzero(image.true_labels == label)
@@ -79,7 +82,7 @@ def _judge(image: ImageResult, mine: np.ndarray, label: int) -> tuple[np.ndarray
     return right, counted
 
 
-def average_precisions(matches: Matches, times: np.ndarray) -> np.ndarray:
+def average_precisions(matches: Matches, times: Int64[np.ndarray, "draws images"]) -> Float64[np.ndarray, "draws"]:
     """AP in percent of draws of images.
 
     Args:
@@ -104,7 +107,12 @@ def average_precisions(matches: Matches, times: np.ndarray) -> np.ndarray:
         return 100 * total / present
 
 
-def _of_class(matches: Matches, mine: np.ndarray, times: np.ndarray, there: np.ndarray) -> np.ndarray:
+def _of_class(
+    matches: Matches,
+    mine: Int64[np.ndarray, "m"],
+    times: Int64[np.ndarray, "draws images"],
+    there: Int64[np.ndarray, "draws"],
+) -> Float64[np.ndarray, "draws"]:
     """(draws,) of one class, its detections best first; 0 where it has no object."""
     weight = times[:, matches.image[mine], None].astype(np.float64)
     right = np.cumsum(weight * matches.right[mine], axis=1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float64, Int64
 
 from reldistill.tasks.detection.metrics.detection_results import ImageResult, overlaps, precision_curve
 
@@ -59,7 +60,7 @@ def voc_scores(images: Sequence[ImageResult], *, classes: int) -> VocScores:
     return VocScores(tuple(eleven), tuple(area))
 
 
-def _judge(image: ImageResult) -> tuple[np.ndarray, np.ndarray]:
+def _judge(image: ImageResult) -> tuple[Bool[np.ndarray, "m"], Bool[np.ndarray, "m"]]:
     """Whether each detection is right, and whether it counts at all."""
     right = np.zeros(len(image.scores), dtype=bool)
     counted = np.ones(len(image.scores), dtype=bool)
@@ -77,10 +78,10 @@ def _judge(image: ImageResult) -> tuple[np.ndarray, np.ndarray]:
     return right, counted
 
 
-def _eleven_points(found: np.ndarray, precision: np.ndarray, objects: int) -> float:
+def _eleven_points(found: Int64[np.ndarray, "m"], precision: Float64[np.ndarray, "m"], objects: int) -> float:
     # recall ≥ tenths / 10 in whole numbers, since 3 / 10 and 3 * 0.1 differ
     return float(np.mean([precision[10 * found >= tenths * objects].max(initial=0.0) for tenths in range(11)]))
 
 
-def _area(found: np.ndarray, precision: np.ndarray, objects: int) -> float:
+def _area(found: Int64[np.ndarray, "m"], precision: Float64[np.ndarray, "m"], objects: int) -> float:
     return float((precision * np.diff(found, prepend=0)).sum() / objects)  # recall rises by 1 / objects at each hit
