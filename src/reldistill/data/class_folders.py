@@ -121,16 +121,17 @@ def _roots(tree: _Tree, top: str, where: str) -> _Roots:
     named = {name: split for name in tree.inside[top] if (split := split_name(name))}
     roots = {name: tree.class_root(posixpath.join(top, name)) for name in named}
     splits = _chosen({name: split for name, split in named.items() if roots[name] is not None}, top, where)
-    flat = {named[name].role: name for name in named if roots[name] is None and not named[name].rest}
     held = splits.get("val") or splits.get("test")
+    flat = {named[name].role: name for name in named if roots[name] is None and not named[name].rest}
     if "train" not in splits:
         if held and "train" in flat:
             raise UserError(f"{where}: {flat['train']}/ has no class folders, as {held}/ beside it has; {LAYOUT}")
         if held and named[held].plain:
             raise UserError(f"{where}: has {held}/ but no train/ beside it; name the training folder train")
-        if "train" in flat and len(flat) > 1:
-            listed = " and ".join(f"{name}/" for name in flat.values())
-            raise UserError(f"{where}: {listed} are splits without class folders; {LAYOUT} inside each of them")
+        for group in _groups(named).values():
+            if "train" in group and len(group) > 1:
+                listed = " and ".join(f"{name}/" for names in group.values() for name in names)
+                raise UserError(f"{where}: {listed} are splits without class folders; {LAYOUT} inside each of them")
         return _Roots(top)
     train = splits["train"]
     if not held and not named[train].plain:
@@ -146,11 +147,17 @@ def _roots(tree: _Tree, top: str, where: str) -> _Roots:
     return _Roots(*(name and roots[name] for name in (train, val, test)))  # type: ignore[arg-type]
 
 
+def _groups(found: dict[str, SplitName]) -> dict[tuple[str, ...], dict[str, list[str]]]:
+    """What names of splits have beside the split's → role → names."""
+    groups: defaultdict[tuple[str, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name, split in sorted(found.items(), key=lambda pair: list(ROLES).index(pair[1].role)):
+        groups[split.rest][split.role].append(name)
+    return groups
+
+
 def _chosen(found: dict[str, SplitName], top: str, where: str) -> dict[str, str]:
     """Role → folder: names of a split alone, else those that share one other part, such as the data set's name."""
-    groups: defaultdict[tuple[str, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for name, split in found.items():
-        groups[split.rest][split.role].append(name)
+    groups = _groups(found)
     alone = groups.pop((), None)
     partners = [group for group in groups.values() if "train" in group and len(group) > 1]
     group = alone or (partners[0] if len(partners) == 1 else {})

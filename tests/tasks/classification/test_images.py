@@ -266,6 +266,15 @@ def test_an_empty_class_folder(tmp_path: Path) -> None:
         load_images(folder, batch_size=4)
 
 
+def test_a_class_of_files_that_cannot_be_read_says_what_they_are(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "data")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "mouse").mkdir()
+        (tmp_path / "data" / split / "mouse" / "1.CR2").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"class 'mouse' has no images in train; .*; not used: 2 \.cr2 files$"):
+        load_images(folder, batch_size=4)
+
+
 def test_a_path_that_is_not_there_suggests_near_ones(tmp_path: Path) -> None:
     (tmp_path / "flowers").mkdir()
     with pytest.raises(UserError, match=r"flovers': no such file or folder; did you mean .*/flowers\? give a folder"):
@@ -335,6 +344,9 @@ def test_from_tensors() -> None:
         ({"val_labels": torch.zeros(4, dtype=torch.long)}, "val_labels: expected n = 5"),
         ({"train_labels": torch.full((12,), 3)}, r"train_labels: expected values in 0 … 2"),
         ({"batch_size": 13}, "larger than the 12 training images"),
+        ({"train_labels": torch.full((12, 3), 1 / 3)}, r"train_labels: expected \(n\)"),
+        ({"train_labels": torch.full((12,), 0.9)}, "train_labels: expected whole numbers, one class an image, got"),
+        ({"val_labels": torch.ones(5, dtype=torch.bool)}, "val_labels: expected whole numbers, one class an image"),
     ],
 )
 def test_tensors_that_do_not_fit(change: dict[str, Any], message: str) -> None:

@@ -17,6 +17,7 @@ from reldistill.data.augment import Augment, ImageTransform
 from reldistill.data.class_folders import read_splits
 from reldistill.data.decode import BadImage
 from reldistill.data.files import Archive, Folder
+from reldistill.data.left_out import in_words
 from reldistill.data.loader import DiskPixels, Loader, MemoryPixels
 from reldistill.data.named import CIFAR, NAMES, TIMM_PREFIXES, cifar, digits, from_timm
 from reldistill.data.samples import (
@@ -104,6 +105,9 @@ class ImageData:
             rank: this process.
             world_size: number of processes.
 
+        Raises:
+            ValueError: when shapes or types are others; several labels an image, or soft ones, are not read.
+
         >>> images, labels = torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.arange(8) % 2
         >>> data = ImageData.from_tensors(images, labels, images, labels, ["a", "b"], batch_size=4)
         >>> tuple(tuple(batch.images.shape) for batch in data.train)
@@ -114,6 +118,8 @@ class ImageData:
         for split, images, labels in (("train", train_images, train_labels), ("val", val_images, val_labels)):
             check_axes(images, "n 3 S S", name=f"{split}_images", **{"3": 3, "S": side})
             check_axes(labels, "n", name=f"{split}_labels", n=len(images))
+            if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+                raise ValueError(f"{split}_labels: expected whole numbers, one class an image, got {labels.dtype}")
             if images.shape[-2] != side or images.dtype != torch.uint8:
                 raise ValueError(
                     f"{split}_images: expected square uint8 images of side {side}, got {images.dtype} "
@@ -330,5 +336,5 @@ def _check_every_class(splits: Splits, *, after: str = "") -> None:
         for label in sorted(set(range(len(splits.classes))) - set(samples.labels)):
             raise UserError(
                 f"{splits.where}: class {splits.classes[label]!r} has no images in {split}{after}; "
-                f"add some, or remove the class from train and val"
+                f"add some, or remove the class from train and val{in_words(splits.left_out)}"
             )
