@@ -429,7 +429,7 @@ def test_pixels_of_a_float_tiff_are_seen(tmp_path: Path) -> None:
         grey = image.pixels().max(axis=2).astype(np.float32) * (200 / 255)
         Image.fromarray(grey).save(root / "images" / "train" / image.name)
     data = load(f"coco:{root}", augment="none")
-    objects = [batch for batch in data.train if len(batch.boxes)]
+    objects = [batch for batch in data.train if len(batch.targets)]
     assert len(objects) == 4
     for batch in objects:
         assert float(batch.images.max()) == pytest.approx(200 / 255, abs=0.03)

@@ -56,9 +56,9 @@ def test_boxes_lie_on_their_objects(layout: str, ending: str, tmp_path: Path) ->
     data = load_detection(f"{layout}:{tmp_path / 'data'}", batch_size=1, workers=0, augment="none", image_size=32)
     assert len(data.val) == 16
     for batch, drawn in zip(data.val, parts["val"], strict=True):
-        ((height, width),) = batch.boxes.sizes.tolist()
+        ((height, width),) = batch.targets.sizes.tolist()
         assert (width, height) == (drawn.width, drawn.height)
-        left, top, right, bottom = batch.boxes.corners[0].round().int().tolist()
+        left, top, right, bottom = batch.targets.corners[0].round().int().tolist()
         assert (left, top, right, bottom) == drawn.objects[0][1:]
         expected = np.zeros((height, width, 3))
         expected[top:bottom, left:right] = COLOURS["red"]
