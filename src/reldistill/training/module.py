@@ -213,7 +213,7 @@ class DistillationModule(L.LightningModule):
             if mean == 0 and scales.get(name) and name not in self.warned:
                 self.warned.add(name)
                 self.note(
-                    f"{name} was 0 in every batch of an epoch, so the student learns nothing from it: relations between "
+                    f"{name} was 0 in every batch of an epoch, so it teaches nothing: relations between "
                     f"images need at least two of them on each device, other losses a network that differs"
                 )
 
