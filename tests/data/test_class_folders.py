@@ -148,7 +148,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
              "train/a/.DS_Store"]  # fmt: skip
     root = put(tmp_path / "data", *names, *extra)
     expected = {
-        "hidden files or folders": 2,
+        "hidden files": 2,
         "files in empty/": 0,
         "files in old/": 2,
         "images outside class folders": 1,
@@ -167,7 +167,7 @@ def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
     used = sum(map(len, splits.parts.values()))
     files = sum(path.is_file() for path in root.rglob("*"))
     assert used + sum(expected.values()) == files - 2 + 1, "of .git one is counted for its two files"
-    assert "; not used: 2 hidden files or folders, 0 files in empty/, 2 files in old/" in in_words(splits.left_out)
+    assert "; not used: 2 hidden files, 0 files in empty/, 2 files in old/" in in_words(splits.left_out)
     assert "1 .md file," in in_words(splits.left_out)
 
 
@@ -196,7 +196,7 @@ def test_pipes_and_circles_are_left_alone(tmp_path: Path) -> None:
     (root / "b" / "circle").symlink_to(root)
     splits = read(root)
     assert len(splits.train) + len(splits.val) == 8
-    assert splits.left_out == {"pipes, sockets or devices": 1, "links to a folder they lie in": 1}
+    assert splits.left_out == {"special files such as pipes": 1, "links in a circle": 1}
 
 
 @pytest.mark.parametrize("form", ["{}", "./{}", "data\\{}", "data/{}", ".\\{}"])

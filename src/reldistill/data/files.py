@@ -17,9 +17,9 @@ from PIL import Image
 from reldistill.core.checks import UserError
 from reldistill.data.decode import BadImage, check, decode, header_size
 
-HIDDEN = "hidden files or folders"
-SPECIAL = "pipes, sockets or devices"
-CIRCLES = "links to a folder they lie in"
+HIDDEN = "hidden files"
+SPECIAL = "special files such as pipes"
+CIRCLES = "links in a circle"
 MEMBER_LIMIT = 1 << 30  # bytes; a larger member of an archive is no photograph
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
@@ -10,6 +11,7 @@ from reldistill.data.decode import EXTENSIONS, HEIF_EXTENSIONS
 from reldistill.data.files import Store
 
 LOOSE = "images outside class folders"
+SINGULAR = re.compile(r"\b(file|image|link)s\b")
 
 
 def is_image(path: str) -> bool:
@@ -63,7 +65,7 @@ def in_words(left_out: Mapping[str, int]) -> str:
     '; not used: 1 .txt file, 1,200 files in extra/'
     """
     said = [
-        f"{number:,} {word.replace('files', 'file').replace('images', 'image') if number == 1 else word}"
+        f"{number:,} {SINGULAR.sub(r'\1', word, count=1) if number == 1 else word}"
         + (" (pip install 'reldistill[heic]' reads them)" if word.partition(" ")[0] in HEIF_EXTENSIONS else "")
         for word, number in left_out.items()
     ]

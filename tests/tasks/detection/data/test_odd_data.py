@@ -233,8 +233,8 @@ def test_what_is_not_used_is_counted(tmp_path: Path) -> None:
     (root / "images" / "train" / "photo.raw").write_bytes(b"x")
     data = load(f"coco:{root}")
     assert data.left_out == {
-        "hidden files or folders": 1,
-        "pipes, sockets or devices": 1,
+        "hidden files": 1,
+        "special files such as pipes": 1,
         "files without an ending": 1,
         ".json files": 1,
         "images in no part": 1,
