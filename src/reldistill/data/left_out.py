@@ -64,9 +64,9 @@ def in_words(left_out: Mapping[str, int]) -> str:
     >>> in_words({".txt files": 1, "files in extra/": 1200})
     '; not used: 1 .txt file, 1,200 files in extra/'
     """
-    said = [
-        f"{number:,} {SINGULAR.sub(r'\1', word, count=1) if number == 1 else word}"
-        + (" (pip install 'reldistill[heic]' reads them)" if word.partition(" ")[0] in HEIF_EXTENSIONS else "")
-        for word, number in left_out.items()
-    ]
+    said = []
+    for word, number in left_out.items():
+        counted = SINGULAR.sub(r"\1", word, count=1) if number == 1 else word
+        hint = " (pip install 'reldistill[heic]' reads them)" if word.partition(" ")[0] in HEIF_EXTENSIONS else ""
+        said.append(f"{number:,} {counted}{hint}")
     return f"; not used: {', '.join(said)}" if said else ""
