@@ -239,6 +239,7 @@ class Discs:
     drawn_level = "deepest"
     keeps_teacher = True
     look = DiscLook
+    methods = RadiusError.methods
 
     def claims(self, data: str) -> bool:
         """`discs:COUNT`."""
@@ -294,8 +295,6 @@ class Discs:
         """UserError where the mean radius would do as well."""
         if found["explained"] <= 0:
             raise UserError(f"the teacher {teacher.card.name} explains nothing of the radii: it was not used")
-
-    methods = RadiusError.methods
 
     def objective(self, training, images) -> RadiusError:  # type: ignore[no-untyped-def]
         """The mean squared error."""

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch, ClassLabels, Features
+from reldistill.core.types import Batch, ClassLabels, Evaluator, Features
 from reldistill.methods.build import LevelTerms, build_distiller, build_terms, method_names
 from reldistill.methods.plan import Choices
 from reldistill.methods.table import METHODS
@@ -236,15 +236,15 @@ def test_settings_reach_the_losses() -> None:
     }
     losses = {t.name: t.loss for t in build("serkd+sekd", settings=settings).terms}
     assert losses["kd"].temperature == 2.0
-    assert (losses["serkd"].iterations, losses["serkd"].assignment) == (2, "teacher")
+    assert (losses["serkd"].settings.iterations, losses["serkd"].settings.assignment) == (2, "teacher")
     assert losses["feature"].relative is False
-    assert losses["sekd"].spectral_loss.keywords["rank"] == 3
+    assert losses["sekd"].settings.rank == 3
 
 
 def test_tokenisers_follow_the_kind_of_network() -> None:
     def tokenisers(student: str, teacher: str) -> tuple[str, str]:
         loss = next(t.loss for t in build("serkd", student, teacher).terms if t.name == "serkd")
-        return loss.student_tokeniser, loss.teacher_tokeniser
+        return loss.settings.student_tokeniser, loss.settings.teacher_tokeniser
 
     assert tokenisers("cnn", "vit") == ("average", "none")
     assert tokenisers("vit", "cnn") == ("none", "average")
@@ -259,7 +259,7 @@ def test_the_convolution_tokeniser_is_trained_with_the_step(largest: int, factor
     tokeniser = next(a for a in module.adapters.values() if isinstance(a, StridedTokeniser))
     assert tokeniser.convolution.stride == (factor, factor)
     assert any(isinstance(a, MapAdapter) for a in module.adapters.values())
-    assert term.loss.student_tokeniser == "none"
+    assert term.loss.settings.student_tokeniser == "none"
     step = module(batch())
     step.total.backward()
     assert torch.isfinite(step.total)
@@ -515,6 +515,13 @@ def test_simkd_gives_the_student_the_teachers_classifier() -> None:
         build("simkd", levels=[("stage1", "stage1")])
 
 
+def test_an_adapter_is_of_both_its_levels() -> None:
+    for levels in ([("stage1", "stage2"), ("stage2", "stage2")], [("stage1", "stage2"), ("stage1", "stage3")]):
+        module = build("fitnets", levels=levels)
+        assert [t.adapter for t in module.terms] == [f"{ours}->{theirs}" for ours, theirs in levels]
+        assert torch.isfinite(module(batch()).total)
+
+
 # Several teachers ----------------------------------------------------------------------------------------------------
 
 
@@ -605,6 +612,9 @@ class Unlabelled(nn.Module):
 
     def forward(self, student: Features, unlabelled: Batch) -> torch.Tensor:
         return 0.0 * student.logits.sum()
+
+    def evaluator(self) -> Evaluator:
+        raise AssertionError("nothing is measured here")
 
 
 @pytest.mark.parametrize("method", ["rkd", "cc", "pkt", "fitnets", "reviewkd", "leap", "serkd", "sekd"])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 class Targets(Protocol):
     """What a batch's images are labelled with: one object of the task's."""
 
-    def for_loss(self, name: str, images: Tensor) -> Tensor | None:
+    def for_loss(self, name: str, images: Float[Tensor, "B 3 H W"]) -> Tensor | None:
         """What a loss takes by the keyword `name`, e.g. `labels` or `boxes`; None where these targets have no such.
 
         Args:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -22,6 +22,7 @@ from reldistill.step.term import Place, Term
 _ON_OUTPUTS = (("logits",), ("distilled",), ("dense",), ("scores",))  # a curriculum leaves them alone
 
 
+@runtime_checkable
 class TermSource(Protocol):
     """What a task says of methods: which networks it is for, and which terms each method has between two of them."""
 
@@ -47,6 +48,7 @@ class TermSource(Protocol):
         ...
 
 
+@runtime_checkable
 class Objective(Task, Protocol):
     """A task's own loss, which also says how methods distil networks that do this task."""
 

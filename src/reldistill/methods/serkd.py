@@ -36,7 +36,7 @@ def serkd(plan: Plan) -> list[Term]:
             )
         convolution = settings["student_tokeniser"] == "convolution"
         loss = plan.loss("serkd", SeRKD, {**settings, "student_tokeniser": "none"} if convolution else settings)
-        tokeniser = _strided_tokeniser(plan, student, largest_grid=loss.largest_grid) if convolution else None
+        tokeniser = _strided_tokeniser(plan, student, largest_grid=loss.settings.largest_grid) if convolution else None
         _check_superpixels(loss, student, teacher, tokeniser=plan.adapters.get(tokeniser or ""))
         # 25 and 50 were too much for a ViT, and 8 was tried between CNNs only: see docs/results.md
         distance, angle, feature_weight = (5.0, 10.0, 1.0) if student.kind == "tokens" else (25.0, 50.0, 8.0)

@@ -131,7 +131,6 @@ class Task(Protocol[Read]):
         defaults: how it is trained where nobody says otherwise.
         drawn_level: which of several compared levels is drawn.
         keeps_teacher: whether what a teacher says of its images can be kept in a cache.
-        look: the one look at the test images.
     """
 
     name: str
@@ -144,6 +143,11 @@ class Task(Protocol[Read]):
     @property
     def look(self) -> type[Look[Read]]:
         """What a network did on the test images."""
+        ...
+
+    @property
+    def methods(self) -> TermSource:
+        """Which terms each method has: what `objective` carries too."""
         ...
 
     # Data ------------------------------------------------------------------------------------------------------------
@@ -198,11 +202,6 @@ class Task(Protocol[Read]):
 
     def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: Read) -> None:
         """UserError where nothing could be learned from that teacher."""
-        ...
-
-    @property
-    def methods(self) -> TermSource:
-        """Which terms each method has between two of its networks: its objective's."""
         ...
 
     # Training and figures --------------------------------------------------------------------------------------------

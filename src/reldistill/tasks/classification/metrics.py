@@ -42,7 +42,7 @@ class Accuracy:
         """Measure one batch."""
         logits = network.ask(batch.images, Wanted()).logits
         if logits is None:
-            raise ValueError("the network says no logits: classification measures class scores")
+            raise ValueError("the network gives no logits: classification measures class scores")
         labels = batch.targets_as(ClassLabels).labels
         hits = logits.argmax(dim=1) == labels
         loss = functional.cross_entropy(logits.float(), labels, reduction="sum")

@@ -38,6 +38,13 @@ class ClassificationTask:
 
         return ClassLook
 
+    @property
+    def methods(self) -> TermSource:
+        """Of networks with levels and class scores."""
+        from reldistill.tasks.classification.objective import Classification
+
+        return Classification.methods
+
     def claims(self, data: str) -> bool:
         """Never by name: any folder may hold class folders."""
         return False
@@ -123,13 +130,6 @@ class ClassificationTask:
                 f"guessing gets {chance:.1f} %: its weights are not for these classes or not in this order (it was not "
                 f"used)"
             )
-
-    @property
-    def methods(self) -> TermSource:
-        """See `tasks.classification.objective`."""
-        from reldistill.tasks.classification.objective import Classification
-
-        return Classification.methods
 
     def objective(self, training: TrainSettings, images: ImageData) -> Classification:
         """Cross entropy."""

@@ -36,11 +36,13 @@ def write_detection_pictures(run: FinishedRun) -> None:
     for batch in run.images.val:
         if len(shown) == _IMAGES:
             break
-        boxes, indices = _labelled(batch)
+        boxes = batch.targets_as(Boxes)
+        if batch.indices is None:
+            raise ValueError("drawn images are known by their indices: give Batch(images, boxes, indices)")
         attention = None
         if run.teacher is not None and run.level:
             attention = _attention(run.teacher.extractor, run.level, batch)
-        for row, index in enumerate(indices.tolist()):
+        for row, index in enumerate(batch.indices.tolist()):
             if len(shown) < _IMAGES and len(ours[index].true_boxes):
                 height, width = boxes.sizes[row].tolist()
                 mask = None if attention is None else _inside(attention[row], batch.images.shape[-2:], (height, width))
@@ -54,12 +56,6 @@ def _precision(measured: Evaluator) -> AveragePrecision:
     if not isinstance(measured, AveragePrecision):
         raise TypeError(f"boxes are drawn by what AveragePrecision found, not {type(measured).__name__}")
     return measured
-
-
-def _labelled(batch: Batch) -> tuple[Boxes, Tensor]:
-    if batch.indices is None:
-        raise ValueError("the images drawn are known by their indices: give Batch(images, boxes, indices)")
-    return batch.targets_as(Boxes), batch.indices
 
 
 def _shown(pixels: Tensor, ours: ImageResult, theirs: ImageResult | None, attention: Tensor | None) -> Shown:

@@ -43,6 +43,13 @@ class DetectionTask:
 
         return BoxLook
 
+    @property
+    def methods(self) -> TermSource:
+        """Of detectors."""
+        from reldistill.tasks.detection.objective import Detection
+
+        return Detection.methods
+
     def claims(self, data: str) -> bool:
         """`coco:DIR`, `voc:DIR` and `yolo:DIR`."""
         return is_detection(data)
@@ -127,13 +134,6 @@ class DetectionTask:
 
         classes = None if num_classes is None else [f"class {number}" for number in range(num_classes)]
         return open_detector(name, role="model", classes=classes, arguments=arguments)
-
-    @property
-    def methods(self) -> TermSource:
-        """See `tasks.detection.objective`."""
-        from reldistill.tasks.detection.objective import Detection
-
-        return Detection.methods
 
     def objective(self, training: TrainSettings, images: DetectionData) -> Detection:
         """The detector's own losses."""
