@@ -297,8 +297,6 @@ class Discs:
         if found["explained"] <= 0:
             raise UserError(f"the teacher {teacher.card.name} explains nothing of the radii: it was not used")
 
-    methods = RadiusError.methods
-
     def objective(self, training, images) -> RadiusError:  # type: ignore[no-untyped-def]
         """The mean squared error."""
         return RadiusError()
