@@ -51,7 +51,7 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours.images, theirs.images)
-        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.targets.labels, theirs.targets.labels)
         assert torch.equal(ours.indices, theirs.indices)
 
 
@@ -63,7 +63,7 @@ def test_the_real_archive(real_zip: str) -> None:
     batch = next(iter(data.train))
     assert batch.images.shape == (64, 3, 32, 32)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    labels = torch.cat([b.labels for b in data.val])
+    labels = torch.cat([b.targets.labels for b in data.val])
     assert torch.equal(labels, torch.arange(10).repeat_interleave(10))
     assert_same(list(load_images(real_zip, batch_size=64).train), list(load_images(real_zip, batch_size=64).train))
 
@@ -163,7 +163,7 @@ def test_what_does_not_fit_stays_on_disk(tmp_path: Path, monkeypatch: pytest.Mon
 def test_limit(tmp_path: Path) -> None:
     data = load_images(make_folder(tmp_path / "data"), batch_size=4, limit=6)
     assert (data.train.images, data.val.images) == (6, 6)
-    assert sorted(torch.cat([b.labels for b in data.val]).tolist()) == [0, 0, 0, 1, 1, 1]
+    assert sorted(torch.cat([b.targets.labels for b in data.val]).tolist()) == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -183,7 +183,7 @@ def test_bad_images_stop_before_training_or_are_left_out(tmp_path: Path, in_memo
     assert data.skipped == ("train/dog/03.png", "val/cat/05.png")
     assert (data.train.images, data.val.images) == (23, 11)
     expected = [0] * 5 + [1] * 6
-    assert torch.cat([b.labels for b in data.val]).tolist() == expected
+    assert torch.cat([b.targets.labels for b in data.val]).tolist() == expected
     sound = load_images(make_folder(tmp_path / "sound"), **settings)
     kept = torch.cat([b.images for b in sound.val])
     assert torch.equal(torch.cat([b.images for b in data.val]), torch.cat([kept[:5], kept[6:]]))
@@ -210,7 +210,7 @@ def test_what_is_not_used_is_said_in_the_line_about_the_data(tmp_path: Path) -> 
     data = load_images(folder, batch_size=4)
     assert data.left_out == {"files in test/": 12, ".raw files": 2, ".txt files": 1}
     said = task.summary(data)
-    assert said.endswith(" at 16x16; not used: 12 files in test/, 2 .raw files, 1 .txt file")
+    assert said.endswith(" at 16x16; not used: 12 files in test/, 1 .txt file, 2 .raw files")
     assert "test" not in " ".join(load_images(folder, batch_size=4, hold_out_test=True).left_out)
 
 
@@ -373,7 +373,7 @@ def test_digits_three_parts() -> None:
     assert held.test is not None
     assert held.train.images + held.val.images + held.test.images == 1797
     assert held.test.images == load_images("digits", batch_size=64).val.images
-    assert len(set(torch.cat([b.labels for b in held.val]).tolist())) == 10
+    assert len(set(torch.cat([b.targets.labels for b in held.val]).tolist())) == 10
 
 
 def test_bad_images_of_the_test_part_are_found_too(tmp_path: Path) -> None:
