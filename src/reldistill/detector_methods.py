@@ -84,7 +84,7 @@ def serkd(plan: DetectorPlan) -> list[Term]:
     loss = plan.loss("serkd", SeRKD)
     assert isinstance(loss, SeRKD)
     # three superpixels make an angle
-    smallest = 2 * loss.cell
+    smallest = 2 * loss.settings.cell
     terms = _each_level(
         plan, "serkd", lambda teacher: loss, {"distance": 5.0, "angle": 10.0}, smallest=smallest, adapted=False
     )

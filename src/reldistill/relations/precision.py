@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,7 +26,7 @@ def float_type(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
-def as_float(tensor: Tensor) -> Tensor:
+def as_float(tensor: Shaped[Tensor, "*axes"]) -> Shaped[Tensor, "*axes"]:
     """`tensor` in float32, or unchanged where it already holds float32 or float64."""
     return tensor.to(float_type(tensor.dtype))
 

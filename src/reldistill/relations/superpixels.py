@@ -7,8 +7,7 @@ scaling the columns in the logarithm finds it, where dividing by the column's su
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -57,8 +56,7 @@ def initial_superpixels(feature_map: Float[Tensor, "B D H W"], *, grid: Grid) ->
     return map_to_tokens(average_pool(feature_map, grid))
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(NamedTuple):
     """To which superpixels the tokens of each image belong.
 
     Args:
