@@ -1,4 +1,4 @@
-"""Relations are computed in float32 (float64 stays float64), whatever autocast says."""
+"""Relations are computed in float32 (float64 stays float64) whatever autocast is set to, and where digits run out."""
 
 from __future__ import annotations
 
