@@ -480,6 +480,7 @@ def test_parts_are_what_the_loss_sums(row: Row) -> None:
         call(loss.parts, inputs, names=["nonsense"])
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @every_loss
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, at a graph break
 @pytest.mark.usefixtures("unchecked_types")
@@ -493,6 +494,7 @@ def test_compiled_value_and_gradient_are_the_same(row: Row) -> None:
     assert_close(gradients, slopes, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @every_loss
 @pytest.mark.usefixtures("unchecked_types")
 def test_other_numbers_of_samples_are_refused(row: Row) -> None:
@@ -642,6 +644,7 @@ def test_a_gpu_repeats_itself_when_told_to(row: Row, monkeypatch: pytest.MonkeyP
     assert all(torch.equal(gradient, slope) for gradient, slope in zip(gradients, slopes, strict=True))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @on_a_gpu
 @every_loss
 @pytest.mark.usefixtures("unchecked_types")
