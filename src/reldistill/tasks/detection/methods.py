@@ -86,7 +86,7 @@ def serkd(plan: DetectorPlan) -> list[Term]:
     """Distances and angles between the superpixels of every level large enough, and its features."""
     loss = plan.loss("serkd", SeRKD)
     # three superpixels make an angle
-    smallest = 2 * loss.cell
+    smallest = 2 * loss.settings.cell
     terms = _each_level(
         plan, "serkd", lambda teacher: loss, {"distance": 5.0, "angle": 10.0}, smallest=smallest, adapted=False
     )
