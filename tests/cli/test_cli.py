@@ -139,6 +139,7 @@ ALL_KINDS = with_options(
 )
 
 
+@pytest.mark.slow
 def test_print_config_and_config_give_the_same_run(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
     printed = Said(capfd, [*ALL_KINDS, "--print_config"])
     assert printed.code == 0

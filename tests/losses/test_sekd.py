@@ -649,6 +649,7 @@ def test_groups_that_do_not_divide_and_unknown_parts():
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.usefixtures("traceable")
+@pytest.mark.slow
 def test_compiled_value_and_gradient_are_the_same_without_a_graph_break(alignment):
     student, teacher = pair(2, 6, 3, 3, dtype=torch.float32)
     student.requires_grad_()
