@@ -676,7 +676,8 @@ def test_groups_that_do_not_divide_and_unknown_parts():
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("traceable")
+@pytest.mark.slow
 def test_compiled_value_and_gradient_are_the_same_without_a_graph_break(alignment):
     student, teacher = pair(2, 6, 3, 3, dtype=torch.float32)
     student.requires_grad_()
@@ -708,6 +709,7 @@ def half_of_the_images(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     return parts_and_gradients(slice(2 * rank, 2 * rank + 2))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_values_and_gradients_of_one():
     ranks, whole = run_on_ranks(half_of_the_images), parts_and_gradients(slice(None))
     for name, expected in whole.items():

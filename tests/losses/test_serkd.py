@@ -253,7 +253,8 @@ def test_half_precision_of_any_magnitude(assignment, neighbourhood):
 @pytest.mark.usefixtures("unchecked_types")
 @ASSIGNMENTS
 @NEIGHBOURHOODS
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("traceable")
+@pytest.mark.slow
 def test_compiled_under_autocast_it_is_one_graph_of_the_same_value(assignment, neighbourhood):
     """Tokens of bf16 networks on uneven cells; what is inside is computed in float32.
 

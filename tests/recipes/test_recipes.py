@@ -14,6 +14,8 @@ from reldistill.cli.main import main
 from reldistill.recipes import RECIPES
 from small_runs import TRAIN, reldistill, with_options, write_images, write_world
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -22,6 +22,8 @@ from reldistill.training.settings import DataSettings, ModelSettings, PairSettin
 from reldistill.training.teacher_cache import TeacherCache, fingerprint_of
 from small_runs import write_world
 
+pytestmark = pytest.mark.slow
+
 ROWS = {"logits": (3,), "layer2": (4, 2, 2)}
 GIVEN: dict[str, Any] = {"made_of": {"teacher": "abc", "augmentation": "crop"}, "rows": ROWS, "images": 10, "views": 2}
 
