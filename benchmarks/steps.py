@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reldistill.tasks.detection.objective.boxes import Boxes
 from torch import Tensor
 
 from benchmarks.cases import device as best_device
@@ -31,6 +30,7 @@ from reldistill.methods.build import Objective
 from reldistill.networks.saved import open_network
 from reldistill.step.distiller import Distiller
 from reldistill.tasks.classification.objective import Classification
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.networks.saved_detectors import open_detector
 from reldistill.tasks.detection.objective import Detection
 from reldistill.training.trainer import resolve_precision

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from reldistill.tasks.detection.objective.boxes import Boxes
 from torch import Tensor
 
 from reldistill.core.types import Batch
+from reldistill.tasks.detection.boxes import Boxes
 
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.2, 0.3, 0.9]])
 CLASSES = ("red", "green", "blue")

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from reldistill.step.term import Term
     from reldistill.tasks.classification.images import ImageData, load_images
     from reldistill.tasks.classification.objective import Classification
+    from reldistill.tasks.detection.boxes import Boxes
     from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
     from reldistill.tasks.detection.networks.detectors import load_detector
     from reldistill.tasks.detection.objective import Detection
-    from reldistill.tasks.detection.objective.boxes import Boxes
     from reldistill.training.module import DistillationModule
     from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Batch",

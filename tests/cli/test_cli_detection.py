@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reldistill.export.export.student_files import export_run
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
@@ -25,6 +24,7 @@ from drawn_boxes import CLASSES, draw_large, write_coco
 from reldistill.cli.main import main
 from reldistill.core.checks import UserError
 from reldistill.export.onnx_files import onnx_file
+from reldistill.export.student_files import export_run
 from reldistill.tasks.base import GraphForm
 from reldistill.tasks.detection.export import GRAPH, ExactResizing
 from reldistill.tasks.detection.networks.saved_detectors import open_detector

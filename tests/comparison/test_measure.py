@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reldistill.tasks.classification.objective.look import calibration_error, logit_correlation
+
+from reldistill.tasks.classification.look import calibration_error, logit_correlation
 
 
 def slow_calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int) -> float:

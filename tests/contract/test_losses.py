@@ -481,6 +481,7 @@ def test_parts_are_what_the_loss_sums(row: Row) -> None:
 
 
 @every_loss
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, at a graph break
 @pytest.mark.usefixtures("unchecked_types")
 def test_compiled_value_and_gradient_are_the_same(row: Row) -> None:
     torch._dynamo.reset()

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reldistill.tasks.detection.objective.boxes import Boxes
 
 from reldistill.core.types import Batch, ClassLabels, Wanted
+from reldistill.tasks.detection.boxes import Boxes
 
 IMAGES = torch.rand(2, 3, 10, 20)
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch
+from reldistill.tasks.classification import images as classification
 from reldistill.tasks.classification.images import ImageData, load_images
-from reldistill.tasks.classification.objective import images as classification
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

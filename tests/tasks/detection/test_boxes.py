@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import torch
-from reldistill.tasks.detection.objective.boxes import Boxes
 
 from drawn_objects import drawn_batch
+from reldistill.tasks.detection.boxes import Boxes
 
 
 def test_boxes_in_a_frame_are_fractions_and_filled_up():

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from reldistill.core.types import Batch, ClassLabels, Features
 from reldistill.methods.build import LevelTerms
-from reldistill.tasks.classification.objective.metrics import Accuracy
+from reldistill.tasks.classification.metrics import Accuracy
 
 
 class Classification(nn.Module):

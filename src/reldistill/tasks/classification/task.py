@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from reldistill.core.checks import UserError
 from reldistill.report.intervals import wilson_interval
 from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
-from reldistill.tasks.classification.objective.reporting import REPORT
+from reldistill.tasks.classification.reporting import REPORT
 from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class ClassificationTask:
     @property
     def look(self) -> type[Look[ImageData]]:
         """Logits and features of every test image."""
-        from reldistill.tasks.classification.objective.look import ClassLook
+        from reldistill.tasks.classification.look import ClassLook
 
         return ClassLook
 
@@ -152,7 +152,7 @@ class ClassificationTask:
 
     def graph(self, run: Path, *, source: Path, raw: bool) -> GraphForm:
         """Images (B, 3, H, W) → logits (B, K)."""
-        from reldistill.tasks.classification.objective.export import classifier_graph
+        from reldistill.tasks.classification.export import classifier_graph
 
         return classifier_graph(run, source=source, raw=raw)
 

@@ -21,8 +21,8 @@ from reldistill.core.checks import UserError
 from reldistill.networks.saved import NetworkCard
 from reldistill.tasks.base import Companions, GraphForm
 from reldistill.tasks.detection.detections_file import PICTURES_FILE, read_detections
+from reldistill.tasks.detection.networks import plain_detectors
 from reldistill.tasks.detection.networks.saved_detectors import open_detector
-from reldistill.tasks.detection.objective.networks import plain_detectors
 
 OUTPUTS = ("boxes", "labels", "scores")
 

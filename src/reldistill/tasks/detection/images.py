@@ -32,7 +32,7 @@ from reldistill.tasks.detection.data.labels import (
 )
 from reldistill.tasks.detection.data.voc import read_voc
 from reldistill.tasks.detection.data.yolo import read_yolo
-from reldistill.tasks.detection.objective.layouts import LAYOUTS, is_detection
+from reldistill.tasks.detection.layouts import LAYOUTS, is_detection
 
 READERS: dict[str, Callable[[Store, str], Annotated]] = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
 DEFAULT_SIZE = 800

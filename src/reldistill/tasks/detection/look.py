@@ -12,10 +12,10 @@ from reldistill.core.types import Batch
 from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.draws import draws
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.images import DetectionData
 from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
 from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, match
-from reldistill.tasks.detection.objective.boxes import Boxes
 from reldistill.training.settings import TrainSettings
 from reldistill.training.trainer import has_gpu
 

@@ -27,7 +27,7 @@ from reldistill.methods.build import not_for
 from reldistill.methods.plan import DEFAULT_CHOICES, Choices
 from reldistill.step.term import Term
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
-from reldistill.tasks.detection.objective.plan import DetectorPlan
+from reldistill.tasks.detection.plan import DetectorPlan
 
 Weights = float | Mapping[str, float]
 
@@ -86,7 +86,7 @@ def serkd(plan: DetectorPlan) -> list[Term]:
     """Distances and angles between the superpixels of every level large enough, and its features."""
     loss = plan.loss("serkd", SeRKD)
     # three superpixels make an angle
-    smallest = 2 * loss.cell
+    smallest = 2 * loss.settings.cell
     terms = _each_level(
         plan, "serkd", lambda teacher: loss, {"distance": 5.0, "angle": 10.0}, smallest=smallest, adapted=False
     )

@@ -13,11 +13,11 @@ from torch.nn import functional
 from reldistill.core.types import Batch, Evaluator
 from reldistill.relations.attention import map_attention
 from reldistill.tasks.base import FinishedRun
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.detections_file import Detections, Shown, write_detections
 from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
 from reldistill.tasks.detection.metrics.detection_errors import KINDS, SIZES
 from reldistill.tasks.detection.metrics.detection_results import ImageResult
-from reldistill.tasks.detection.objective.boxes import Boxes
 
 _IMAGES = 6
 _LARGEST_SIDE = 384

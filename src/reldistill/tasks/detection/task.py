@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
 from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
-from reldistill.tasks.detection.objective.layouts import LAYOUTS, is_detection
-from reldistill.tasks.detection.objective.reporting import REPORT
+from reldistill.tasks.detection.layouts import LAYOUTS, is_detection
+from reldistill.tasks.detection.reporting import REPORT
 from reldistill.training.defaults import TrainDefaults
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class DetectionTask:
     @property
     def look(self) -> type[Look[DetectionData]]:
         """What is found in every test image."""
-        from reldistill.tasks.detection.objective.look import BoxLook
+        from reldistill.tasks.detection.look import BoxLook
 
         return BoxLook
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reldistill.tasks.detection.objective.boxes import Boxes
 
 from ddp_helpers import run_on_ranks
 from drawn_results import random_results
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.images import load_detection
 from reldistill.tasks.detection.metrics.coco_ap import NAMES, coco_scores
 from reldistill.tasks.detection.metrics.detection_metrics import DetectionMetrics

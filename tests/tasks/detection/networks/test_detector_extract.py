@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from reldistill.tasks.detection.objective.boxes import Boxes
 from torch import nn
 from torchvision.io import ImageReadMode, read_image
 from torchvision.models import detection
@@ -15,6 +14,7 @@ from torchvision.models import detection
 from drawn_objects import CLASSES, drawn_batch, overlaps
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
 from reldistill.tasks.detection.networks.plain_detectors import make_detector
 

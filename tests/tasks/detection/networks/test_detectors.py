@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from reldistill.tasks.detection.objective.networks import detectors, plain_detectors
 from torch import nn
 from torchvision.models import detection
 
 from reldistill.core.checks import UserError
+from reldistill.tasks.detection.networks import detectors, plain_detectors
 from reldistill.tasks.detection.networks.detectors import COCO_OUTPUTS, class_layers, load_detector, outputs_of
 from reldistill.tasks.detection.networks.plain_detectors import FIXED_SIZE, OWN_NAMES, make_detector, split_name
 

@@ -15,9 +15,9 @@ from reldistill.core.types import Batch
 from reldistill.data.augment import seed_of, to_float
 from reldistill.data.decode import BadImage
 from reldistill.data.loader import Key, Plan, Workers, bad_by_now
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.data.box_augment import BoxTransform
 from reldistill.tasks.detection.data.labels import LabelledImages
-from reldistill.tasks.detection.objective.boxes import Boxes
 
 MULTIPLE = 32  # pixels that the padded height and width are multiples of
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from reldistill.core.safe_files import write_arrays
 from reldistill.core.types import Batch
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.metrics.detection_metrics import DetectionMetrics
 from reldistill.tasks.detection.metrics.detection_results import to_arrays
-from reldistill.tasks.detection.objective.boxes import Boxes
 
 DETECTIONS_FILE = "val_detections.npz"
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.metrics.coco_ap import CocoScores, coco_scores
 from reldistill.tasks.detection.metrics.detection_errors import DetectionErrors, detection_errors
 from reldistill.tasks.detection.metrics.detection_results import ImageResult
 from reldistill.tasks.detection.metrics.voc_ap import VocScores, voc_scores
-from reldistill.tasks.detection.objective.boxes import Boxes
 
 
 class DetectionMetrics:

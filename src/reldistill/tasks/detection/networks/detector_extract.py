@@ -18,8 +18,8 @@ from torchvision.models.detection.image_list import ImageList
 from reldistill.core.checks import UserError, check_axes
 from reldistill.core.types import Batch, Features, FeatureSource, LevelInfo, Targets, Wanted
 from reldistill.networks.extract import evaluating, first_float, hooked
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.networks.detectors import outputs_of
-from reldistill.tasks.detection.objective.boxes import Boxes
 
 _DRY_SIDE = 256
 Labelled = list[dict[str, Tensor]]
