@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from reldistill.training.module import DistillationModule
     from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Batch",

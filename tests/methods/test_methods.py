@@ -515,6 +515,13 @@ def test_simkd_gives_the_student_the_teachers_classifier() -> None:
         build("simkd", levels=[("stage1", "stage1")])
 
 
+def test_an_adapter_is_of_both_its_levels() -> None:
+    for levels in ([("stage1", "stage2"), ("stage2", "stage2")], [("stage1", "stage2"), ("stage1", "stage3")]):
+        module = build("fitnets", levels=levels)
+        assert [t.adapter for t in module.terms] == [f"{ours}->{theirs}" for ours, theirs in levels]
+        assert torch.isfinite(module(batch()).total)
+
+
 # Several teachers ----------------------------------------------------------------------------------------------------
 
 

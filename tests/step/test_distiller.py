@@ -412,6 +412,34 @@ def test_an_adapter_shared_by_two_terms_runs_once() -> None:
     torch.testing.assert_close(step.parts["fitnets"], 2 * step.parts["again"])
 
 
+class Spread(nn.Module):
+    """The mean of the student's tensor, in the shape of the teacher's."""
+
+    wants_teacher = True
+
+    def forward(self, student: Tensor, *, teacher: Tensor) -> Tensor:
+        return student.mean().expand_as(teacher)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "places"),
+    [(nn.Identity(), [("early", "early"), ("late", "late")]), (Spread(), [("late", "early"), ("late", "late")])],
+)
+def test_a_shared_adapter_gives_every_place_its_own(adapter: nn.Module, places: list[tuple[str, str]]) -> None:
+    networks = Extractor(cnn(4)), Extractor(cnn(4, seed=1))
+    terms = [
+        Term(teacher, FitNets(), student=student, teacher=teacher, weights=1.0, adapter="shared")
+        for student, teacher in places
+    ]
+    module = Distiller(*networks, terms=terms, adapters={"shared": adapter}, task=Classification()).eval()
+    found = module(batch()).parts
+    levels = [network(batch().images, levels=("early", "late")).levels for network in networks]
+    for student, teacher in places:
+        ours, theirs = levels[0][student], levels[1][teacher]
+        adapted = ours if isinstance(adapter, nn.Identity) else adapter(ours, teacher=theirs)
+        torch.testing.assert_close(found[teacher], (adapted - theirs).square().mean().detach())
+
+
 def test_adapters_of_similar_names_are_kept_apart() -> None:
     adapters = {"layer.1": nn.Conv2d(1, 1, 1), "layer_1": nn.Conv2d(1, 1, 1)}
     module = Distiller(Extractor(cnn(4)), {}, terms=[], adapters=adapters, task=Classification())

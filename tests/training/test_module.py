@@ -19,6 +19,7 @@ from reldistill.core.types import Batch, ClassLabels
 from reldistill.methods.build import build_distiller
 from reldistill.methods.plan import Choices
 from reldistill.tasks.classification.objective import Classification
+from reldistill.training.checkpoint import pack, restore, unpack
 from reldistill.training.module import DistillationModule
 
 pytestmark = pytest.mark.filterwarnings(
@@ -187,3 +188,35 @@ def test_a_batch_may_be_a_pair_or_a_batch() -> None:
         moved = module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
         assert torch.equal(moved.images, images)
         assert torch.equal(moved.targets.labels, labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "warned"),
+    [(0.02, 1.99, False), (0.02, 2.01, True), (0.02, -2.01, True), (-0.02, 1.99, False), (-0.02, 2.01, True)],
+)
+def test_a_part_outweighs_the_task_beyond_a_hundredfold(
+    task: float, part: float, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, notes = make(), []
+    monkeypatch.setattr(module, "note", notes.append)
+    for _ in range(2):
+        module._watch({"task": torch.tensor(task), "kd": torch.tensor(part), "rkd": torch.tensor(0.0)})
+    assert [note.partition(",")[0] for note in notes] == ([f"kd is {part}"] if warned else [])
+
+
+def test_a_resumed_run_does_not_warn_again(tmp_path: Path) -> None:
+    def fitted(module: DistillationModule) -> L.Trainer:
+        run = trainer(max_epochs=1)
+        run.fit(module, loader())
+        return run
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, second = make(weights={"kd": 1e5}, lr=1e-9), make(weights={"kd": 1e5}, lr=1e-9)
+        (tmp_path / "last.ckpt").write_bytes(pack(first, fitted(first), {}))
+        run = fitted(second)
+    assert second.warned == first.warned == {"kd"}
+    second.warned, second.notes = set(), []
+    restore(unpack(tmp_path / "last.ckpt"), second, run)
+    assert second.warned == {"kd"}
+    assert second.notes == first.notes != []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -126,11 +125,6 @@ def first_sentence(function: Callable[..., Any]) -> str:
 def part_of(given: Given, kind: type) -> Any:
     """One group of settings out of what was given."""
     return kind(**{field.name: given[field.name] for field in fields(kind)})
-
-
-def rank() -> int:
-    """This process's number among those of a run, as far as the environment tells."""
-    return next((int(os.environ[n]) for n in ("RANK", "LOCAL_RANK", "NODE_RANK") if os.environ.get(n)), 0)
 
 
 def know_task(given: str | None) -> None:

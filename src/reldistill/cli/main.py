@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reldistill.cli.forms import Command, Group, rank
+from reldistill.cli.forms import Command, Group
 from reldistill.cli.table import COMMANDS
 from reldistill.core.checks import UserError
+from reldistill.runs.folders import rank
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

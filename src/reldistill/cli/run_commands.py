@@ -17,10 +17,10 @@ from reldistill.cli.forms import (
     first_sentence,
     know_task,
     part_of,
-    rank,
     writable,
 )
 from reldistill.cli.options import Options
+from reldistill.runs.folders import rank
 from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, no_type_check
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ def full_precision(function: F) -> F:
     activations overflow.
     """
 
+    @no_type_check  # it hands on whatever it is given
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         device = next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
@@ -53,7 +54,7 @@ def full_precision(function: F) -> F:
         with torch.autocast(device.type, enabled=False):
             return function(*lifted, **{name: _lifted(value) for name, value in kwargs.items()})
 
-    return wrapper  # type: ignore[return-value]
+    return wrapper
 
 
 def _lifted(value: Any) -> Any:

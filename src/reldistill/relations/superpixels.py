@@ -8,7 +8,7 @@ scaling the columns in the logarithm finds it, where dividing by the column's su
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,7 @@ def initial_superpixels(feature_map: Float[Tensor, "B D H W"], *, grid: Grid) ->
     return map_to_tokens(average_pool(feature_map, grid))
 
 
+@no_type_check  # torch.compile builds one inside its graph, and could not with checks around its methods
 @dataclass(frozen=True)
 class Assignment:
     """To which superpixels the tokens of each image belong.

@@ -168,16 +168,16 @@ class Distiller(nn.Module):
         batch: Batch,
         progress: float,
     ) -> Iterable[tuple[Term, dict[str, Tensor]]]:
-        adapted: dict[tuple[str, Place], Any] = {}
+        adapted: dict[tuple[str, Place, tuple[Any, ...]], Any] = {}
         for term in terms:
             tensor, theirs = value_at(student, term.student), term.of_teacher(said[term.teacher_name])
             if term.adapter is not None:
-                key = (term.adapter, term.student)
+                adapter = self.adapters[_key(term.adapter)]
+                fits = getattr(adapter, "wants_teacher", False)
+                key = (term.adapter, term.student, (term.teacher_name, term.teacher_now) if fits else ())
                 if key not in adapted:
-                    adapter = self.adapters[_key(term.adapter)]
                     given = tensor if isinstance(tensor, tuple) else (tensor,)
-                    more = {"teacher": theirs} if getattr(adapter, "wants_teacher", False) else {}
-                    adapted[key] = adapter(*given, **more)
+                    adapted[key] = adapter(*given, **({"teacher": theirs} if fits else {}))
                 tensor = adapted[key]
             yield term, term(tensor, theirs, batch=batch, progress=progress)
 

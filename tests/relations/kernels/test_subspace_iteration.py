@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -260,3 +261,21 @@ def test_compiled_without_a_graph_break():
         # compiled, the sums around the operators are taken in another order
         assert_close(slopes[1], slopes[0], rtol=1e-9, atol=1e-15)
     assert_close(module.basis, plain.basis, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_is_accepted_before_a_missed_direction_could_grow(dtype, monkeypatch):
+    """Fiftyfold, also from a start that is right already, and where a single filter grows it by less."""
+    size = block_size(CHANNELS, RANK)
+    values = torch.cat([torch.tensor([1.0, 0.9, 0.8, 0.63]), torch.linspace(0.625, 0.62, size - RANK)])
+    values = torch.cat([values, torch.linspace(0.6, 0.0, CHANNELS - size)]).to(dtype)
+    levels = values[[0, RANK - 1, size - 3, size - 1]][None]
+    start = subspace_iteration.Start(torch.eye(CHANNELS, dtype=dtype)[None, :, :size], levels, 1)
+    filters, plain = [], subspace_iteration._filtered
+    monkeypatch.setattr(
+        subspace_iteration, "_filtered", lambda *given: filters.append((given[-1], given[-2].slowest)) or plain(*given)
+    )
+    found = subspace_iteration.leading(values.diag()[None], start, rank=RANK, semidefinite=True)
+    assert not found.fell_back.any()
+    assert sum(degree * growth for degree, growth in filters) >= math.log(50)
+    assert_close(found.values[0, :RANK], values[:RANK])

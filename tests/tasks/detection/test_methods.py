@@ -228,3 +228,18 @@ def test_a_batch_without_boxes_says_what_is_missing() -> None:
         build("none")(bare)
     with pytest.raises(ValueError, match="fgd needs the boxes of a batch"):
         build("fgd", weights={"task": 0.0})(bare)
+
+
+@pytest.mark.parametrize(
+    ("family", "temperature", "weights"),
+    [
+        ("retinanet", 0.5, {"foreground": 1e-3, "background": 5e-4, "attention": 5e-4, "global": 5e-6}),
+        ("fcos", 0.8, {"foreground": 1.6e-3, "background": 8e-4, "attention": 8e-4, "global": 8e-6}),
+        ("fasterrcnn", 0.5, {"foreground": 5e-5, "background": 2.5e-5, "attention": 5e-5, "global": 5e-7}),
+    ],
+)
+def test_settings_of_fgd_are_its_authors(family: str, temperature: float, weights: dict[str, float]) -> None:
+    """Their configurations of RetinaNet, FCOS and Faster R-CNN, by the student's family."""
+    (term, *_) = build("fgd", family, "retinanet").terms
+    assert term.loss.temperature == temperature
+    assert term.weights == pytest.approx(weights)

@@ -5,7 +5,7 @@ Tokens are put in the order of the cells they lie in, so that a cell's tokens me
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,7 @@ def merged(
     return (found / gather_around(masses.sum(dim=3).unsqueeze(4))).flatten(1, 2)
 
 
+@no_type_check  # see `superpixels.Assignment`
 class Cells:
     """Tokens in the order of the cells they lie in, so that a cell's tokens meet its neighbours in one small product.
 
