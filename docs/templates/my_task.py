@@ -263,6 +263,10 @@ class Discs:
         """One line about the images."""
         return f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images"
 
+    def names_network(self, name: str) -> bool:
+        """None of its own."""
+        return False
+
     def claims_network(self, name: str) -> bool:
         """None of its own."""
         return False
@@ -291,6 +295,8 @@ class Discs:
         """UserError where the mean radius would do as well."""
         if found["explained"] <= 0:
             raise UserError(f"the teacher {teacher.card.name} explains nothing of the radii: it was not used")
+
+    methods = RadiusError.methods
 
     def objective(self, training, images) -> RadiusError:  # type: ignore[no-untyped-def]
         """The mean squared error."""

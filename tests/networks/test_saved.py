@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reldistill.core.checks import UserError
-from reldistill.networks.saved import LAST_WEIGHTS, NetworkCard, open_network, read_card, run_folder, write_weights
-from reldistill.report.record import RECORD_FILE
+from reldistill.core.run_files import LAST_WEIGHTS, RECORD_FILE
+from reldistill.networks.saved import NetworkCard, open_network, read_card, run_folder, write_weights
 
 
 def _finished(folder: Path) -> torch.nn.Module:

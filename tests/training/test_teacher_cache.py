@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from reldistill.core.checks import UserError
+from reldistill.core.run_files import LAST_WEIGHTS
 from reldistill.core.types import Batch, Wanted
 from reldistill.networks.extract import Extractor
-from reldistill.networks.saved import LAST_WEIGHTS
 from reldistill.runs.distill import distill
 from reldistill.runs.train import train
 from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings

@@ -191,7 +191,7 @@ class Wanted:
     distilled: bool = False
     dense: bool = False
     scores: bool = False
-    proposals: tuple[Tensor, ...] = ()
+    proposals: tuple[Float[Tensor, "_n 4"], ...] = ()
 
     @classmethod
     def at(cls, places: Iterable[str], *, logits: bool = False, proposals: tuple[Tensor, ...] = ()) -> Wanted:
@@ -223,14 +223,18 @@ class FeatureSource(nn.Module, abc.ABC):
         name: what to call it in messages.
         network: the bare network, which is what is saved and exported.
         num_classes: K of its output.
+        input_size: side that images are resized to; None where the network takes them at any size.
     """
 
     name: str
     network: nn.Module
     num_classes: int
+    input_size: int | None = None
 
     @abc.abstractmethod
-    def ask(self, images: Tensor, wanted: Wanted, *, targets: Targets | None = None) -> Features:
+    def ask(
+        self, images: Float[Tensor, "B _channels H W"], wanted: Wanted, *, targets: Targets | None = None
+    ) -> Features:
         """Features of (B, 3, H, W) images in [0, 1]; `targets` for a network that has its own losses on them."""
 
     @abc.abstractmethod

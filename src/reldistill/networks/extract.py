@@ -190,7 +190,8 @@ class Extractor(FeatureSource):
 
     def _of_each_place(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
         """(B, C, H, W) → the classifier's (B, K, H, W)."""
-        assert self._classifier is not None
+        if self._classifier is None:
+            raise ValueError(f"{self.name} has no classifier that could be asked about places")
         layer = self.network.get_submodule(self._classifier)
         return layer(feature_map.movedim(1, -1)).movedim(-1, 1) if isinstance(layer, nn.Linear) else layer(feature_map)
 
@@ -251,15 +252,14 @@ class Extractor(FeatureSource):
         found = stages_of(self.network, {n: t.info for n, t in self._taps.items()})
         if self._untrained is None:
             tokens = [level.name for level in found if level.kind == "tokens"]
-            unheard = self._unheard(tokens) if tokens else set()
+            unheard = self._unheard(tokens, self.input_size or image_size) if tokens else set()
             self._untrained = unheard if len(unheard) < len(tokens) else set()
         return [level for level in found if level.name not in self._untrained]
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
-    def _unheard(self, names: Sequence[str]) -> set[str]:
+    def _unheard(self, names: Sequence[str], size: int) -> set[str]:
         """Those of the levels that the classifier's input does not depend on."""
-        assert self._surveyed_size is not None
         outputs: dict[str, Tensor] = {}
         vectors: list[Tensor] = []
 
@@ -273,7 +273,7 @@ class Extractor(FeatureSource):
         if self._classifier:
             hooks.append((self.network.get_submodule(self._classifier), _input_into(vectors)))
         with evaluating(self.network), hooked(hooks):
-            logits = _first_tensor(self.network(self._noise(1, self._surveyed_size).requires_grad_()))
+            logits = _first_tensor(self.network(self._noise(1, size).requires_grad_()))
         vector = vectors[-1] if vectors else logits
         pull = torch.rand(vector.shape, generator=torch.Generator().manual_seed(1)).to(vector)
         gradients = torch.autograd.grad(vector, [outputs[name] for name in names], pull, allow_unused=True)

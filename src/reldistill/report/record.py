@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reldistill.core.checks import UserError
+from reldistill.core.run_files import RECORD_FILE
 from reldistill.core.safe_files import write_text
 from reldistill.report.intervals import wilson_interval
 from reldistill.report.task_report import Score, report_of
 
 SCHEMA = 1
-RECORD_FILE = "record.json"
 
 Status = Literal["running", "finished", "stopped"]
 

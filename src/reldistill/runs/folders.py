@@ -14,7 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from reldistill.core.checks import UserError
-from reldistill.report.record import RECORD_FILE, RunRecord, read_record
+from reldistill.core.run_files import RECORD_FILE
+from reldistill.report.record import RunRecord, read_record
 from reldistill.training.settings import DEFAULTS
 
 _LOCK = ".lock"

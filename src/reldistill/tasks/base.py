@@ -168,6 +168,10 @@ class Task(Protocol[Read]):
 
     # Networks --------------------------------------------------------------------------------------------------------
 
+    def names_network(self, name: str) -> bool:
+        """Whether that is the name of a network that only this task can open."""
+        ...
+
     def claims_network(self, name: str) -> bool:
         """Whether only this task can open that network or that run's folder."""
         ...

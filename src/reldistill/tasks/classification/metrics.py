@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reldistill.core.safe_files import write_bytes
-from reldistill.core.types import Batch, ClassLabels, FeatureSource
+from reldistill.core.types import Batch, ClassLabels, FeatureSource, Wanted
 from reldistill.relations.across_ranks import sum_over_ranks
 
 CORRECT_FILE = "val_correct.npy"
@@ -40,7 +40,7 @@ class Accuracy:
     @torch.no_grad()
     def update(self, network: FeatureSource, batch: Batch) -> None:
         """Measure one batch."""
-        logits = network(batch.images).logits
+        logits = network.ask(batch.images, Wanted()).logits
         if logits is None:
             raise ValueError("the network gives no logits: classification measures class scores")
         labels = batch.targets_as(ClassLabels).labels

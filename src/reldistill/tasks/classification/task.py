@@ -77,6 +77,10 @@ class ClassificationTask:
             f"{len(images.classes)} classes at {images.image_size}x{images.image_size}{skipped}"
         )
 
+    def names_network(self, name: str) -> bool:
+        """None of its own."""
+        return False
+
     def claims_network(self, name: str) -> bool:
         """None: its networks are those of the zoo, which any task may open."""
         return False

@@ -80,6 +80,12 @@ class DetectionTask:
                 raise UserError(f"{data.data}: no objects to be found in the {part} images, so nothing can be measured")
         return images
 
+    def names_network(self, name: str) -> bool:
+        """Detectors of torchvision's and those on any backbone."""
+        from reldistill.tasks.detection.networks.plain_detectors import names_detector
+
+        return names_detector(name)
+
     def claims_network(self, name: str) -> bool:
         """Detectors by name, and runs of them."""
         from reldistill.tasks.detection.networks.saved_detectors import finds_boxes

@@ -13,7 +13,7 @@ from torchvision.models import detection
 
 from drawn_objects import CLASSES, drawn_batch, overlaps
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch
+from reldistill.core.types import Batch, ClassLabels, Wanted
 from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
 from reldistill.tasks.detection.networks.plain_detectors import make_detector
@@ -100,7 +100,7 @@ def test_images_of_any_size_are_padded_to_the_networks_multiple():
     assert one(torch.rand(1, 3, 70, 100), levels=("p3",)).levels["p3"].shape[2:] == (12, 16)
     one.train()
     boxes = Boxes(torch.tensor([[5.0, 5, 40, 40]]), torch.tensor([0]), torch.tensor([0]), torch.tensor([[70, 100]]))
-    assert all(value.isfinite() for value in one(torch.rand(1, 3, 70, 100), boxes=boxes).losses.values())
+    assert all(value.isfinite() for value in one(torch.rand(1, 3, 70, 100), targets=boxes).losses.values())
 
 
 def test_an_image_without_objects():
@@ -111,7 +111,7 @@ def test_an_image_without_objects():
         boxes = Boxes(
             batch.targets.corners[first], batch.targets.labels[first], batch.targets.images[first], batch.targets.sizes
         )
-        losses = one(batch.images, boxes=boxes).losses
+        losses = one(batch.images, targets=boxes).losses
         assert losses
         assert all(value.isfinite() for value in losses.values())
 
@@ -180,8 +180,10 @@ def test_the_same_seed_gives_the_same_losses():
 def test_what_is_refused():
     with pytest.raises(UserError, match="thing is no RetinaNet"):
         DetectorExtractor(nn.Linear(2, 2), name="thing")
-    with pytest.raises(ValueError, match="no pooled vector"):
-        extractor()(torch.rand(1, 3, 64, 64), pooled=True)
+    with pytest.raises(ValueError, match="is a detector: it has levels and class scores, no vector of an image"):
+        extractor().ask(torch.rand(1, 3, 64, 64), Wanted(pooled=True))
+    with pytest.raises(ValueError, match="is a detector: its images are labelled by Boxes, not ClassLabels"):
+        extractor().ask(torch.rand(1, 3, 64, 64), Wanted(), targets=ClassLabels(torch.tensor([0])))
     with pytest.raises(ValueError, match=r"images: expected \(B, C, H, W\)"):
         extractor()(torch.rand(3, 64, 64))
 
@@ -223,7 +225,7 @@ def test_detect_finds_in_every_image_what_it_would_find_alone():
     batch = drawn_batch(5, side=128)
     sizes = torch.tensor([[128, 90], [90, 128], [128, 93], [128, 90], [60, 128]])
     boxes = replace(batch.targets, sizes=sizes)
-    found = one.detect(replace(batch, boxes=boxes))
+    found = one.detect(replace(batch, targets=boxes))
     for image, (height, width) in enumerate(sizes.tolist()):
         alone = one.detect(Batch(batch.images[image : image + 1, :, :height, :width]))[0]
         assert len(alone["boxes"]) > 10
