@@ -13,7 +13,8 @@ from PIL import Image
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch, ClassLabels
 from reldistill.data.augment import Augment, ImageTransform
-from reldistill.data.files import Folder, read_splits
+from reldistill.data.class_folders import read_splits
+from reldistill.data.files import Folder
 from reldistill.data.loader import DiskPixels, Loader, MemoryPixels
 from reldistill.data.samples import Samples
 
