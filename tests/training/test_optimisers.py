@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from reldistill.training.optimisers import DEFAULTS, lr_factor, make_optimizer
+from reldistill.training.defaults import DEFAULTS
+from reldistill.training.optimisers import lr_factor, make_optimizer
 
 SCHEDULES = ("one-cycle", "cosine", "step", "constant")
 progress = st.floats(0.0, 1.0)

@@ -30,7 +30,7 @@ from reldistill.runs.fit import data_record
 from reldistill.runs.opening import open_student, open_teacher, trusted_teacher
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
-from reldistill.tasks.base import Look, Task, task_of
+from reldistill.tasks.base import AnyTask, Look, task_of
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 
@@ -93,7 +93,7 @@ def measure_reference(
     write_text(folder / f"{REFERENCE}.json", dump_json(content))
 
 
-def _cost(network: OpenedNetwork, look: type[Look]) -> dict[str, Any]:
+def _cost(network: OpenedNetwork, look: type[Look[Any]]) -> dict[str, Any]:
     """Name, parameters, and floating-point operations for one image (a multiplication and an addition count as two)."""
     extractor = network.extractor.cpu().eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -103,7 +103,7 @@ def _cost(network: OpenedNetwork, look: type[Look]) -> dict[str, Any]:
 
 
 def _method(
-    method: str, pair: PairSettings, images: Images, training: TrainSettings, task: Task, teacher: OpenedNetwork
+    method: str, pair: PairSettings, images: Images, training: TrainSettings, task: AnyTask, teacher: OpenedNetwork
 ) -> dict[str, Any] | None:
     """What a method has for this pair, and what it costs to train; None where it cannot be built: its cells say why."""
     student = open_student(pair, images, task=task, seed=training.seed)

@@ -10,7 +10,7 @@ from reldistill.core.safe_files import sha256, write_bytes, write_text
 from reldistill.export.onnx_files import onnx_file
 from reldistill.networks.saved import BEST_WEIGHTS, LAST_WEIGHTS, read_card
 from reldistill.report.record import read_record
-from reldistill.tasks.base import Task, task_named
+from reldistill.tasks.base import AnyTask, task_named
 
 FORMATS = ("safetensors", "onnx")
 
@@ -56,7 +56,7 @@ def export_run(
     return result
 
 
-def _write_weights(task: Task, target: Path, source: Path) -> dict[str, Any]:
+def _write_weights(task: AnyTask, target: Path, source: Path) -> dict[str, Any]:
     beside = task.companions(read_card(source), target)
     write_bytes(target, source.read_bytes())
     for path, text in beside.files.items():
@@ -64,7 +64,7 @@ def _write_weights(task: Task, target: Path, source: Path) -> dict[str, Any]:
     return {**beside.result, "summary": f"{target}: {beside.said or 'safetensors'}"}
 
 
-def _write_graph(task: Task, run: Path, target: Path, source: Path, *, raw: bool) -> dict[str, Any]:
+def _write_graph(task: AnyTask, run: Path, target: Path, source: Path, *, raw: bool) -> dict[str, Any]:
     form = task.graph(run, source=source, raw=raw)
     with onnx_file(target, form) as graph:
         figures = form.compare(graph)

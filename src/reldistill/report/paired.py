@@ -16,7 +16,7 @@ import numpy as np
 
 from reldistill.report.draws import interval_of_draws
 from reldistill.report.intervals import Difference, paired_difference, unpaired_difference, wilson_interval
-from reldistill.report.record import Result, RunRecord, result_of
+from reldistill.report.record import NetworkRecord, Result, RunRecord, result_of
 from reldistill.report.task_report import Score, report_of
 from reldistill.report.words import known
 
@@ -232,15 +232,14 @@ def _position(record: RunRecord, records: Sequence[RunRecord]) -> int:
 def _given_teachers(records: Sequence[RunRecord]) -> list[Row]:
     """A row for every teacher whose own run is not among the records."""
     trained = {(r.student.name, r.data.fingerprint) for r in records if role_of(r, records) == "teacher"}
-    found: dict[Hashable, RunRecord] = {}
+    found: dict[Hashable, tuple[RunRecord, NetworkRecord]] = {}
     for record in records:
-        if record.teacher and (record.teacher.name, record.data.fingerprint) not in trained:
-            found.setdefault((record.teacher.name, record.teacher.weights_sha256, record.data.fingerprint), record)
+        teacher = record.teacher
+        if teacher and (teacher.name, record.data.fingerprint) not in trained:
+            found.setdefault((teacher.name, teacher.weights_sha256, record.data.fingerprint), (record, teacher))
     rows = []
-    for record in found.values():
-        teacher, images = record.teacher, record.data.val_images
-        assert teacher is not None
-        score = teacher.score
+    for record, teacher in found.values():
+        images, score = record.data.val_images, teacher.score
         counted = record.score.counted and images > 0 and score is not None and known(score)
         rows.append(
             Row(

@@ -246,12 +246,11 @@ def to_page(figure: Figure, prefix: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     head, body = svg.split(">", 1)
-    box = re.search(r'viewBox="([^"]*)"', head)
-    assert box is not None
+    box = re.findall(r'viewBox="([^"]*)"', head)[0]
     for placeholder, variable in _VARIABLES.items():
         body = body.replace(placeholder, f"var(--{variable})")
     body = re.sub(r'\bid="', f'id="{prefix}-', body)
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", body)
     body = re.sub(r"font: (bold )?([\d.]+)px [^;\"]*", r"font: \1\2px var(--font)", body)
     label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return f'<svg class="plot" viewBox="{box.group(1)}" role="img" aria-label="{label}">{body.strip()}'
+    return f'<svg class="plot" viewBox="{box}" role="img" aria-label="{label}">{body.strip()}'

@@ -11,14 +11,14 @@ from reldistill.data.images import Images
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
-from reldistill.tasks.base import Task
+from reldistill.tasks.base import AnyTask
 from reldistill.training.progress import say
 from reldistill.training.settings import PairSettings, TrainSettings
 from reldistill.training.teacher_cache import TeacherCache, fingerprint_of, size_in_words
 from reldistill.training.trainer import resolve_precision
 
 
-def check_cache(networks: PairSettings, *, task: Task) -> None:
+def check_cache(networks: PairSettings, *, task: AnyTask) -> None:
     """UserError where a cache is asked for that could not serve."""
     if networks.cache_teacher is not None and not task.keeps_teacher:
         raise UserError(f"--cache-teacher: what a teacher says of images for {task.name} is not kept; leave it out")

@@ -16,7 +16,7 @@ from reldistill.runs.folders import claim_folder
 from reldistill.runs.opening import open_student, open_teacher, read_images, trusted_teacher
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
-from reldistill.tasks.base import Task, task_of
+from reldistill.tasks.base import AnyTask, task_of
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings, flat_settings
 
 
@@ -67,7 +67,7 @@ def build_pair(
     images: Images,
     training: TrainSettings,
     *,
-    task: Task,
+    task: AnyTask,
     student: OpenedNetwork,
     teacher: OpenedNetwork,
 ) -> Distiller:

@@ -11,7 +11,7 @@ from reldistill.data.images import Images
 from reldistill.networks.saved import OpenedNetwork, run_folder
 from reldistill.report.record import read_record
 from reldistill.runs.opening import measure, read_images
-from reldistill.tasks.base import Task, task_of
+from reldistill.tasks.base import AnyTask, task_of
 from reldistill.training.settings import DataSettings, ModelSettings, TrainSettings
 
 
@@ -55,7 +55,9 @@ def evaluate(
     }
 
 
-def _open(network: ModelSettings, images: Images, *, task: Task, is_run: bool, image_size: int | None) -> OpenedNetwork:
+def _open(
+    network: ModelSettings, images: Images, *, task: AnyTask, is_run: bool, image_size: int | None
+) -> OpenedNetwork:
     """The network with its weights; UserError where it was trained on other classes."""
     opened = task.open(
         network.model,

@@ -28,7 +28,7 @@ from reldistill.runs.opening import Teacher
 from reldistill.runs.relation_pictures import write_relation_pictures
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
-from reldistill.tasks.base import FinishedRun, Task
+from reldistill.tasks.base import AnyTask, FinishedRun
 from reldistill.training.checkpoint import BEST, LAST, unpack
 from reldistill.training.keeper import RunKeeper
 from reldistill.training.module import DistillationModule
@@ -53,7 +53,7 @@ class Run:
         method: the method's name.
     """
 
-    task: Task
+    task: AnyTask
     settings: dict[str, Any]
     out: Path
     resume: bool
@@ -138,7 +138,7 @@ def _as_built(student: OpenedNetwork, distiller: Distiller) -> OpenedNetwork:
     return dataclasses.replace(student, extractor=extractor, card=card)
 
 
-def _module(distiller: Distiller, images: Images, training: TrainSettings, *, task: Task) -> DistillationModule:
+def _module(distiller: Distiller, images: Images, training: TrainSettings, *, task: AnyTask) -> DistillationModule:
     name, defaults = training.optimizer, task.defaults
     if name == "auto":
         stages = distiller.student.stages(images.image_size)  # type: ignore[operator]

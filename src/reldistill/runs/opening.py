@@ -14,7 +14,7 @@ from reldistill.core.types import Evaluator
 from reldistill.core.types import Task as Objective
 from reldistill.data.images import Images
 from reldistill.networks.saved import OpenedNetwork, run_folder
-from reldistill.tasks.base import Task, task_of
+from reldistill.tasks.base import AnyTask, task_of
 from reldistill.training.progress import say
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 from reldistill.training.trainer import device_count, has_gpu, resolve_precision
@@ -60,7 +60,7 @@ def _workers(data: DataSettings, devices: int | str) -> int | None:
     return max((os.cpu_count() or 1) // devices, 1)
 
 
-def open_teacher(networks: PairSettings, images: Images, *, task: Task, seed: int) -> OpenedNetwork:
+def open_teacher(networks: PairSettings, images: Images, *, task: AnyTask, seed: int) -> OpenedNetwork:
     """The teacher, with weights and with the data's classes; one without is the same for the same seed."""
     L.seed_everything(seed, verbose=False)
     is_named = not networks.teacher_weights and ".py:" not in networks.teacher and not run_folder(networks.teacher)
@@ -75,7 +75,7 @@ def open_teacher(networks: PairSettings, images: Images, *, task: Task, seed: in
     )
 
 
-def open_student(networks: PairSettings, images: Images, *, task: Task, seed: int) -> OpenedNetwork:
+def open_student(networks: PairSettings, images: Images, *, task: AnyTask, seed: int) -> OpenedNetwork:
     """The student as training starts from it: the same for the same seed."""
     L.seed_everything(seed, verbose=False)
     return task.open(
@@ -88,7 +88,7 @@ def open_student(networks: PairSettings, images: Images, *, task: Task, seed: in
     )
 
 
-def trusted_teacher(network: OpenedNetwork, images: Images, training: TrainSettings, *, task: Task) -> Teacher:
+def trusted_teacher(network: OpenedNetwork, images: Images, training: TrainSettings, *, task: AnyTask) -> Teacher:
     """A teacher and what was measured of it; UserError where nothing could be learned from it."""
     measured = measure(
         network,

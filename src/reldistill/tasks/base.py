@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from reldistill.core.tasks import known_task, open_task
 from reldistill.report.task_report import TaskReport
-from reldistill.training.optimisers import TrainDefaults
+from reldistill.training.defaults import TrainDefaults
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,14 +75,19 @@ class Companions:
     said: str = ""
 
 
+Read = TypeVar("Read", bound="Images")
+"""What a task reads: its own kind of images."""
+Seen = TypeVar("Seen", bound="Images", contravariant=True)
+
+
 @runtime_checkable
-class Look(Protocol):
+class Look(Protocol[Seen]):
     """What a network did on the test images. `score` is what networks are compared by, percent."""
 
     score: float
     calibration_error: float | None
 
-    def __init__(self, network: OpenedNetwork, images: Any, training: TrainSettings) -> None: ...
+    def __init__(self, network: OpenedNetwork, images: Seen, training: TrainSettings) -> None: ...
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a comparison keeps of a cell.
@@ -100,7 +105,7 @@ class Look(Protocol):
         ...
 
     @classmethod
-    def features_of(cls, network: OpenedNetwork, images: Any, training: TrainSettings) -> Iterator[np.ndarray]:
+    def features_of(cls, network: OpenedNetwork, images: Seen, training: TrainSettings) -> Iterator[np.ndarray]:
         """(m, D) features of a network that is drawn but not judged; nothing where features are not drawn."""
         ...
 
@@ -110,13 +115,13 @@ class Look(Protocol):
         ...
 
     @staticmethod
-    def some_batch(images: Any) -> Batch:
+    def some_batch(images: Seen) -> Batch:
         """A few images to count a training step's operations by."""
         ...
 
 
 @runtime_checkable
-class Task(Protocol):
+class Task(Protocol[Read]):
     """What images are labelled for.
 
     Args:
@@ -137,7 +142,7 @@ class Task(Protocol):
     keeps_teacher: bool
 
     @property
-    def look(self) -> type[Look]:
+    def look(self) -> type[Look[Read]]:
         """What a network did on the test images."""
         ...
 
@@ -149,11 +154,11 @@ class Task(Protocol):
 
     def read(
         self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
-    ) -> Images:
+    ) -> Read:
         """The images, looked at once; `models` are the networks that will see them."""
         ...
 
-    def summary(self, images: Any) -> str:
+    def summary(self, images: Read) -> str:
         """One line about the images."""
         ...
 
@@ -172,7 +177,7 @@ class Task(Protocol):
         name: str,
         *,
         role: Role,
-        images: Any,
+        images: Read,
         image_size: int | None = None,
         weights: str | None = None,
         pretrained: bool = False,
@@ -187,13 +192,13 @@ class Task(Protocol):
         """A network without images, to look at its levels."""
         ...
 
-    def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: Any) -> None:
+    def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: Read) -> None:
         """UserError where nothing could be learned from that teacher."""
         ...
 
     # Training and figures --------------------------------------------------------------------------------------------
 
-    def objective(self, training: TrainSettings, images: Any) -> Objective:
+    def objective(self, training: TrainSettings, images: Read) -> Objective:
         """The student's own loss, how it is measured, and which terms each method has."""
         ...
 
@@ -230,11 +235,15 @@ class Task(Protocol):
         ...
 
 
-def task_of(data: DataSettings) -> Task:
+AnyTask: TypeAlias = Task[Any]
+"""A task, whatever images it reads."""
+
+
+def task_of(data: DataSettings) -> AnyTask:
     """The task that the images are labelled for."""
-    return cast(Task, open_task(data.task))
+    return cast(AnyTask, open_task(data.task))
 
 
-def task_named(name: str) -> Task:
+def task_named(name: str) -> AnyTask:
     """The task of that name."""
-    return cast(Task, known_task(name))
+    return cast(AnyTask, known_task(name))

@@ -16,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch
 from reldistill.step.distiller import TASK, Distiller
-from reldistill.training.optimisers import DEFAULTS, OptimizerName, Schedule, lr_factor, make_optimizer
+from reldistill.training.defaults import DEFAULTS, OptimizerName
+from reldistill.training.optimisers import Schedule, lr_factor, make_optimizer
 from reldistill.training.teacher_cache import TeacherCache
 
 _WATCH_EVERY = 50

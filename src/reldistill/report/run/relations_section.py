@@ -19,25 +19,24 @@ _MOST_IMAGES = 6
 
 def superpixel_section(relations: Mapping[str, Relations]) -> str:
     """Runs that show the same images share one grid: the images, the teacher's regions, each student's."""
-    groups: dict[str, dict[str, Relations]] = {}
+    groups: dict[str, tuple[np.ndarray, dict[str, Relations]]] = {}
     for name, content in relations.items():
         if content.images is not None and (
             content.student_superpixels is not None or content.teacher_superpixels is not None
         ):
-            groups.setdefault(_key(content.images), {})[name] = content
+            groups.setdefault(_key(content.images), (content.images, {}))[1][name] = content
     if not groups:
         return ""
-    grids = "\n".join(_grid(key, runs) for key, runs in groups.items())
+    grids = "\n".join(_grid(key, images, runs) for key, (images, runs) in groups.items())
     return f'<section>\n<h2 id="superpixels">Superpixels</h2>\n{grids}\n{caption(captions.SUPERPIXELS)}\n</section>'
 
 
-def _grid(key: str, runs: Mapping[str, Relations]) -> str:
+def _grid(key: str, images: np.ndarray, runs: Mapping[str, Relations]) -> str:
     first = next(iter(runs.values()))
-    assert first.images is not None
-    shown = min(len(first.images), _MOST_IMAGES)
-    aspect = first.images.shape[1] / first.images.shape[2]
+    shown = min(len(images), _MOST_IMAGES)
+    aspect = images.shape[1] / images.shape[2]
     ids = [f"image-{key}-{i}" for i in range(shown)]
-    store = "".join(stored_image(image, name, aspect) for image, name in zip(first.images, ids, strict=False))
+    store = "".join(stored_image(image, name, aspect) for image, name in zip(images, ids, strict=False))
     cells = ['<div class="who">image</div>']
     cells += [plain_map(image_id=name, aspect=aspect, label=f"image {i + 1}") for i, name in enumerate(ids)]
     for who, regions in _rows(runs):

@@ -11,6 +11,7 @@ from typing import Any
 
 from reldistill.report import captions
 from reldistill.report.captions import caption
+from reldistill.report.intervals import Difference
 from reldistill.report.paired import Row, role_of
 from reldistill.report.plots import line_key, part_style, parts_plot, score_plot
 from reldistill.report.record import RunRecord
@@ -48,7 +49,7 @@ def comparison_html(rows: Sequence[Row], *, task: str) -> str:
             ("extra range", span(row.interval_last, decimals(row.images))),
             ("", best_text(row)),
             (f"{'best ' if row is best else ''}{'beyond' if gained else ''}".strip(), gain_text(row)),
-            ("more", _gain_bar(row, *ends) if ends and row.gain else ""),
+            ("more", _gain_bar(row.gain, *ends) if ends and row.gain else ""),
             ("", duration(row.seconds_per_step)),
             ("", times(row.relative_step_time)),
         ]
@@ -86,9 +87,7 @@ def _gain_scale(low: float, high: float) -> str:
     return f'<svg class="gain" viewBox="0 0 120 20" aria-label="gain in points">{labels}</svg>'
 
 
-def _gain_bar(row: Row, low: float, high: float) -> str:
-    gain = row.gain
-    assert gain is not None
+def _gain_bar(gain: Difference, low: float, high: float) -> str:
     zero, left, right, dot = (_place(value, low, high) for value in (0.0, gain.low, gain.high, gain.points))
     colour = "var(--good)" if gain.resolved and gain.points > 0 else "var(--ink)"
     return (

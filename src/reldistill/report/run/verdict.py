@@ -22,7 +22,7 @@ def findings(records: Sequence[RunRecord]) -> list[str]:
     return [
         *_references(rows),
         *(_over_seeds([row for row in gains if row.method == method]) for method in sorted(repeated)),
-        *(_one_gain(row) for row in gains if row.method not in repeated),
+        *(_one_gain(row, row.gain) for row in gains if row.gain and row.method not in repeated),
         *_best_two(records, gains),
         *(line for row in rows if (line := _not_judged(row))),
     ]
@@ -69,9 +69,7 @@ def _references(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _one_gain(row: Row) -> str:
-    gain = row.gain
-    assert gain is not None
+def _one_gain(row: Row, gain: Difference) -> str:
     digits = decimals(gain.images)
     amount = f"{row.label}: {signed(gain.points, digits)} points over the student alone"
     interval = f"95 % interval {signed(gain.low, digits)} to {signed(gain.high, digits)}"

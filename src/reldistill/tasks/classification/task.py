@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
 from reldistill.report.intervals import wilson_interval
-from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
 from reldistill.tasks.classification.reporting import REPORT
-from reldistill.training.optimisers import DEFAULTS
+from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
@@ -31,7 +31,7 @@ class ClassificationTask:
     keeps_teacher = True
 
     @property
-    def look(self) -> type[Look]:
+    def look(self) -> type[Look[ImageData]]:
         """Logits and features of every test image."""
         from reldistill.tasks.classification.look import ClassLook
 
@@ -155,3 +155,7 @@ class ClassificationTask:
 
 def _interval(found: Mapping[str, float], images: int) -> list[float]:
     return list(wilson_interval(round(found["accuracy"] / 100 * images), images))
+
+
+if TYPE_CHECKING:
+    _: Task[ImageData] = ClassificationTask()

@@ -49,7 +49,9 @@ class BoxLook:
         return {"agreement": None, "calibration_error": None, "correlation_gap": None}
 
     @classmethod
-    def features_of(cls, network: OpenedNetwork, images: Any, training: TrainSettings) -> Iterator[np.ndarray]:
+    def features_of(
+        cls, network: OpenedNetwork, images: DetectionData, training: TrainSettings
+    ) -> Iterator[np.ndarray]:
         """None."""
         yield from ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,9 @@ import numpy as np
 from reldistill.report.draws import draws
 from reldistill.report.record import RunRecord
 from reldistill.report.task_report import Score, Section, TaskReport
-from reldistill.tasks.detection.detections_file import read_detections
+from reldistill.tasks.detection.detections_file import Detections, read_detections
 from reldistill.tasks.detection.metrics.detection_results import from_arrays
 from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, match
-from reldistill.tasks.detection.sections import detections_section, errors_section
 
 _CAPTION = """
 AP is COCO’s average precision, the mean over IoU 0.5 to 0.95 and over the classes, on the validation images. The 95 %
@@ -46,9 +46,21 @@ def _drawn_from(path: Path, _modified: int, images: int, classes: int) -> np.nda
     return average_precisions(match(found, classes=classes), draws(images))
 
 
+def _found(runs: Mapping[str, Detections]) -> str:
+    from reldistill.tasks.detection.sections import detections_section  # here, as only a page needs a plotting library
+
+    return detections_section(runs)
+
+
+def _errors(runs: Mapping[str, Detections]) -> str:
+    from reldistill.tasks.detection.sections import errors_section
+
+    return errors_section(runs)
+
+
 REPORT = TaskReport(
     Score("AP", counted=False),
     _CAPTION,
     draws=drawn_precisions,
-    sections=(Section(read_detections, detections_section), Section(read_detections, errors_section)),
+    sections=(Section(read_detections, _found), Section(read_detections, _errors)),
 )

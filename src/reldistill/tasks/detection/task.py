@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
-from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
 from reldistill.tasks.detection.layouts import LAYOUTS, is_detection
 from reldistill.tasks.detection.reporting import REPORT
-from reldistill.training.optimisers import TrainDefaults
+from reldistill.training.defaults import TrainDefaults
 
 if TYPE_CHECKING:
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
@@ -36,7 +36,7 @@ class DetectionTask:
     keeps_teacher = False
 
     @property
-    def look(self) -> type[Look]:
+    def look(self) -> type[Look[DetectionData]]:
         """What is found in every test image."""
         from reldistill.tasks.detection.look import BoxLook
 
@@ -175,3 +175,7 @@ class DetectionTask:
         from reldistill.tasks.detection.export import loader_files
 
         return loader_files(card, target)
+
+
+if TYPE_CHECKING:
+    _: Task[DetectionData] = DetectionTask()
