@@ -23,8 +23,9 @@ from benchmarks.pieces import seconds_by_operator
 from benchmarks.reference import sekd, spectral
 from reldistill.losses.sekd import SEKD
 from reldistill.relations.channel_graph import channel_adjacency
-from reldistill.relations.spectrum import embedding_distance, spectral_distance
-from reldistill.relations.tracked_subspaces import TrackedSubspaces
+from reldistill.relations.kernels.tracked_subspaces import TrackedSubspaces
+from reldistill.relations.spectrum import spectral_distance
+from reldistill.relations.subspaces import embedding_distance
 
 
 def cases(quick: bool) -> list[Case]:

@@ -50,7 +50,7 @@ def _over(base: str, method: str, pair: Pair, *, goal: float) -> Case:
         ours = training_step(compared, batch)
         if base:
             return ours, training_step(pair.distiller(base), batch)
-        alone, teacher = training_step(pair.distiller("none"), batch), compared.teacher
+        alone, teacher = training_step(pair.distiller("none"), batch), compared.teachers["teacher"]
         assert teacher is not None
 
         def networks_alone() -> Tensor:
@@ -80,7 +80,6 @@ def _pieces(pair: Pair, method: str) -> dict[str, float]:
     products = "no more than the products of their channels, in float32"
     look = "no more than one look at each map and one gradient written"
     found = dict.fromkeys((alone, small, products, look) if method == "sekd" else (alone, small), 0.0)
-    assert distiller.teacher is not None
     for term in distiller.terms:
         if term.name not in (method, "feature"):
             continue
@@ -88,7 +87,7 @@ def _pieces(pair: Pair, method: str) -> dict[str, float]:
             said = value_at(distiller.student(batch.images, levels=term.student_places), term.student)
             if term.adapter is not None:
                 said = distiller.adapters[term.adapter.replace(".", "/")](said)
-            teacher = value_at(distiller.teacher(batch.images, levels=term.teacher_places), term.teacher)
+            teacher = value_at(distiller.teachers["teacher"](batch.images, levels=term.teacher_places), term.teacher)
         for name, images in ((alone, pair.batch_size), (small, 2)):
             leaf = said[:images].clone().requires_grad_()
             found[name] += seconds_alone(functools.partial(_loss_of, term.loss, leaf, teacher[:images]))

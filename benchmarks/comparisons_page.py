@@ -42,6 +42,23 @@ class Section:
     after: Sequence[str] = ()
 
 
+class Commands:
+    """The commands behind the figures of a page, each said once, under the title of the section that has it first."""
+
+    def __init__(self) -> None:
+        self._of_sections: dict[str, list[str]] = {}
+
+    def add(self, title: str, commands: Sequence[str]) -> None:
+        """Those of one section, but for what an earlier section has already."""
+        known = {command for earlier in self._of_sections.values() for command in earlier}
+        self._of_sections[title.strip("# \n")] = [one for one in dict.fromkeys(commands) if one not in known]
+
+    def section(self) -> str:
+        """The page's last one."""
+        blocks = ["\n".join([f"# {title}", *commands]) for title, commands in self._of_sections.items()]
+        return "\n".join(["## Commands\n", "```bash", "\n\n".join(blocks), "```", ""])
+
+
 _MINUTES = (
     "A budget of minutes a run, on a fifth of the training images: how fast a method helps, not how far it gets. The "
     "test images were looked at once, at the end of each run."
@@ -73,7 +90,8 @@ SECTIONS = {
         "Both detectors start from random weights, see 128 images of COCO again and again, and are asked for the "
         "objects in these same images: a check that targets, transforms and losses are right, and of how fast a method "
         "helps, not of detection. What they find in 128 images that neither has seen stands beside it, for what it is. "
-        "(The teacher was trained before an FCOS started with boxes of a cell's size, see the decisions.)",
+        "(The teacher was trained before [an FCOS started with boxes of a cell's "
+        "size](decisions.md#fcos-starts-with-boxes-of-a-cells-size).)",
         ["python -m benchmarks.same_images coco256 coco128"],
         [
             "for run in teacher detectors/*/seed-*; do",
@@ -105,10 +123,10 @@ PAIRS_OF_CLASSIFIERS = {
 }
 
 
-def sections(results: Path) -> list[str]:
-    """One for each comparison among the records, and how their intervals are made."""
+def sections(results: Path, commands: Commands) -> list[str]:
+    """One for each comparison among the records, and how their intervals are made; what they ran goes to `commands`."""
     found = [
-        _section(read_comparison(results / folder), words)
+        _section(read_comparison(results / folder), words, commands)
         for folder, words in SECTIONS.items()
         if (results / folder).is_dir()
     ]
@@ -138,20 +156,18 @@ def _ahead_of_kd(row: Summary) -> str:
     return f"**{text}**" if row.vs_kd is not None and row.vs_kd.low > 0 else text
 
 
-def _section(comparison: Comparison, words: Section) -> str:
+def _section(comparison: Comparison, words: Section, commands: Commands) -> str:
     """Without times and memory: the machine was shared while the cells ran."""
     rows = summaries(comparison)
     detectors = comparison.head.settings.get("task") == "detection"
     table = _points if comparison.head.kind == "sweep" else _boxes if detectors else _classes
-    commands = [*words.before, *_training(comparison), shlex.join(comparison.head.command), *words.after]
+    ran = [*words.before, *_training(comparison), shlex.join(comparison.head.command), *words.after]
+    commands.add(words.title, ran)
     said = [*comparison_text.verdict(comparison, rows), *comparison_text.caveats(comparison, rows)]
     return "\n".join(
         [
             f"## {words.title}\n",
             f"{comparison_text.setting(comparison)} {words.text}\n",
-            "```bash",
-            *commands,
-            "```\n",
             *table(comparison, rows),
             "",
             *(f"- {line}" for line in said),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import comparisons_page, speed_page
+from benchmarks.comparisons_page import Commands
 from benchmarks.weights import GRID
 from reldistill.report.record import RunRecord, find_runs, read_record
 from reldistill.report.run.render import Row, comparison_table, verdict
@@ -28,6 +29,7 @@ INTRODUCTION = """\
 # Results on real data
 
 Made by `python -m benchmarks.results_page` from the records in `benchmarks/results`; a test fails when the two differ.
+The [commands](#commands) behind all figures are at the end.
 
 The images are CIFAR-10 stored as JPEG (50,000 to train on, 10,000 to test on), so that figures lie below those on the
 lossless set. One seed each where nothing else is said. The **last** epoch is what is compared; the best one was picked
@@ -53,17 +55,18 @@ PAIRS = {
 
 def page() -> str:
     """The whole page."""
-    sections = [INTRODUCTION]
+    sections, commands = [INTRODUCTION], Commands()
     for folder, (title, text) in PAIRS.items():
         if (RESULTS / folder).is_dir():
             records = [read_record(run) for run in find_runs([RESULTS / folder])]
             sections += [title, text, _table(records), "\n**In words**\n", _bullets(verdict(records))]
-    sections += comparisons_page.sections(RESULTS)
+            commands.add(title, [row.command for row in comparison_table(records) if row.command])
+    sections += comparisons_page.sections(RESULTS, commands)
     if (RESULTS / "weights.json").is_file():
-        sections += [_weights(json.loads((RESULTS / "weights.json").read_text()))]
+        sections += [_weights(json.loads((RESULTS / "weights.json").read_text()), commands)]
     if (RESULTS / "steps.json").is_file():
-        sections += [_steps(json.loads((RESULTS / "steps.json").read_text()))]
-    return "\n".join(sections)
+        sections += [_steps(json.loads((RESULTS / "steps.json").read_text()), commands)]
+    return "\n".join([*sections, commands.section()])
 
 
 def readme() -> str:
@@ -76,13 +79,13 @@ def readme() -> str:
 
 def _table(records: Sequence[RunRecord]) -> str:
     lines = [
-        "| run | network | parameters | last epoch, % | best, % (epoch) | gain, points | command |",
-        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+        "| run | network | parameters | last epoch, % | best, % (epoch) | gain, points |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in comparison_table(records):
         lines.append(
             f"| {row.label} | {row.network.split(':')[-1]} | {row.parameters:,} | {_number(row.score_last)} "
-            f"| {_best(row)} | {_gain(row)} | {f'`{row.command}`' if row.command else ''} |"
+            f"| {_best(row)} | {_gain(row)} |"
         )
     return "\n".join(lines)
 
@@ -107,14 +110,16 @@ def _bullets(text: str) -> str:
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def _weights(rows: Sequence[dict[str, Any]]) -> str:
+def _weights(rows: Sequence[dict[str, Any]], commands: Commands) -> str:
+    title = "## Where the default weights come from\n"
     lines = [
-        "## Where the default weights come from\n",
+        title,
         "The numbers after a method are the weights of its parts: distance, angle and feature; vertex, edge and "
         "spectral. On CIFAR-10, the first 1,500 training images of each class are trained on, the next 1,500 measured "
         "on: no test image was looked at. (The teacher was trained on all of them; the students were not.) Six "
         "epochs, by a one-cycle schedule or at a constant rate. Accuracy at the last epoch in percent, the mean over "
-        "the seeds with the standard deviation where there are several.\n",
+        "the seeds with the standard deviation where there are several; the columns are in the order of their "
+        "commands.\n",
     ]
     settings = list(dict.fromkeys(_setting(row) for row in rows))
     lines += [
@@ -128,8 +133,8 @@ def _weights(rows: Sequence[dict[str, Any]]) -> str:
             spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
             cells.append(f"{statistics.mean(found):.2f}{spread}" if found else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    commands = [_weights_command([row for row in rows if _setting(row) == setting]) for setting in settings]
-    return "\n".join([*lines, "", "From left to right:\n", "```bash", *commands, "```", ""])
+    commands.add(title, [_weights_command([row for row in rows if _setting(row) == setting]) for setting in settings])
+    return "\n".join([*lines, ""])
 
 
 def _setting(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -152,14 +157,15 @@ def _weights_command(rows: Sequence[dict[str, Any]]) -> str:
     return shlex.join([*words, "--seeds", *map(str, seeds)])
 
 
-def _steps(result: dict[str, Any]) -> str:
+def _steps(result: dict[str, Any], commands: Commands) -> str:
+    title = "## What a step costs\n"
+    commands.add(title, [result["command"]])
     lines = [
-        "## What a step costs\n",
+        title,
         f"{result['teacher'].split(':')[-1]} into {result['student']}, batch {result['batch_size']} of "
         f"{result['image_size']}×{result['image_size']} images, {result['precision']}, {result['device']} with "
         f"{result['threads']} threads; the methods take turns, {result['rounds']} rounds, median ratio of a round's "
         "steps.\n",
-        f"```bash\n{result['command']}\n```\n",
         "| method | to the student alone | to kd |",
         "| --- | ---: | ---: |",
         *(f"| {row['method']} | {row['to_none']:.2f} × | {row['to_kd']:.2f} × |" for row in result["rows"]),

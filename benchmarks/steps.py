@@ -24,11 +24,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import device as best_device
-from reldistill import build_distiller
-from reldistill.core.types import Batch, Boxes, Task
+from reldistill import Choices, build_distiller
+from reldistill.core.types import Batch, ClassLabels
+from reldistill.methods.build import Objective
 from reldistill.networks.saved import open_network
 from reldistill.step.distiller import Distiller
 from reldistill.tasks.classification.objective import Classification
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.networks.saved_detectors import open_detector
 from reldistill.tasks.detection.objective import Detection
 from reldistill.training.trainer import resolve_precision
@@ -71,7 +73,7 @@ class Pair:
             teacher=None if method == "none" else self.opened(self.teacher, self.teacher_weights),
             image_size=self.image_size,
             task=self.task(),
-            settings=settings,
+            choices=Choices(settings=settings or {}),
         )
         return distiller.to(best_device(), memory_format=torch.channels_last)
 
@@ -80,7 +82,7 @@ class Pair:
         sizes = {"num_classes": self.num_classes, "image_size": self.image_size}
         return open_network(name, role="model", weights=weights, **sizes).extractor
 
-    def task(self) -> Task:
+    def task(self) -> Objective:
         """What the student learns beside."""
         return Classification()
 
@@ -89,7 +91,7 @@ class Pair:
         device = best_device()
         images = torch.rand(self.batch_size, 3, self.image_size, self.image_size, device=device)
         labels = torch.randint(self.num_classes, (self.batch_size,), device=device)
-        return Batch(images.to(memory_format=torch.channels_last), labels)
+        return Batch(images.to(memory_format=torch.channels_last), ClassLabels(labels))
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class DetectorPair(Pair):
             name, role="model", classes=self.classes, min_size=self.image_size, weights=weights
         ).extractor
 
-    def task(self) -> Task:
+    def task(self) -> Objective:
         """The detector's own losses."""
         return Detection(self.classes)
 
@@ -131,7 +133,7 @@ class DetectorPair(Pair):
             torch.tensor([[height, width]] * self.batch_size),
         )
         images = torch.rand(self.batch_size, 3, height, width).to(memory_format=torch.channels_last)
-        return Batch(images, None, torch.arange(self.batch_size), boxes=boxes).to(best_device())
+        return Batch(images, boxes, torch.arange(self.batch_size)).to(best_device())
 
 
 def autocast() -> torch.autocast:

@@ -4,6 +4,7 @@ import torch
 
 from reldistill import Batch, Boxes, Detection, DetectorExtractor, build_distiller, load_detector
 
+# %% Images, boxes and networks.
 CLASSES = ["red", "green", "blue"]
 SIDE = 96
 
@@ -22,7 +23,7 @@ def draw(count: int) -> Batch:
             image_of.append(image)
     sizes = torch.full((count, 2), SIDE)  # height and width of each image inside the batch's padding
     boxes = Boxes(torch.tensor(corners).float(), torch.tensor(labels), torch.tensor(image_of), sizes)
-    return Batch(images, None, torch.arange(count), boxes=boxes)
+    return Batch(images, boxes, torch.arange(count))
 
 
 def detector(backbone: str) -> DetectorExtractor:
@@ -40,6 +41,7 @@ def average_precision(network: DetectorExtractor) -> float:
     return evaluator.values()["AP50"]
 
 
+# %% A teacher, trained by its own losses.
 torch.manual_seed(0)
 loader, held_out = [draw(2) for _ in range(16)], draw(16)
 task = Detection(CLASSES)
@@ -49,10 +51,11 @@ optimizer = torch.optim.AdamW(teacher.parameters(), lr=0.002)
 for _ in range(4):
     for batch in loader:
         optimizer.zero_grad()
-        task(teacher(batch.images, boxes=batch.boxes), batch).backward()
+        task(teacher(batch.images, targets=batch.targets), batch).backward()
         optimizer.step()
 print(f"teacher AP50 {average_precision(teacher):.1f} %")
 
+# %% A student, distilled.
 student = detector("mobilenet_v3_small")
 distiller = build_distiller("sekd", student=student, teacher=teacher, image_size=96, task=Detection(CLASSES))
 optimizer = torch.optim.AdamW(distiller.trainable_parameters(), lr=0.002)
@@ -65,6 +68,7 @@ for epoch in range(1, 5):
     print(f"epoch {epoch}", "  ".join(f"{name} {value:.3f}" for name, value in step.parts.items()))
 print(f"student AP50 {average_precision(student):.1f} %")
 
+# %% What comes out is a plain torchvision detector.
 network = distiller.export()  # torchvision's FCOS, whose label 0 is the background's
 found = network([held_out.images[0]])[0]
 for box, label, score in zip(found["boxes"][:3], found["labels"], found["scores"], strict=False):

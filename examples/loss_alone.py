@@ -34,6 +34,7 @@ def accuracy(network: Network) -> float:
     return 100 * hits.float().mean().item()
 
 
+# %% A teacher, trained on the labels alone.
 torch.manual_seed(0)
 teacher = Network(width=32)
 optimizer = torch.optim.Adam(teacher.parameters(), lr=0.003)
@@ -44,6 +45,7 @@ for _ in range(3):
         optimizer.step()
 print(f"teacher {accuracy(teacher):.1f} %")
 
+# %% A student, trained on the labels and on the relations inside the teacher's map.
 student = Network(width=8)
 teacher.eval()
 relations = SeRKD()

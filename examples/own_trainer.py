@@ -29,7 +29,7 @@ def network(width: int) -> nn.Module:
 
 lightning.seed_everything(0)
 teacher = network(width=24)
-distiller = build_distiller("none", student=teacher, teacher=None, image_size=32, task=Classification())
+distiller = build_distiller("none", student=teacher, image_size=32, task=Classification())
 lightning.Trainer(max_epochs=3).fit(DistillationModule(distiller), train_loader, val_loader)
 
 student = network(width=12)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reldistill.core.types import Batch, Boxes
+from reldistill.core.types import Batch
+from reldistill.tasks.detection.boxes import Boxes
 
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.2, 0.3, 0.9]])
 CLASSES = ("red", "green", "blue")
@@ -35,7 +36,7 @@ def drawn_batch(count: int = 2, *, side: int = 128, inside: int | None = None, s
         torch.tensor(of_image),
         torch.full((count, 2), inside),
     )
-    return Batch(images, None, torch.arange(count), boxes=boxes)
+    return Batch(images, boxes, torch.arange(count))
 
 
 def overlaps(found: Tensor, wanted: Tensor) -> Tensor:

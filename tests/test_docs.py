@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from benchmarks.pictures.__main__ import FOLDER, PICTURES
 from benchmarks.results_page import BEGIN, END, PAGE, README, page, readme
 
+from benchmarks import import_graph
 from reldistill.cli import table as cli
 from reldistill.cli.forms import Command, Group
 from reldistill.methods.table import METHODS
@@ -88,3 +91,47 @@ def test_the_readmes_table_says_what_the_records_say() -> None:
     text = README.read_text(encoding="utf-8")
     assert text.count(BEGIN) == text.count(END) == 1
     assert text == readme(), "run: python -m benchmarks.results_page"
+
+
+METHOD_PAGES = sorted(path for path in (ROOT / "docs" / "methods").glob("*.md") if path.stem != "index")
+NAMES = sorted({name for path in PAGES for name in re.findall(r"`(reldistill(?:\.\w+)+)`", path.read_text("utf-8"))})
+
+
+@pytest.mark.parametrize("page_of", METHOD_PAGES, ids=lambda path: path.stem)
+def test_a_methods_page_has_its_equation_and_its_picture(page_of: Path) -> None:
+    text = page_of.read_text(encoding="utf-8")
+    assert re.search(r"^\$\$ .*? \$\$$", text, re.DOTALL | re.MULTILINE)
+    assert f"(../pictures/{page_of.stem}.svg)" in text
+
+
+def test_every_picture_is_drawn_by_the_script_and_needs_nothing_else() -> None:
+    assert set(PICTURES) == {path.stem for path in METHOD_PAGES}
+    drawn = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.svg")}
+    assert set(drawn) == {*PICTURES, "opening-light", "opening-dark", "imports"}
+    for name, svg in drawn.items():
+        assert svg.startswith("<svg "), name
+        addresses = re.findall(r"https?://[^\"' )]+", svg)
+        assert set(addresses) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}, name
+    assert sum(len(svg) for svg in drawn.values()) < 1.7e6
+
+
+def test_the_picture_of_the_imports_is_what_the_code_says() -> None:
+    assert import_graph.PICTURE.read_text("utf-8") == import_graph.picture(), "run: python -m benchmarks.import_graph"
+
+
+def test_the_picture_leaves_out_what_follows_from_others_only() -> None:
+    edges = {("cli", "runs"), ("cli", "core"), ("runs", "core"), ("cli", "data"), ("core", "runs")}
+    assert import_graph.shown(edges) == {("cli", "runs"), ("runs", "core"), ("cli", "data"), ("core", "runs")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_the_pages_are_in_the_package(name: str) -> None:
+    words = name.split(".")
+    found = importlib.import_module(words[0])
+    for place, word in enumerate(words[1:], start=2):
+        is_module = getattr(found, "__path__", None) and importlib.util.find_spec(".".join(words[:place]))
+        found = importlib.import_module(".".join(words[:place])) if is_module else getattr(found, word)
+
+
+def test_the_walk_names_the_way() -> None:
+    assert len(NAMES) > 40

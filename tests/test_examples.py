@@ -1,22 +1,33 @@
-"""The examples run as they are, and what they print is what they promise."""
+"""The examples run as they are, three of them as notebooks, and what they print is what they promise."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from examples.notebooks.make import NOTEBOOKS, notebook
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+def code_of(notebook: Path) -> str:
+    """What the cells of a notebook run, one after the other."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
 def run(name: str, folder: Path) -> str:
-    """Standard output of an example run in a folder."""
+    """Standard output of an example run in a folder: of its notebook, where it is one."""
+    notebook = NOTEBOOKS.get(name.removesuffix(".py"))
+    program = [str(EXAMPLES / name)] if notebook is None else ["-c", code_of(notebook)]
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)],
+        [sys.executable, *program],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -35,7 +46,29 @@ def percent(output: str, label: str) -> float:
 
 def test_every_example_is_run_here() -> None:
     names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"detection.py", "loss_alone.py", "own_loop.py", "own_trainer.py"}
+    assert names == {"detection.py", "loss_alone.py", "own_images.py", "own_loop.py", "own_trainer.py"}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_its_script(name: str) -> None:
+    committed = json.loads(NOTEBOOKS[name].read_text(encoding="utf-8"))
+    expected = notebook((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"))
+    kept = [{**cell, "outputs": []} if cell["cell_type"] == "code" else cell for cell in committed["cells"]]
+    assert {**committed, "cells": kept} == expected, "run: python examples/notebooks/make.py"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_shows_what_it_prints_and_no_path_of_a_machine(name: str) -> None:
+    text = NOTEBOOKS[name].read_text(encoding="utf-8")
+    assert any(cell.get("outputs") for cell in json.loads(text)["cells"])
+    assert not re.search(r"/(home|root|tmp|work|usr|Users)/|[A-Z]:\\\\", text)
+
+
+def test_own_images(tmp_path: Path) -> None:
+    output = run("own_images.py", tmp_path)
+    assert percent(output, "teacher") > 90
+    assert percent(output, "student by serkd") > percent(output, "student by none")
+    assert output.rstrip().endswith("report.html student-best.safetensors student.safetensors")
 
 
 def test_loss_alone(tmp_path: Path) -> None:

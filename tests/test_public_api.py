@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,14 @@ def test_the_commands_help_loads_no_torch() -> None:
     code = "import sys\nfrom reldistill.cli.main import main\nsys.argv = ['reldistill', '--help']\n"
     loaded = modules_after(f"{code}try:\n    main()\nexcept SystemExit as end:\n    assert not end.code")
     assert loaded.isdisjoint({"torch", "torchvision", "timm", "lightning"})
+
+
+@pytest.mark.parametrize("package", ["reldistill.losses", "reldistill.relations"])
+def test_the_mathematics_needs_no_networks_and_no_pictures(package: str) -> None:
+    found = pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
+    loaded = modules_after(f"import {', '.join([package, *(module.name for module in found)])}")
+    assert "torch" in loaded
+    assert loaded.isdisjoint({"timm", "torchvision", "lightning", "matplotlib", "sklearn", "beartype"})
 
 
 @pytest.mark.parametrize("name", reldistill.__all__)

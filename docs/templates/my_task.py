@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reldistill import Batch, UserError
-from reldistill.core.types import FeatureSource, Features, Wanted
+from reldistill.core.types import Features, FeatureSource, Wanted
 from reldistill.data.loader import Loader
 from reldistill.methods.build import LevelTerms
 from reldistill.networks.saved import open_network
@@ -134,8 +134,8 @@ class Explained:
         self.pairs = torch.cat(self.rows)
         guess, truth = self.pairs.unbind(dim=1)
         wrong = (guess - truth).square().sum()
-        sums = sum_over_ranks(torch.stack([wrong, truth.sum(), truth.square().sum(), torch.tensor(len(truth)).double()]))
-        wrong, total, squares, count = sums.tolist()
+        sums = torch.stack([wrong, truth.sum(), truth.square().sum(), torch.ones_like(truth).sum()])
+        wrong, total, squares, count = sum_over_ranks(sums).tolist()
         self.found = {"explained": 100 * (1 - wrong / (squares - total**2 / count)), "error": wrong / count}
         return self.found
 
@@ -239,6 +239,7 @@ class Discs:
     drawn_level = "deepest"
     keeps_teacher = True
     look = DiscLook
+    methods = RadiusError.methods
 
     def claims(self, data: str) -> bool:
         """`discs:COUNT`."""
@@ -261,6 +262,10 @@ class Discs:
     def summary(self, images: DiscImages) -> str:
         """One line about the images."""
         return f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images"
+
+    def names_network(self, name: str) -> bool:
+        """None of its own."""
+        return False
 
     def claims_network(self, name: str) -> bool:
         """None of its own."""
@@ -290,6 +295,8 @@ class Discs:
         """UserError where the mean radius would do as well."""
         if found["explained"] <= 0:
             raise UserError(f"the teacher {teacher.card.name} explains nothing of the radii: it was not used")
+
+    methods = RadiusError.methods
 
     def objective(self, training, images) -> RadiusError:  # type: ignore[no-untyped-def]
         """The mean squared error."""

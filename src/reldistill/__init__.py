@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from reldistill.comparison.compare import compare
     from reldistill.core.checks import UserError
     from reldistill.core.tasks import register_task
-    from reldistill.core.types import Batch, Boxes, Features, LevelInfo, StepOutput
+    from reldistill.core.types import Batch, ClassLabels, Features, LevelInfo, StepOutput
     from reldistill.methods.build import build_distiller
+    from reldistill.methods.plan import Choices
     from reldistill.networks.extract import Extractor
     from reldistill.networks.zoo import load_network
     from reldistill.runs.distill import distill
@@ -24,17 +25,20 @@ if TYPE_CHECKING:
     from reldistill.step.term import Term
     from reldistill.tasks.classification.images import ImageData, load_images
     from reldistill.tasks.classification.objective import Classification
+    from reldistill.tasks.detection.boxes import Boxes
     from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
     from reldistill.tasks.detection.networks.detectors import load_detector
     from reldistill.tasks.detection.objective import Detection
     from reldistill.training.module import DistillationModule
     from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Batch",
     "Boxes",
+    "Choices",
+    "ClassLabels",
     "Classification",
     "DataSettings",
     "Detection",
@@ -67,8 +71,9 @@ _MODULES = {
     "comparison.compare": ["compare"],
     "core.checks": ["UserError"],
     "core.tasks": ["register_task"],
-    "core.types": ["Batch", "Boxes", "Features", "LevelInfo", "StepOutput"],
+    "core.types": ["Batch", "ClassLabels", "Features", "LevelInfo", "StepOutput"],
     "methods.build": ["build_distiller"],
+    "methods.plan": ["Choices"],
     "networks.extract": ["Extractor"],
     "networks.zoo": ["load_network"],
     "runs.distill": ["distill"],
@@ -79,6 +84,7 @@ _MODULES = {
     "step.term": ["Term"],
     "tasks.classification.images": ["ImageData", "load_images"],
     "tasks.classification.objective": ["Classification"],
+    "tasks.detection.boxes": ["Boxes"],
     "tasks.detection.networks.detector_extract": ["DetectorExtractor"],
     "tasks.detection.networks.detectors": ["load_detector"],
     "tasks.detection.objective": ["Detection"],

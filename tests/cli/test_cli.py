@@ -299,7 +299,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(KD, data="two"), "3 classes, 2 are asked for"),
     (with_options(KD, teacher="ignorant"), "its weights are not for these classes"),
     (with_options(KD, teacher="nets.py:small"), "its weights are not for these classes"),
-    (with_options(TRAIN, out="teacher"), "teacher already holds a run: go on with it by --resume"),
+    (with_options(TRAIN, out="teacher"), "teacher already holds a run: continue it with --resume"),
     (with_options(TRAIN, out="a-file"), "--out a-file: that is a file"),
     (with_options(TRAIN, out="a-file/run"), "--out a-file/run: that is a file, or lies in one"),
     (with_options(TRAIN, out="teacher", epochs=9, resume=True), "was started with epochs = 4, not 9"),

@@ -367,7 +367,10 @@ def traps(world: Path) -> Path:
 PICS = ["--data", "pics", "--batch-size", "4", "--epochs", "1"]
 EVALUATE = ["evaluate", "teacher", "--data"]
 WRONG_INPUT: list[tuple[list[str], str]] = [
-    (["train", *PICS, "--model", "retinanet_resnet18_fpn"], "retinanet_resnet18_fpn: a detector needs labelled boxes"),
+    (
+        ["train", *PICS, "--model", "retinanet_resnet18_fpn"],
+        "retinanet_resnet18_fpn: a network for detection only: labelled boxes are given as",
+    ),
     (["train", *PICS, "--model", "teacher"], "teacher is a run of detection"),
     (["train", *PICS, "--task", "detection", "--model", "teacher"], "labelled boxes are given as coco:DIR"),
     (["distill", *PICS, "--teacher", "teacher", "--student", "resnet8"], "teacher is a run of detection"),
@@ -385,9 +388,9 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(DISTILL, teacher="fcos_resnet18_fpn"), "no pretrained detector of this name exists"),
     (with_options(DISTILL, data="coco:other"), "its weights don't know the class purple of the data"),
     (with_options(DISTILL, cache_teacher="cache"), "--cache-teacher: what a detector says"),
-    (with_options(DISTILL, method="kd"), "method 'kd' is for classification: for detectors there are none, fitnets"),
-    (with_options(DISTILL, method="deit_hard"), "method 'deit_hard' is for classification"),
-    (with_options(DISTILL, method="sekd+simkd"), "method 'simkd' is for classification"),
+    (with_options(DISTILL, method="kd"), "method 'kd' is not for detection: there are none, fitnets"),
+    (with_options(DISTILL, method="deit_hard"), "method 'deit_hard' is not for detection"),
+    (with_options(DISTILL, method="sekd+simkd"), "method 'simkd' is not for detection"),
     (with_options(DISTILL, method="head_kd"), "head_kd compares two RetinaNets, FCOS or Faster R-CNNs"),
     (with_options(DISTILL, levels="p2:p3"), "level 'p2' not in retinanet_mobilenet_v3_small_fpn: it has p3, p4"),
     ([*EVALUATE, "coco:other"], "its weights don't know the class purple of the data"),

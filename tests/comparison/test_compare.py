@@ -257,7 +257,7 @@ def test_a_teacher_that_may_know_the_test_images_is_mentioned(world: Path) -> No
     assert "trained with --val-fraction 0.3, this comparison has 0.2" in note
 
 
-# Killed, and gone on with --------------------------------------------------------------------------------------------
+# Killed, and continued --------------------------------------------------------------------------------------------
 
 DIGITS = ["--data", "digits", "--image-size", "8", "--batch-size", "64", "--lr", "0.1", "--precision", "32-true"]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import reldistill.losses
@@ -186,8 +187,9 @@ def fresh(row: Row, *, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def call(loss: Callable[..., Any], inputs: Inputs, **more: Any) -> Any:
-    """The loss of the inputs; what it draws at random is the same in every call."""
-    torch.default_generator.manual_seed(1)
+    """The loss of the inputs; what it draws is the same in every call. Ranks are seeded apart, as in a run."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    torch.default_generator.manual_seed(1 + rank)
     return loss(inputs.student, inputs.teacher, **inputs.of_the_batch, **more)
 
 
@@ -479,6 +481,7 @@ def test_parts_are_what_the_loss_sums(row: Row) -> None:
 
 
 @every_loss
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, at a graph break
 @pytest.mark.usefixtures("unchecked_types")
 def test_compiled_value_and_gradient_are_the_same(row: Row) -> None:
     torch._dynamo.reset()
@@ -512,6 +515,7 @@ def test_signature(row: Row) -> None:
             student, teacher, *more = inspect.signature(getattr(loss, name)).parameters.values()
             assert (student.name, teacher.name) == ("student", "teacher")
             assert {p.name for p in more} - {"names", "progress"} == set(row.inputs(0).of_the_batch)
+            assert {p.name for p in more} - {"names"} == set(getattr(loss, "needs", ()))
             assert all(p.kind is p.KEYWORD_ONLY for p in more)
     for parameter in inspect.signature(type(loss)).parameters.values():
         assert parameter.kind is parameter.KEYWORD_ONLY, parameter

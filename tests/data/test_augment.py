@@ -16,7 +16,6 @@ from reldistill.data.augment import (
     ERASE_AREA,
     ERASE_PROBABILITY,
     ERASE_RATIO,
-    GREY,
     JITTER,
     Augment,
     ImageTransform,
@@ -70,7 +69,8 @@ def test_jitter_equals_a_loop_over_images() -> None:
         bright, contrast, saturation = (1 + JITTER * (2 * numbers - 1)).tolist()
 
         def grey(x: torch.Tensor) -> torch.Tensor:
-            return sum(w * c for w, c in zip(GREY, x, strict=True))  # type: ignore[return-value]
+            red, green, blue = x
+            return 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601's luma
 
         x = (image * bright).clamp(0, 1)
         x = (contrast * x + (1 - contrast) * grey(x).mean()).clamp(0, 1)

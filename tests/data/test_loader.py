@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch
+from reldistill.core.types import Batch, ClassLabels
 from reldistill.data.augment import Augment, ImageTransform
 from reldistill.data.files import Folder, read_splits
 from reldistill.data.loader import DiskPixels, Loader, MemoryPixels
@@ -51,13 +51,17 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours.images, theirs.images)
-        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.targets.labels, theirs.targets.labels)
         assert torch.equal(ours.indices, theirs.indices)
 
 
 def join(parts: list[list[Batch]]) -> list[Batch]:
     return [
-        Batch(*(torch.cat([getattr(b, name) for b in batches]) for name in ("images", "labels", "indices")))
+        Batch(
+            torch.cat([b.images for b in batches]),
+            ClassLabels(torch.cat([b.targets.labels for b in batches])),
+            torch.cat([b.indices for b in batches]),
+        )
         for batches in zip(*parts, strict=True)
     ]
 
@@ -270,8 +274,8 @@ def test_validation_neither_shuffles_nor_changes(samples: Samples) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_labels_belong_to_their_images(kind: str, samples: Samples) -> None:
     for batch in make(kind, samples):
-        assert batch.labels.tolist() == [samples.labels[i] for i in batch.indices.tolist()]
-        assert batch.labels.dtype == batch.indices.dtype == torch.int64
+        assert batch.targets.labels.tolist() == [samples.labels[i] for i in batch.indices.tolist()]
+        assert batch.targets.labels.dtype == batch.indices.dtype == torch.int64
 
 
 def test_disk_images_are_those_of_the_transform(samples: Samples) -> None:

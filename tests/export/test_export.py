@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from reldistill.cli.main import main
 from reldistill.core.checks import UserError
+from reldistill.export.onnx_files import onnx_file
 from reldistill.export.student_files import export_run
+from reldistill.tasks.base import GraphForm
 from small_runs import DISTILL, TRAIN, with_options, write_world
 
 VIT = {"patch_size": 4, "img_size": 12, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -77,7 +80,7 @@ def test_exported_network_is_as_right_as_the_record_says(runs: Path, student: st
     hits = count = 0
     for batch in load_images(str(runs / "pics"), batch_size=12, val_fraction=0.3).val:
         with torch.no_grad():
-            hits += int((network(normalised(batch.images, runs / student)).argmax(1) == batch.labels).sum())
+            hits += int((network(normalised(batch.images, runs / student)).argmax(1) == batch.targets.labels).sum())
         count += len(batch)
     recorded = json.loads((runs / student / "record.json").read_text())["result"]["score_last"]
     assert 100 * hits / count == pytest.approx(recorded, abs=1e-3)
@@ -142,3 +145,33 @@ def test_a_graph_that_computes_something_else_is_not_written(runs: Path, monkeyp
     with pytest.raises(UserError, match=r"differ from the network's by .*: not written"):
         export_run(runs / "cnn", format="onnx", out=runs / "wrong.onnx")
     assert not [*runs.glob("*wrong*")]
+
+
+def test_a_graph_takes_the_place_of_a_file_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there stays as it was until the graph has been compared, and while it is written."""
+    pytest.importorskip("onnxscript")
+    target, images = tmp_path / "graph.onnx", torch.rand(1, 3, 2, 2)
+    form = GraphForm(nn.Flatten(), images, outputs=("flat",), options={"dynamo": False}, compare=dict)
+    target.write_bytes(b"before")
+
+    def write(error: Exception | None = None, *, full: bool = False) -> None:
+        with onnx_file(target, form) as graph:
+            np.testing.assert_array_equal(graph(images.numpy())[0], images.flatten(1).numpy())
+            if error is not None:
+                raise error
+            if full:
+                monkeypatch.setattr(os, "replace", no_space)
+
+    def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="differs"):
+        write(UserError("differs"))
+    assert target.read_bytes() == b"before"
+    with pytest.raises(OSError, match="No space left"):
+        write(full=True)
+    assert target.read_bytes() == b"before"
+    monkeypatch.undo()
+    write()
+    assert target.read_bytes() != b"before"
+    assert [*tmp_path.iterdir()] == [target]

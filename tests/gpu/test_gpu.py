@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from reldistill.losses.rkd import RKD
 from reldistill.losses.sekd import SEKD
 from reldistill.losses.serkd import SeRKD
-from reldistill.relations import replay
+from reldistill.relations.kernels import replay
+from reldistill.relations.kernels.tracked_subspaces import TrackedSubspaces
 from reldistill.relations.pairwise import angle_loss, distance_and_angle
-from reldistill.relations.spectrum import embedding_distance, spectral_projector
+from reldistill.relations.spectrum import spectral_projector
+from reldistill.relations.subspaces import embedding_distance
 from reldistill.relations.tokens import average_pool
-from reldistill.relations.tracked_subspaces import TrackedSubspaces
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="has no GPU")
 

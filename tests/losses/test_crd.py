@@ -47,9 +47,10 @@ def unit(rows):
     return rows / rows.norm(dim=1, keepdim=True)
 
 
-def test_matches_the_loop_over_two_steps(monkeypatch):
+@pytest.mark.parametrize("momentum", [0.5, 0.2])
+def test_matches_the_loop_over_two_steps(monkeypatch, momentum):
     """The second step meets what the first one left: a changed bank, and the first one's scale."""
-    loss = made()
+    loss = made(momentum=momentum)
     banks = {"student": loss.student_bank.clone(), "teacher": loss.teacher_bank.clone()}
     scales = [None, None]
     for seed in range(2):
@@ -64,7 +65,7 @@ def test_matches_the_loop_over_two_steps(monkeypatch):
         assert loss(student, teacher, **more).item() == pytest.approx(first + second, rel=1e-9)
         for name, seen in (("student", ours), ("teacher", theirs)):
             for row, index in enumerate(more["indices"]):
-                banks[name][index] = unit((0.5 * banks[name][index] + 0.5 * seen[row])[None])[0]
+                banks[name][index] = unit((momentum * banks[name][index] + (1 - momentum) * seen[row])[None])[0]
             torch.testing.assert_close(getattr(loss, f"{name}_bank"), banks[name], rtol=1e-12, atol=1e-12)
 
 

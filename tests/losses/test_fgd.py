@@ -171,3 +171,18 @@ def test_wrong_axes_are_named():
         made()(torch.zeros(3, 3, 2, 2), torch.zeros(3, 4, 2, 2), boxes=BOXES)
     with pytest.raises(ValueError, match="boxes: expected B = 3"):
         made()(*maps(), boxes=BOXES[:2])
+
+
+def test_a_box_covers_every_cell_that_it_touches():
+    """Edges that rounding to the nearest cell would move inwards: columns 1 to 3 of 6, rows 1 to 3 of 4."""
+    boxes = torch.tensor([[[1.7 / WIDTH, 1.6 / HEIGHT, 3.2 / WIDTH, 3.3 / HEIGHT]]], dtype=torch.float64)
+    touched = torch.zeros(HEIGHT, WIDTH, dtype=torch.float64)
+    touched[1:4, 1:4] = 1
+    loss, student = made(), torch.zeros(1, 4, HEIGHT, WIDTH, dtype=torch.float64, requires_grad=True)
+    parts = loss.parts(student, torch.ones_like(student), boxes=boxes)
+    (inside,) = torch.autograd.grad(parts["foreground"], student, retain_graph=True)
+    (outside,) = torch.autograd.grad(parts["background"], student)
+    assert torch.equal(inside[0].ne(0).all(dim=0).double(), touched)
+    assert torch.equal(outside[0].ne(0).all(dim=0).double(), 1 - touched)
+    same(inside[0, :, 1:4, 1:4], torch.full((4, 3, 3), -2 / 9, dtype=torch.float64))
+    same(outside[0, :, 0], torch.full((4, 6), -2 / 15, dtype=torch.float64))

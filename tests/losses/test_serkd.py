@@ -41,6 +41,7 @@ def rotated(feature_map, seed):
         ((1, 2, 3, 3), (1, 4, 3, 3), 1, (3, 3)),
     ],
 )
+@pytest.mark.usefixtures("each_form")
 def test_own_assignment_matches_the_loops(student, teacher, cell, grid, iterations, neighbourhood):
     pair = maps(student=student, teacher=teacher)
     settings_ = {"iterations": iterations, "local": neighbourhood == "local"}
@@ -53,6 +54,7 @@ def test_own_assignment_matches_the_loops(student, teacher, cell, grid, iteratio
     assert parts["angle"].item() == pytest.approx(slow.angle_loss(*merged), rel=1e-8)
 
 
+@pytest.mark.usefixtures("each_form")
 @NEIGHBOURHOODS
 @pytest.mark.parametrize("student_grid", [(6, 6), (4, 4), (9, 7)])
 def test_teachers_assignment_matches_the_loops(student_grid, neighbourhood):
@@ -177,6 +179,7 @@ def test_zero_for_a_rotated_teacher(assignment, neighbourhood):
 # Gradients, extremes.
 
 
+@pytest.mark.usefixtures("each_form")
 @ASSIGNMENTS
 @NEIGHBOURHOODS
 @pytest.mark.parametrize("student_size", [(2, 2, 4, 5), (1, 2, 6, 6)])
@@ -186,6 +189,7 @@ def test_gradcheck(assignment, neighbourhood, student_size):
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_(), atol=1e-7)
 
 
+@pytest.mark.usefixtures("each_form")
 @ASSIGNMENTS
 def test_no_gradient_to_the_teacher(assignment):
     student, teacher = (part.requires_grad_() for part in maps())
@@ -194,6 +198,7 @@ def test_no_gradient_to_the_teacher(assignment):
     assert student.grad.abs().max() > 0
 
 
+@pytest.mark.usefixtures("each_form")
 @ASSIGNMENTS
 @NEIGHBOURHOODS
 @pytest.mark.parametrize("value", [0.0, 0.1, 6e4])
@@ -213,6 +218,7 @@ def test_constant_maps(assignment, neighbourhood, value):
     assert student.grad.isfinite().all()
 
 
+@pytest.mark.usefixtures("each_form")
 @ASSIGNMENTS
 @pytest.mark.parametrize(("size", "superpixels"), [((1, 1), 1), ((2, 2), 1), ((2, 3), 2)])
 def test_one_or_two_superpixels_are_a_differentiable_zero(assignment, size, superpixels):
@@ -226,6 +232,7 @@ def test_one_or_two_superpixels_are_a_differentiable_zero(assignment, size, supe
     assert student.grad.abs().max() < 1e-12
 
 
+@pytest.mark.usefixtures("each_form")
 @ASSIGNMENTS
 @NEIGHBOURHOODS
 def test_half_precision_of_any_magnitude(assignment, neighbourhood):
@@ -238,6 +245,7 @@ def test_half_precision_of_any_magnitude(assignment, neighbourhood):
     assert student.grad.isfinite().all()
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @ASSIGNMENTS
 @NEIGHBOURHOODS
 @pytest.mark.usefixtures("unchecked_types")
@@ -272,6 +280,7 @@ def test_superpixels_that_are_compared_are_those_drawn():
 # Misuse.
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
@@ -290,6 +299,7 @@ def test_settings_are_checked_when_built(settings_, message):
         SeRKD(**settings_)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [

@@ -11,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch
-from reldistill.methods.build import build_distiller, build_terms, method_names
-from reldistill.methods.plan import Plan
+from reldistill.core.types import Batch, ClassLabels, Evaluator, Features
+from reldistill.methods.build import LevelTerms, build_distiller, build_terms, method_names
+from reldistill.methods.plan import Choices
 from reldistill.methods.table import METHODS
 from reldistill.networks.adapters import MapAdapter, StridedTokeniser
 from reldistill.networks.extract import Extractor
@@ -55,15 +55,18 @@ def network(kind: str, role: str) -> Extractor:
 def build(method: str, student: Any = "cnn", teacher: Any = "cnn", **more: Any) -> Distiller:
     """Of kinds of networks, or of networks."""
     torch.manual_seed(0)
-    more = {"images": 50, **more}
+    images = more.pop("images", 50)
     pair = {"student": student, "teacher": teacher}
     pair = {role: network(given, role) if isinstance(given, str) else given for role, given in pair.items()}
-    return build_distiller(method, image_size=SIDE, task=Classification(), **pair, **more)
+    return build_distiller(
+        method, image_size=SIDE, task=Classification(), images=images, choices=Choices(**more), **pair
+    )
 
 
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(1)
-    return Batch(torch.rand(6, 3, SIDE, SIDE, generator=generator), torch.arange(6) % CLASSES, torch.arange(6) * 7)
+    images = torch.rand(6, 3, SIDE, SIDE, generator=generator)
+    return Batch(images, ClassLabels(torch.arange(6) % CLASSES), torch.arange(6) * 7)
 
 
 PARTS = {
@@ -101,7 +104,7 @@ CHOOSY = ["deit_hard", "deit_soft", "cskd", "leap"]  # about the networks: teste
 
 
 def test_every_method_is_tested() -> None:
-    assert {*PARTS, *CHOOSY} == {name for name, method in METHODS.items() if method.build is not None}
+    assert {*PARTS, *CHOOSY} == {name for name, method in METHODS.items() if method.terms is not None}
     for method in METHODS.values():
         assert method.summary
     assert not METHODS["none"].paper
@@ -220,7 +223,7 @@ def test_what_has_no_weight_is_left_out_with_its_adapter() -> None:
     assert not module.adapters
     assert list(module(batch()).parts) == ["kd", "serkd.distance"]
     alone = build("kd", weights={"kd": 0.0})
-    assert alone.teacher is None
+    assert not alone.teachers
     assert list(alone(batch()).parts) == ["task"]
 
 
@@ -233,15 +236,15 @@ def test_settings_reach_the_losses() -> None:
     }
     losses = {t.name: t.loss for t in build("serkd+sekd", settings=settings).terms}
     assert losses["kd"].temperature == 2.0
-    assert (losses["serkd"].iterations, losses["serkd"].assignment) == (2, "teacher")
+    assert (losses["serkd"].settings.iterations, losses["serkd"].settings.assignment) == (2, "teacher")
     assert losses["feature"].relative is False
-    assert losses["sekd"].spectral_loss.keywords["rank"] == 3
+    assert losses["sekd"].settings.rank == 3
 
 
 def test_tokenisers_follow_the_kind_of_network() -> None:
     def tokenisers(student: str, teacher: str) -> tuple[str, str]:
         loss = next(t.loss for t in build("serkd", student, teacher).terms if t.name == "serkd")
-        return loss.student_tokeniser, loss.teacher_tokeniser
+        return loss.settings.student_tokeniser, loss.settings.teacher_tokeniser
 
     assert tokenisers("cnn", "vit") == ("average", "none")
     assert tokenisers("vit", "cnn") == ("none", "average")
@@ -256,7 +259,7 @@ def test_the_convolution_tokeniser_is_trained_with_the_step(largest: int, factor
     tokeniser = next(a for a in module.adapters.values() if isinstance(a, StridedTokeniser))
     assert tokeniser.convolution.stride == (factor, factor)
     assert any(isinstance(a, MapAdapter) for a in module.adapters.values())
-    assert term.loss.student_tokeniser == "none"
+    assert term.loss.settings.student_tokeniser == "none"
     step = module(batch())
     step.total.backward()
     assert torch.isfinite(step.total)
@@ -283,7 +286,7 @@ def test_a_curriculum_replaces_a_methods_own_warm_up() -> None:
 
 def test_none_needs_no_teacher() -> None:
     module = build("none", teacher=None, weights={"task": 0.5})
-    assert module.teacher is None
+    assert not module.teachers
     torch.testing.assert_close(module.eval()(batch()).total, build("none").eval()(batch()).total / 2)
 
 
@@ -388,8 +391,9 @@ def test_messages(more: dict[str, Any], message: str) -> None:
 
 def test_terms_alone() -> None:
     student, teacher = network("cnn", "student"), network("vit", "teacher")
-    plan = Plan(student, teacher, SIDE)
-    terms = build_terms("serkd", plan)
+    methods = Classification.methods
+    plan = methods.plan(student, teacher, SIDE)
+    terms = build_terms("serkd", methods, plan)
     assert [t.name for t in terms] == ["kd", "serkd", "feature"]
     assert list(plan.adapters) == ["stage2->blocks.2"]
 
@@ -464,7 +468,7 @@ def test_leap_goes_through_the_teachers_blocks_and_stops_there(student: str, lev
     settings = {"leap": {"longest_stay": 0.25, "threshold": 1.0}}
     module = build("leap", student, "vit", settings=settings, levels=[(level, f"blocks.{i}") for i in range(4)])
     ran: list[str] = []
-    for name, block in module.teacher.network.blocks.named_children():
+    for name, block in module.teachers["teacher"].network.blocks.named_children():
         block.register_forward_hook(lambda *_, name=name: ran.append(name))
     for progress, blocks in ((0.0, "0"), (0.25, "0"), (0.3, "01"), (0.5, "01"), (0.75, "012"), (0.8, "0123")):
         ran.clear()
@@ -509,3 +513,135 @@ def test_simkd_gives_the_student_the_teachers_classifier() -> None:
     assert list(build("kd+simkd")(batch()).parts) == ["kd", "simkd"]
     with pytest.raises(UserError, match=r"^simkd compares what the classifier is fed: leave the levels out$"):
         build("simkd", levels=[("stage1", "stage1")])
+
+
+def test_an_adapter_is_of_both_its_levels() -> None:
+    for levels in ([("stage1", "stage2"), ("stage2", "stage2")], [("stage1", "stage2"), ("stage1", "stage3")]):
+        module = build("fitnets", levels=levels)
+        assert [t.adapter for t in module.terms] == [f"{ours}->{theirs}" for ours, theirs in levels]
+        assert torch.isfinite(module(batch()).total)
+
+
+# Several teachers ----------------------------------------------------------------------------------------------------
+
+
+def of_two(method: str, *, student: Any = "cnn", **choices: Any) -> Distiller:
+    torch.manual_seed(0)
+    student = network(student, "student") if isinstance(student, str) else student
+    return build_distiller(
+        method,
+        student=student,
+        teachers={"cnn": network("cnn", "teacher"), "vit": network("vit", "teacher")},
+        image_size=SIDE,
+        task=Classification(),
+        choices=Choices(**choices),
+        images=50,
+    )
+
+
+@pytest.mark.parametrize("method", ["kd+rkd", "serkd+sekd", "fitnets", "crd", "reviewkd"])
+def test_every_teacher_has_a_method_s_terms(method: str) -> None:
+    module = of_two(method)
+    alone = {name: build(method, teacher=name) for name in ("cnn", "vit")}
+    assert len(module.adapters) == sum(len(one.adapters) for one in alone.values())
+    step = module(batch())
+    names = [f"{name}.{part}" for name, one in alone.items() for part in list(one(batch()).parts)[1:]]
+    assert list(step.parts) == ["task", *names]
+    step.total.backward()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+
+
+def test_a_teacher_s_parts_are_those_that_it_has_alone() -> None:
+    both = of_two("kd+rkd").eval()(batch()).parts
+    for name in ("cnn", "vit"):
+        torch.manual_seed(0)
+        student, teacher = network("cnn", "student"), of_two("kd").teachers[name]
+        alone = build_distiller(
+            "kd+rkd", student=student, teachers={name: teacher}, image_size=SIDE, task=Classification()
+        ).eval()
+        parts = alone(batch()).parts
+        assert list(parts) == ["task", "kd", "rkd.distance", "rkd.angle"]
+        for part in list(parts)[1:]:
+            torch.testing.assert_close(both[f"{name}.{part}"], parts[part])
+
+
+def test_weights_of_all_teachers_and_of_one() -> None:
+    module = of_two("kd+rkd", weights={"kd": 3.0, "vit.kd": 0.25, "vit.rkd.angle": 0.0})
+    weights = {name: weight for term in module.terms for name, weight in term.named_weights.items()}
+    assert weights == {
+        "cnn.kd": 3.0,
+        "cnn.rkd.distance": 25.0,
+        "cnn.rkd.angle": 50.0,
+        "vit.kd": 0.25,
+        "vit.rkd.distance": 25.0,
+        "vit.rkd.angle": 0.0,
+    }
+    with pytest.raises(UserError, match=r"^'rkd' is not a part of method 'kd': it has task, kd$"):
+        of_two("kd", weights={"cnn.rkd": 1.0})
+    balanced = of_two("kd", balance=0.5).train()
+    balanced(batch())
+    assert list(balanced.balance.factors) == ["cnn.kd", "vit.kd"]
+
+
+def test_what_several_teachers_can_not_have() -> None:
+    with pytest.raises(UserError, match=r"^simkd: small cnn has another network's classifier already: .* one teacher$"):
+        of_two("simkd")
+    with pytest.raises(ValueError, match="one teacher, or teachers by name, not both"):
+        build_distiller(
+            "kd",
+            student=cnn(4),
+            teacher=cnn(8),
+            teachers={"a": cnn(8)},
+            image_size=SIDE,
+            task=Classification(),
+        )
+    with pytest.raises(UserError, match=r"^method 'kd' needs a teacher$"):
+        build_distiller("kd", student=cnn(4), teachers={}, image_size=SIDE, task=Classification())
+
+
+# Tasks that have less than classification ----------------------------------------------------------------------------
+
+
+class Unlabelled(nn.Module):
+    """Nothing but what the teacher says."""
+
+    methods = LevelTerms("unlabelled images")
+
+    def forward(self, student: Features, unlabelled: Batch) -> torch.Tensor:
+        return 0.0 * student.logits.sum()
+
+    def evaluator(self) -> Evaluator:
+        raise AssertionError("nothing is measured here")
+
+
+@pytest.mark.parametrize("method", ["rkd", "cc", "pkt", "fitnets", "reviewkd", "leap", "serkd", "sekd"])
+def test_methods_that_need_no_labels_and_no_classes(method: str) -> None:
+    teacher = network("vit" if method == "leap" else "cnn", "teacher")
+    module = build_distiller(
+        method, student=network("cnn", "student"), teacher=teacher, image_size=SIDE, task=Unlabelled()
+    )
+    step = module(Batch(batch().images))
+    expected = [part for part in {**PARTS, "leap": ["leap"]}[method] if part != "kd"]
+    assert list(step.parts) == ["task", *expected]
+    step.total.backward()
+
+
+@pytest.mark.parametrize(
+    ("method", "lacks"),
+    [("kd", "classes"), ("dkd", "classes and labels"), ("crd", "labels"), ("simkd", "classes"), ("cskd", "classes")],
+)
+def test_methods_that_a_task_has_not_enough_for(method: str, lacks: str) -> None:
+    pair = {"student": network("cnn", "student"), "teacher": network("cnn", "teacher")}
+    message = rf"^method '{method}' is not for unlabelled images as it needs {lacks}: there are none, fi"
+    with pytest.raises(UserError, match=message):
+        build_distiller(method, image_size=SIDE, task=Unlabelled(), images=50, **pair)
+
+
+def test_what_methods_need_is_something_that_tasks_provide() -> None:
+    known = Classification.methods.provides
+    for name, method in METHODS.items():
+        if method.terms is not None:
+            assert method.needs <= known, name

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from reldistill.core.checks import UserError
-from reldistill.networks.saved import LAST_WEIGHTS, NetworkCard, open_network, read_card, run_folder, write_weights
-from reldistill.report.record import RECORD_FILE
+from reldistill.core.run_files import LAST_WEIGHTS, RECORD_FILE
+from reldistill.networks.saved import NetworkCard, open_network, read_card, run_folder, write_weights
 
 
 def _finished(folder: Path) -> torch.nn.Module:
@@ -63,3 +63,14 @@ def test_weights_of_something_else_say_so(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="does not say which network"):
         read_card(tmp_path / "w.safetensors")
+
+
+def test_a_run_folder_is_fed_as_its_card_says(tmp_path: Path) -> None:
+    made = _finished(tmp_path / "run").eval()
+    opened = open_network(str(tmp_path / "run"), role="model", num_classes=None, image_size=None)
+    assert (opened.card.mean, opened.card.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    channels = [(images[:, 0] - 0.1) / 0.4, (images[:, 1] - 0.2) / 0.5, (images[:, 2] - 0.3) / 0.6]
+    with torch.no_grad():
+        said = opened.extractor.eval()(images, logits=True).logits
+        torch.testing.assert_close(said, made(torch.stack(channels, dim=1)))

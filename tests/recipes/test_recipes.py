@@ -135,4 +135,4 @@ def test_quickstart(tmp_path: Path) -> None:
     assert 'src="http' not in page
     again = reldistill("quickstart", "--out", "q", cwd=tmp_path)
     assert again.returncode == 2
-    assert "already holds a quickstart: go on with it by --resume" in again.stderr
+    assert "already holds a quickstart: continue it with --resume" in again.stderr

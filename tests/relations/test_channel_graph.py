@@ -19,6 +19,7 @@ def maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torc
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_adjacency_is_the_cosine_of_every_pair_of_channels():
     images = maps(2, 4, 3, 5)
     expected = torch.empty(2, 4, 4, dtype=torch.float64)
@@ -31,6 +32,7 @@ def test_adjacency_is_the_cosine_of_every_pair_of_channels():
     assert_close(channel_adjacency(images), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_known_values():
     image = torch.tensor([[[[1.0, 0.0]], [[3.0, 3.0]], [[0.0, -2.0]]]], dtype=torch.float64)
     half = math.sqrt(0.5)
@@ -38,6 +40,7 @@ def test_known_values():
     assert_close(channel_adjacency(image), expected)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_dead_channel_is_similar_only_to_itself_and_gets_no_gradient():
     image = maps(2, 3, 4, 4)
     image[0, 1] = 0
@@ -52,6 +55,7 @@ def test_dead_channel_is_similar_only_to_itself_and_gets_no_gradient():
     assert (gradient[1] != 0).all()
 
 
+@pytest.mark.usefixtures("each_form")
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 1, 1), (1, 1, 4, 4)])
 def test_one_pixel_and_one_channel(shape):
     image = maps(*shape).requires_grad_()
@@ -61,6 +65,7 @@ def test_one_pixel_and_one_channel(shape):
     assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)  # a cosine of single numbers is ±1
 
 
+@pytest.mark.usefixtures("each_form")
 @pytest.mark.parametrize("scale", [1e-28, 1e-20, 1e20, 1e35])
 def test_magnitudes_whose_squares_leave_float32(scale):
     image = maps(2, 3, 4, 4, dtype=torch.float32).requires_grad_()
@@ -73,6 +78,7 @@ def test_magnitudes_whose_squares_leave_float32(scale):
     assert_close(gradient_of_scaled * scale, gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_half_precision_extremes():
     signs = maps(2, 3, 8, 8).sign()
     image = (6e4 * signs).half().requires_grad_()
@@ -83,6 +89,7 @@ def test_half_precision_extremes():
     assert gradient.isfinite().all()
 
 
+@pytest.mark.usefixtures("each_form")
 def test_a_broken_activation_is_not_hidden():
     image = maps(1, 3, 2, 2)
     image[0, 1, 0, 0] = torch.nan
@@ -105,6 +112,7 @@ def test_memory_format_changes_nothing():
     assert_close(channel_adjacency(other), channel_adjacency(image), rtol=0, atol=1e-14)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_gradcheck():
     image = maps(2, 3, 2, 3).requires_grad_()
     assert torch.autograd.gradcheck(unit_channels, image)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import slow_references as slow
 from observers import LargestTensor
-from reldistill.relations import pairwise
+from reldistill.relations.kernels import triples
+from reldistill.relations.kernels.switch import fast_kernels
 from reldistill.relations.pairwise import angle_loss, distance_and_angle, distance_loss, distances, gram
 
 LOSSES = pytest.mark.parametrize("loss", [distance_loss, angle_loss])
@@ -34,32 +35,6 @@ def gradient(loss, student, teacher):
     return found
 
 
-def textbook_angle_loss(student, teacher):
-    """All M³ cosines at once, by autograd; for sets without coincident tokens."""
-
-    def cosines(tokens):
-        unit = F.normalize(tokens.unsqueeze(1) - tokens.unsqueeze(2), dim=3)
-        return torch.einsum("bjid,bjkd->bjik", unit, unit)
-
-    m = student.shape[1]
-    i, j, k = torch.meshgrid(*(torch.arange(m),) * 3, indexing="ij")
-    distinct = (i != j) & (j != k) & (i != k)
-    difference = (cosines(student) - cosines(teacher))[:, distinct.permute(1, 0, 2)]
-    return F.huber_loss(difference, torch.zeros_like(difference))
-
-
-def textbook_distance_loss(student, teacher):
-    distinct = ~torch.eye(student.shape[1], dtype=torch.bool)
-    sides = []
-    for tokens in (student, teacher):
-        d = (tokens.unsqueeze(1) - tokens.unsqueeze(2))[:, distinct].norm(dim=2)
-        sides.append(d / d.mean(dim=1, keepdim=True))
-    return F.huber_loss(*sides)
-
-
-TEXTBOOK = {distance_loss: textbook_distance_loss, angle_loss: textbook_angle_loss}
-
-
 def rotation(dim, generator):
     """A random orthogonal matrix of either handedness."""
     q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
@@ -75,6 +50,7 @@ def test_gram_is_the_inner_products():
     torch.testing.assert_close(gram(tokens), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.usefixtures("each_form")
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 def test_distances_are_euclidean(dtype, tolerance, offset):
@@ -85,6 +61,7 @@ def test_distances_are_euclidean(dtype, tolerance, offset):
     )
 
 
+@pytest.mark.usefixtures("each_form")
 @LOSSES
 @pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
 @pytest.mark.parametrize("count", [3, 4, 7])
@@ -103,13 +80,15 @@ def test_float32_matches_the_loop(loss, offset):
 @LOSSES
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-def test_gradient_matches_the_textbook_form(loss, dtype, tolerance, offset):
+def test_gradient_matches_the_readable_form(loss, dtype, tolerance, offset):
     student, teacher = ((tokens + offset).to(dtype) for tokens in sets(count=11, student_dim=4))
-    expected = gradient(TEXTBOOK[loss], student.double(), teacher.double())
+    with fast_kernels(False):
+        expected = gradient(loss, student.double(), teacher.double())
     found = gradient(loss, student, teacher).double()
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+@pytest.mark.usefixtures("each_form")
 @LOSSES
 def test_gradcheck(loss):
     student, teacher = sets(images=2, count=5)
@@ -128,7 +107,7 @@ def test_one_pass_gives_both(loss):
 def test_angle_loss_does_not_depend_on_its_blocks(monkeypatch, block, images):
     student, teacher = sets(images=images, count=9)
     value, slope = angle_loss(student, teacher), gradient(angle_loss, student, teacher)
-    monkeypatch.setattr(pairwise, "_BLOCK_CPU", block)
+    monkeypatch.setattr(triples, "_BLOCK_CPU", block)
     torch.testing.assert_close(angle_loss(student, teacher), value, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient(angle_loss, student, teacher), slope, rtol=1e-9, atol=1e-14)
 
@@ -136,6 +115,7 @@ def test_angle_loss_does_not_depend_on_its_blocks(monkeypatch, block, images):
 # Known triangles.
 
 
+@pytest.mark.usefixtures("each_form")
 def test_equilateral_against_right_triangle():
     equilateral = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]]], dtype=torch.float64)
     right = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
@@ -147,6 +127,7 @@ def test_equilateral_against_right_triangle():
     assert distance_loss(equilateral, right).item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_opposite_cosines_are_in_hubers_linear_part():
     """On a line the cosines are ±1; two of three vertices change theirs by 2, each Huber₁(2) = 1.5."""
     student = torch.tensor([[[0.0], [1.0], [2.0]]], dtype=torch.float64)
@@ -154,6 +135,7 @@ def test_opposite_cosines_are_in_hubers_linear_part():
     assert angle_loss(student, teacher).item() == pytest.approx(2 * 1.5 / 3, rel=1e-12)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_far_outlier_is_in_hubers_linear_part():
     """With one of five tokens far off, ψ of its pairs is 2.5 and of the others about 0; the teacher's are all 1."""
     student = torch.zeros(1, 5, 4, dtype=torch.float64)
@@ -221,6 +203,7 @@ def test_similar_sets_are_zero(loss, seed, scale, more):
     assert gradient(loss, student, teacher).abs().max() < 1e-6 / scale
 
 
+@pytest.mark.usefixtures("each_form")
 @LOSSES
 def test_equal_sets_are_exactly_zero(loss):
     _, teacher = sets(dtype=torch.float32)
@@ -236,6 +219,7 @@ def test_different_sets_are_not_zero(loss):
 # Coincident tokens and extremes.
 
 
+@pytest.mark.usefixtures("each_form")
 @LOSSES
 @pytest.mark.parametrize("where", ["student", "teacher", "both", "elsewhere in both"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -253,6 +237,7 @@ def test_coincident_tokens_match_the_loop(loss, where, dtype):
     assert gradient(loss, student, teacher).isfinite().all()
 
 
+@pytest.mark.usefixtures("each_form")
 def test_coincident_tokens_are_at_distance_zero_without_gradient():
     tokens, _ = sets(count=4, dtype=torch.float32)
     tokens[:, 3] = tokens[:, 0]
@@ -264,6 +249,7 @@ def test_coincident_tokens_are_at_distance_zero_without_gradient():
     assert tokens.grad.abs().max() == 0.0
 
 
+@pytest.mark.usefixtures("each_form")
 @LOSSES
 def test_a_coincident_pair_pulls_nothing_apart(loss):
     """Its gradient is that of the rest: the same as of a loop over the rest, by finite differences."""
@@ -280,6 +266,7 @@ def test_a_coincident_pair_pulls_nothing_apart(loss):
         assert found[0, i, d].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5, abs=1e-9)
 
 
+@pytest.mark.usefixtures("each_form")
 @LOSSES
 @pytest.mark.parametrize("value", [0.0, 0.1, 6e4])
 @pytest.mark.parametrize("which", [0, 1])
@@ -293,6 +280,7 @@ def test_constant_sets_are_finite(loss, value, which):
         assert slope.abs().max() == 0.0
 
 
+@pytest.mark.usefixtures("each_form")
 @LOSSES
 def test_rounding_errors_of_a_constant_have_no_shape(loss):
     """Numbers that differ in their last bits only are one number: no angle, no pull of size 1/rounding."""
@@ -305,6 +293,7 @@ def test_rounding_errors_of_a_constant_have_no_shape(loss):
     assert gradient(loss, student, constant[..., :1].expand_as(teacher)).isfinite().all()
 
 
+@pytest.mark.usefixtures("each_form")
 @LOSSES
 @pytest.mark.parametrize("count", [1, 2])
 def test_too_few_tokens_are_a_differentiable_zero(loss, count):
@@ -337,6 +326,7 @@ def test_float32_of_any_magnitude(loss, scale):
     torch.testing.assert_close(gradient(loss, *scaled).double() * scale, slope.double(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.usefixtures("each_form")
 @LOSSES
 @pytest.mark.parametrize("which", [0, 1])
 def test_not_a_number_shows(loss, which):
@@ -348,6 +338,7 @@ def test_not_a_number_shows(loss, which):
 # Gradients, compiling.
 
 
+@pytest.mark.usefixtures("each_form")
 @LOSSES
 def test_no_gradient_to_the_teacher(loss):
     student, teacher = (tokens.requires_grad_() for tokens in sets())
@@ -371,6 +362,7 @@ def test_second_derivative_is_refused_rather_than_wrong():
         torch.autograd.grad(angle_loss(student.requires_grad_(), teacher), student, create_graph=True)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     "backend",
     [
@@ -398,7 +390,7 @@ def test_compiled_in_one_graph_value_and_gradient_are_the_same(backend):
 def test_angle_loss_never_holds_all_triples():
     student, teacher = (distances(tokens) for tokens in sets(images=4, count=64, dtype=torch.float32))
     with LargestTensor() as watch:
-        pairwise._walk_triples(student, teacher, True)
+        triples.walk_triples(student, teacher, True)
     assert watch.numbers < 4 * 64**3 / 4
 
 
@@ -426,6 +418,7 @@ def test_peak_memory_is_well_below_all_triples():
 # Misuse.
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @LOSSES
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),

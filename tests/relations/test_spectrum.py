@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -10,21 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from reldistill.relations import spectrum
 from reldistill.relations.channel_graph import channel_adjacency
+from reldistill.relations.normalised_graph import graph_weights
+from reldistill.relations.precision import broadening
 from reldistill.relations.spectrum import (
-    broadening,
     effective_rank,
-    graph_weights,
     heat_distance,
     heat_kernel,
     laplacian,
     laplacian_eigenvalues,
-    procrustes_distance,
     spectral_embedding,
     spectral_projector,
-    subspace_distance,
 )
+from reldistill.relations.subspaces import procrustes_distance, subspace_distance
 
 WEIGHTS = ["positive", "shifted"]
 
@@ -105,6 +102,7 @@ def test_known_spectra():
     assert_close(laplacian_eigenvalues(cycle(6)).tolist(), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_isolated_vertices_without_self_loop_are_finite():
     adjacency = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(spectral_projector(adjacency, rank=1).square().sum(), adjacency)
@@ -112,6 +110,7 @@ def test_isolated_vertices_without_self_loop_are_finite():
     assert gradient.isfinite().all()
 
 
+@pytest.mark.usefixtures("each_form")
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("rank", [1, 3, 5])
 def test_projector_is_the_outer_product_of_the_kept_eigenvectors(weights, rank):
@@ -134,6 +133,7 @@ def test_embedding_spans_the_same_and_carries_eigenvalues(weights):
         assert_close(values[b].numpy(), kept_by_numpy(adjacency[b], 3, weights)[0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_two_components_are_told_apart():
     """The second eigenvalue 0 belongs to the vector that is + on one clique and − on the other."""
     projector = spectral_projector(two_cliques(3), rank=1)
@@ -153,6 +153,7 @@ def test_projector_is_a_projector_orthogonal_to_the_trivial_vector(seed, rank):
     assert_close(projector @ trivial, torch.zeros_like(trivial), rtol=0, atol=1e-12)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_rank_is_clamped_and_checked():
     adjacency = graph()
     assert effective_rank(adjacency, rank=99) == 5
@@ -171,6 +172,7 @@ def test_the_graph_of_the_gradchecks_has_no_near_tie():
     assert values.diff(dim=-1).min() > 0.01
 
 
+@pytest.mark.usefixtures("each_form")
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("rank", [1, 3])
 def test_projector_gradcheck(weights, rank):
@@ -193,6 +195,7 @@ def test_gradient_of_a_function_of_the_projector_numerically():
         assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_projector_gradient_is_that_of_eigh_where_eigh_has_one():
     adjacency, weight = graph(), noise(2, 6, 6, seed=3)
 
@@ -209,12 +212,14 @@ def test_projector_gradient_is_that_of_eigh_where_eigh_has_one():
     assert_close(symmetric(gradient), symmetric(expected), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_gradient_is_exact_when_kept_eigenvalues_coincide():
     """A ring's eigenvalues 1, 2 and 3, 4 are exact pairs: k = 2 keeps the first pair whole."""
     raw = cycle(6).requires_grad_()
     assert torch.autograd.gradcheck(lambda r: spectral_projector(symmetric(r), rank=2, weights="shifted"), raw)
 
 
+@pytest.mark.usefixtures("each_form")
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 1.0, 10.0, 1e4])
 def test_nearly_meeting_eigenvalues_give_the_broadened_gap(ratio):
     """Two pairs of channels without an edge between: the vectors (1, −1)/√2 of the pairs have eigenvalues that nearly
@@ -250,6 +255,7 @@ TIES = {
 }
 
 
+@pytest.mark.usefixtures("each_form")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("rank", [1, 2, 3, 5])
@@ -273,6 +279,7 @@ def test_finite_at_ties(name, rank, weights, dtype):
         assert gradient.abs().max() < bound
 
 
+@pytest.mark.usefixtures("each_form")
 def test_projector_second_derivatives_are_refused():
     adjacency = graph().requires_grad_()
     squares = spectral_projector(adjacency, rank=2)[..., 0].square().sum()
@@ -287,6 +294,7 @@ def test_embedding_and_eigenvalues_carry_no_gradient():
     assert not laplacian_eigenvalues(adjacency).requires_grad
 
 
+@pytest.mark.usefixtures("each_form")
 def test_not_finite_graphs_answer_nan_and_leave_the_others_alone():
     adjacency = graph()
     broken = adjacency.clone()
@@ -405,6 +413,7 @@ def test_heat_gradcheck():
     assert torch.autograd.gradcheck(lambda r: heat_distance(heat_kernel(laplacian(r), time=2.0), theirs), raw)
 
 
+@pytest.mark.usefixtures("each_form")
 def test_one_channel_is_at_distance_zero_and_differentiable():
     adjacency = torch.ones(2, 1, 1, dtype=torch.float64, requires_grad=True)
     projector = spectral_projector(adjacency, rank=8)
@@ -429,18 +438,3 @@ def test_unknown_words_and_times():
         laplacian(graph(), weights="abs")
     with pytest.raises(ValueError, match="time must be above 0, got 0"):
         heat_kernel(laplacian(graph()), time=0)
-
-
-@pytest.mark.parametrize("alignment", ["subspace", "procrustes"])
-def test_a_visit_to_the_cpu_changes_nothing(alignment):
-    """What graphs on a GPU take; it can be taken from anywhere."""
-    student, teacher = (channel_adjacency(torch.randn(3, 8, 4, 4, dtype=torch.float64)) for _ in range(2))
-    distance = functools.partial(spectrum._spectral_distance, alignment=alignment, rank=3, weights="positive", time=1.0)
-    pull = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-    found = []
-    for function in (lambda s, t: spectrum._ByTheCPU.apply(s, t, distance), distance):
-        leaf = student.clone().requires_grad_()
-        value = function(leaf, teacher)
-        found.append((value.detach(), torch.autograd.grad(value, leaf, pull)[0]))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
-    assert not spectrum._ByTheCPU.apply(student, teacher, distance).requires_grad

@@ -90,6 +90,7 @@ def test_initial_superpixels_are_the_cells_means(grid, cells):
     torch.testing.assert_close(superpixel_tokens(features, grid=cells, iterations=0), expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.usefixtures("each_form")
 @NEIGHBOURHOODS
 @pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize(("grid", "cells"), GRIDS)
@@ -105,6 +106,7 @@ def test_superpixel_tokens_match_the_loop(grid, cells, iterations, neighbourhood
     assert torch.equal(again, found)
 
 
+@pytest.mark.usefixtures("each_form")
 @NEIGHBOURHOODS
 def test_merging_is_q_with_its_columns_scaled_to_one(neighbourhood):
     features = feature_map((7, 5))
@@ -151,6 +153,7 @@ def test_temperature_is_the_root_of_the_width():
         assert math.log(q[0, 0] / q[0, 1]) == pytest.approx(2 * 0.25 * math.sqrt(dim), rel=1e-12)
 
 
+@pytest.mark.usefixtures("each_form")
 @NEIGHBOURHOODS
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_gradcheck(neighbourhood, iterations):
@@ -175,6 +178,7 @@ def test_gradcheck(neighbourhood, iterations):
         ((6, 6), (3, 6), (3, 3)),
     ],
 )
+@pytest.mark.usefixtures("each_form")
 def test_teachers_assignment_is_resampled_bilinearly(teacher_grid, student_grid, cells, neighbourhood):
     """As if the dense Q were a stack of M maps, resized to the student's grid, its columns scaled to sum 1 again."""
     teacher, student = feature_map(teacher_grid, dim=4), feature_map(student_grid, seed=1)
@@ -220,6 +224,7 @@ def test_detached_assignment_takes_no_gradient():
 # What is drawn.
 
 
+@pytest.mark.usefixtures("each_form")
 @NEIGHBOURHOODS
 def test_labels_are_the_heaviest_superpixels(neighbourhood):
     _, assignment = superpixels_and_assignment(feature_map((7, 9)), grid=(4, 5), neighbourhood=neighbourhood)
@@ -249,6 +254,7 @@ def test_constant_map_gives_constant_superpixels(value, neighbourhood):
     torch.testing.assert_close(found, torch.full((2, 16, 5), value))
 
 
+@pytest.mark.usefixtures("each_form")
 @NEIGHBOURHOODS
 def test_a_superpixel_that_no_token_prefers_is_not_lost(neighbourhood):
     """The cell of large activations takes every token; in float32 the columns of the others are 0 throughout."""
@@ -299,6 +305,7 @@ def test_more_superpixels_than_tokens():
         superpixel_tokens(torch.zeros(1, 3, 2, 2), grid=(3, 2))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -312,6 +319,7 @@ def test_bad_settings(arguments, message):
         superpixel_tokens(torch.zeros(1, 3, 4, 4), grid=(2, 2), **arguments)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_sizes_are_named():
     tokens = torch.zeros(1, 12, 3)
     with pytest.raises(ValueError, match="tokens: expected N = 16"):
@@ -320,6 +328,7 @@ def test_sizes_are_named():
         assign(tokens, torch.zeros(1, 4, 2), token_grid=(3, 4), superpixel_grid=(2, 2))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_assignment_of_another_grid_or_batch():
     _, assignment = superpixels_and_assignment(feature_map((4, 4)), grid=(2, 2))
     with pytest.raises(ValueError, match=r"assignment: its grid is \(2, 2\), expected \(1, 2\)"):

@@ -24,6 +24,7 @@ def test_map_and_tokens_are_inverse(shape):
     assert torch.equal(tokens_to_map(map_to_tokens(feature_map), grid=shape[2:]), feature_map)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_grid_must_hold_the_tokens():
     with pytest.raises(ValueError, match=r"tokens: expected N = 6 in \(B, N, D\)"):
         tokens_to_map(torch.zeros(1, 7, 2), grid=(2, 3))
@@ -75,6 +76,7 @@ def test_half_precision_is_lifted():
     assert torch.equal(pooled, torch.full((1, 2, 16, 16), float(feature_map[0, 0, 0, 0])))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

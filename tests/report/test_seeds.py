@@ -124,3 +124,10 @@ def test_draws_of_several_seeds_reach_as_far_as_the_seeds_do() -> None:
     assert (found.low, found.high) == pytest.approx(t_interval([1.0, 4.0, 9.0]))
     same = difference_of_draws([50.0, 60.0], [47.0, 57.0], drawn[:2], drawn[:2] - 3, images=20)
     assert (same.low, same.high) == pytest.approx((3.0, 3.0))
+
+
+def test_draws_of_several_seeds_draw_the_seeds_too() -> None:
+    """Two seeds on which images have no say: their mean is 0, 5, 10 with 1/4, 1/2, 1/4, when they are drawn again."""
+    change = np.array([[0.0], [10.0]]) + np.zeros((2, 500))
+    found = difference_of_draws([60.0, 70.0], [60.0, 60.0], 60 + change, np.full((2, 500), 60.0), images=20)
+    assert found.over_images == (0.0, 10.0)

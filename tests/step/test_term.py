@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reldistill.core.types import Batch, Features
+from reldistill.core.types import Batch, ClassLabels, Features
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.term import Term, value_at
 
@@ -100,6 +100,8 @@ def test_value_at_the_places_of_a_network() -> None:
 class ByLabel(nn.Module):
     """A loss that needs the labels, and both networks at two places."""
 
+    needs = ("labels",)
+
     def forward(self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], *, labels: Tensor) -> Tensor:
         return sum((s - t).abs().sum() for s, t in zip(student, teacher, strict=True)) + labels.sum()
 
@@ -108,16 +110,47 @@ def test_several_places_and_what_the_loss_names_of_the_batch() -> None:
     term = Term("t", ByLabel(), student=("a", "logits"), teacher=("b", "logits"), weights=2.0)
     student = Features(logits=torch.zeros(1, 2), levels={"a": torch.ones(1, 1, 1, 1)})
     teacher = Features(logits=torch.ones(1, 2), levels={"b": torch.zeros(1, 1, 1, 1)})
-    batch = Batch(torch.rand(1, 3, 2, 2), torch.tensor([4]))
+    batch = Batch(torch.rand(1, 3, 2, 2), ClassLabels(torch.tensor([4])))
     values = term(value_at(student, term.student), value_at(teacher, term.teacher), batch=batch)
     assert values["t"].item() == 2.0 * (1 + 2 + 4)
     assert term.student_places == ("a", "logits")
     assert term.looks_inside
 
 
-@pytest.mark.parametrize("batch", [None, Batch(torch.rand(1, 3, 2, 2), torch.tensor([4]))])
+def test_progress_is_one_of_the_needs() -> None:
+    class ByProgress(nn.Module):
+        needs = ("progress", "labels")
+
+        def forward(self, student: Tensor, teacher: Tensor, *, progress: float, labels: Tensor) -> Tensor:
+            return progress * labels.sum() + 0 * student.sum()
+
+    batch = Batch(torch.rand(1, 3, 2, 2), ClassLabels(torch.tensor([4])))
+    term = Term("t", ByProgress(), student="a", teacher="a", weights=2.0)
+    assert term(STUDENT, TEACHER, batch=batch, progress=0.25)["t"].item() == 2.0
+
+
+def test_a_function_is_a_loss() -> None:
+    term = Term("gap", lambda student, teacher: (student - teacher).abs().mean(), student="a", teacher="a", weights=3)
+    assert term(STUDENT, TEACHER)["gap"].item() == 6.0
+    assert not [*term.parameters()]
+
+
+def test_a_loss_that_chooses_a_place() -> None:
+    class Second(Gap):
+        def chosen(self) -> int:
+            return 1
+
+    term = Term("t", Second(), student="a", teacher=("x", "y", "z"), weights=1.0)
+    assert term.chooses_place
+    assert term.teacher_places == ("y",)
+    assert term.of_teacher({"y": TEACHER}) is TEACHER
+
+
+@pytest.mark.parametrize("batch", [None, Batch(torch.rand(1, 3, 2, 2), ClassLabels(torch.tensor([4])))])
 def test_what_the_batch_lacks(batch: Batch | None) -> None:
     class ByIndex(nn.Module):
+        needs = ("indices",)
+
         def forward(self, student: Tensor, teacher: Tensor, *, indices: Tensor) -> Tensor:
             return (student - teacher).abs().mean() * indices.sum()
 

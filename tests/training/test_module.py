@@ -15,9 +15,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch
+from reldistill.core.types import Batch, ClassLabels
 from reldistill.methods.build import build_distiller
+from reldistill.methods.plan import Choices
 from reldistill.tasks.classification.objective import Classification
+from reldistill.training.checkpoint import pack, restore, unpack
 from reldistill.training.module import DistillationModule
 
 pytestmark = pytest.mark.filterwarnings(
@@ -39,7 +41,12 @@ class Small(nn.Module):
 def make(method: str = "kd", *, weights: dict[str, float] | None = None, **settings: Any) -> DistillationModule:
     torch.manual_seed(0)
     distiller = build_distiller(
-        method, student=Small(4), teacher=Small(8), image_size=8, task=Classification(), weights=weights
+        method,
+        student=Small(4),
+        teacher=Small(8),
+        image_size=8,
+        task=Classification(),
+        choices=Choices(weights=weights or {}),
     )
     return DistillationModule(distiller, **{"optimizer": "sgd", "lr": 0.05, **settings})
 
@@ -130,7 +137,7 @@ def test_checkpoints_of_ones_own_trainer_hold_no_teacher_and_load(tmp_path: Path
 def test_a_loss_that_is_not_finite_names_batch_and_part() -> None:
     module = make()
     with torch.no_grad():
-        module.distiller.teacher.network.head.bias.fill_(float("nan"))  # type: ignore[union-attr]
+        module.distiller.teachers["teacher"].network.head.bias.fill_(float("nan"))  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"the loss is not finite at batch 1, in kd: lower"):
         trainer().fit(module, loader())
 
@@ -177,7 +184,39 @@ def test_accumulated_gradients_step_the_average_once_a_step() -> None:
 def test_a_batch_may_be_a_pair_or_a_batch() -> None:
     module = make()
     images, labels = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
-    for batch in ((images, labels), [images, labels], Batch(images, labels)):
+    for batch in ((images, labels), [images, labels], Batch(images, ClassLabels(labels))):
         moved = module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
         assert torch.equal(moved.images, images)
-        assert torch.equal(moved.labels, labels)
+        assert torch.equal(moved.targets.labels, labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "warned"),
+    [(0.02, 1.99, False), (0.02, 2.01, True), (0.02, -2.01, True), (-0.02, 1.99, False), (-0.02, 2.01, True)],
+)
+def test_a_part_outweighs_the_task_beyond_a_hundredfold(
+    task: float, part: float, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, notes = make(), []
+    monkeypatch.setattr(module, "note", notes.append)
+    for _ in range(2):
+        module._watch({"task": torch.tensor(task), "kd": torch.tensor(part), "rkd": torch.tensor(0.0)})
+    assert [note.partition(",")[0] for note in notes] == ([f"kd is {part}"] if warned else [])
+
+
+def test_a_resumed_run_does_not_warn_again(tmp_path: Path) -> None:
+    def fitted(module: DistillationModule) -> L.Trainer:
+        run = trainer(max_epochs=1)
+        run.fit(module, loader())
+        return run
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, second = make(weights={"kd": 1e5}, lr=1e-9), make(weights={"kd": 1e5}, lr=1e-9)
+        (tmp_path / "last.ckpt").write_bytes(pack(first, fitted(first), {}))
+        run = fitted(second)
+    assert second.warned == first.warned == {"kd"}
+    second.warned, second.notes = set(), []
+    restore(unpack(tmp_path / "last.ckpt"), second, run)
+    assert second.warned == {"kd"}
+    assert second.notes == first.notes != []

@@ -84,10 +84,10 @@ def test_resume_from_lightnings_own_checkpoint_ends_as_if_never_stopped(
     with torch.no_grad():
         for parameter in resumed.distiller.student.parameters():
             parameter.zero_()
-    teacher = {name: value.clone() for name, value in resumed.distiller.teacher.state_dict().items()}
+    teacher = {name: value.clone() for name, value in resumed.distiller.teachers["teacher"].state_dict().items()}
     trainer(max_epochs=4).fit(resumed, loader(), loader(), ckpt_path=tmp_path / "last.ckpt")
     assert resumed.batches_done == whole.batches_done == 12
-    for name, value in resumed.distiller.teacher.state_dict().items():
+    for name, value in resumed.distiller.teachers["teacher"].state_dict().items():
         assert torch.equal(value, teacher[name])
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name

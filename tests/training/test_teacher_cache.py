@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch
+from reldistill.core.run_files import LAST_WEIGHTS
+from reldistill.core.types import Batch, Wanted
 from reldistill.networks.extract import Extractor
-from reldistill.networks.saved import LAST_WEIGHTS
 from reldistill.runs.distill import distill
 from reldistill.runs.train import train
 from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
@@ -38,11 +38,11 @@ def no_teacher(images: Tensor) -> dict[str, Tensor]:
 
 def batch(*indices: int, seed: int = 0) -> Batch:
     images = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    return Batch(images[list(indices)], torch.zeros(len(indices), dtype=torch.int64), torch.tensor(indices))
+    return Batch(images[list(indices)], indices=torch.tensor(indices))
 
 
 def said_by(cache: TeacherCache, given: Batch, ask: Any) -> dict[str, Tensor]:
-    found = cache.complete(given, ask).teacher
+    found = cache.complete(given, ask).teachers["teacher"]
     assert found is not None
     return dict(found)
 
@@ -189,14 +189,14 @@ def test_a_full_cache_serves_other_runs_without_the_teacher(
     assert [e.train for e in first.history] == [e.train for e in again.history]
 
     asked: list[int] = []
-    forward = Extractor.forward
+    ask = Extractor.ask
 
-    def counted(self: Extractor, images: Tensor, **wanted: Any) -> Any:
+    def counted(self: Extractor, images: Tensor, wanted: Wanted, **targets: Any) -> Any:
         if not self.network.training and not any(p.requires_grad for p in self.network.parameters()):
             asked.append(len(images))
-        return forward(self, images, **wanted)
+        return ask(self, images, wanted, **targets)
 
-    monkeypatch.setattr(Extractor, "forward", counted)
+    monkeypatch.setattr(Extractor, "ask", counted)
     other = run(world, "other", method="kd", seed=5, epochs=8)
     assert other.history[-1].train["kd"] > 0
     # to measure it (2 batches of 9), to know the shapes, to compare once, and to draw it
@@ -239,7 +239,6 @@ def test_a_batch_keeps_the_rest(tmp_path: Path) -> None:
     cache = TeacherCache(tmp_path, **GIVEN, seed=0)
     given = batch(2, 3)
     completed = cache.complete(given, says)
-    assert replace(completed, teacher=None) == given
+    assert replace(completed, teachers={}) == given
     moved = completed.to("cpu")
-    assert moved.teacher is not None
-    assert torch.equal(moved.teacher["logits"], completed.teacher["logits"])  # type: ignore[index]
+    assert torch.equal(moved.teachers["teacher"]["logits"], completed.teachers["teacher"]["logits"])

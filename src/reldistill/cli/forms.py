@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -80,7 +79,7 @@ def of_settings(summary: str, run: Callable[[Given], Answer | None], *groups: ty
     def options(prog: str) -> Options:
         found = Options(prog, summary)
         found.add_one("out", Path, "folder for everything that comes of the run", required=True)
-        found.add_one("resume", bool, "go on with the run in --out from its last checkpoint", default=False)
+        found.add_one("resume", bool, "continue the run in --out from its last checkpoint", default=False)
         found.add_one("json", bool, JSON_HELP, default=False)
         for group in groups:
             found.add(group)
@@ -103,7 +102,7 @@ def of_cells(summary: str, run: Callable[[Given], Answer | None], *, sweep: bool
         found.add_one("out", Path, "folder for all runs, tables and the page", required=True)
         found.add_one("jobs", int, "runs at a time, each in a process of its own", default=1)
         found.add_one("dry_run", bool, "say which runs there would be and which are finished, and stop", default=False)
-        found.add_one("resume", bool, "as everywhere; here what is in --out is gone on with in any case", default=False)
+        found.add_one("resume", bool, "accepted as elsewhere; what is in --out is continued in any case", default=False)
         found.add_one("json", bool, JSON_HELP, default=False)
         found.add(DataSettings, skip=["hold_out_test"])
         found.add(PairSettings, skip=["student"] if sweep else ["method"])
@@ -126,11 +125,6 @@ def first_sentence(function: Callable[..., Any]) -> str:
 def part_of(given: Given, kind: type) -> Any:
     """One group of settings out of what was given."""
     return kind(**{field.name: given[field.name] for field in fields(kind)})
-
-
-def rank() -> int:
-    """This process's number among those of a run, as far as the environment tells."""
-    return next((int(os.environ[n]) for n in ("RANK", "LOCAL_RANK", "NODE_RANK") if os.environ.get(n)), 0)
 
 
 def know_task(given: str | None) -> None:

@@ -13,8 +13,8 @@ from rich.table import Table
 from reldistill.core.checks import UserError
 
 if TYPE_CHECKING:
-    from reldistill.networks.extract import Extractor
-    from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
+    from reldistill.core.types import FeatureSource
+    from reldistill.methods.build import TermSource
 
 
 def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def layers_of(
     opened = task.open_alone(model, num_classes=num_classes, image_size=image_size, arguments=arguments)
     extractor = opened.extractor
     side = image_size or opened.card.input_size
-    takers = _takers(extractor, side)
+    takers = _takers(extractor, side, task.methods)
     return [
         {
             "name": level.name,
@@ -104,16 +104,15 @@ def _print(table: Table, *, soft_wrap: bool = False) -> None:
     print("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
-def _takers(network: Extractor | DetectorExtractor, side: int) -> dict[str, list[str]]:
+def _takers(network: FeatureSource, side: int, methods: TermSource) -> dict[str, list[str]]:
     """Level → the methods that would take it when this network meets one like itself."""
     from reldistill.methods.build import build_terms
-    from reldistill.methods.plan import plan_for
     from reldistill.methods.table import METHODS
 
     takers: dict[str, list[str]] = {}
     for method in METHODS:
         with contextlib.suppress(UserError):  # no level of this network suits the method
-            for term in build_terms(method, plan_for(network, network, side)):
+            for term in build_terms(method, methods, methods.plan(network, network, side)):
                 for place in term.student_places:
                     takers.setdefault(place, [])
                     takers[place] += [method] * (method not in takers[place])

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reldistill.cli.forms import Command, Group, rank
+from reldistill.cli.forms import Command, Group
 from reldistill.cli.table import COMMANDS
 from reldistill.core.checks import UserError
+from reldistill.runs.folders import rank
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "reldistill: stopped; a run goes on from its last checkpoint by the same command with --resume",
+            "reldistill: stopped; the same command with --resume continues from the last checkpoint",
             file=sys.stderr,
         )
         return 130

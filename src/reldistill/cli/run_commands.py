@@ -17,10 +17,10 @@ from reldistill.cli.forms import (
     first_sentence,
     know_task,
     part_of,
-    rank,
     writable,
 )
 from reldistill.cli.options import Options
+from reldistill.runs.folders import rank
 from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
 
@@ -41,7 +41,7 @@ def quickstart(
         epochs: passes over the training images for each student.
         teacher_epochs: passes over the training images for the teacher.
         seed: of weights, order and augmentation.
-        resume: go on with what is there.
+        resume: continue what is there.
         json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.recipes.quickstart import quickstart as run

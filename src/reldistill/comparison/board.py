@@ -12,7 +12,8 @@ from rich.progress import Progress as Bars
 from reldistill.comparison.cells import Cell
 from reldistill.comparison.pool import Failure, Job
 from reldistill.core.checks import UserError
-from reldistill.report.record import RECORD_FILE, read_record
+from reldistill.core.run_files import RECORD_FILE
+from reldistill.report.record import read_record
 from reldistill.training.progress import clock, console, say
 
 _BAR = 20

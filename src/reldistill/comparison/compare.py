@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 import reldistill
 from reldistill.comparison.board import Board
@@ -31,18 +30,19 @@ from reldistill.methods.build import method_names
 from reldistill.report.comparison.cell_records import FAILED_FILE, REFERENCE, read_cell, read_json
 from reldistill.report.comparison.comparison_files import write_comparison, write_tables
 from reldistill.report.comparison.summary import Comparison, Head, Kind, gather, kind_in
+from reldistill.report.record import RECORD_FILE
 from reldistill.runs.folders import (
     MAY_CHANGE_ON_RESUME,
     command_line,
-    make_folder,
+    locked,
     now,
     recorded_settings,
+    refuse_among_data,
     refuse_changes,
 )
 from reldistill.training.progress import say
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings, flat_settings
 
-_LOCK = ".lock"
 _OWN = ("method", "seed")  # differ between the cells of a comparison
 _NOTHING_KNOWN = MethodParts((), (), looks_inside=False)
 
@@ -59,7 +59,7 @@ def compare(
 ) -> Comparison:
     """Run every method with every seed under the same conditions, and hold them against each other on test images.
 
-    What is in the folder already is not done again; a cell that was cut short goes on where it was.
+    What is in the folder already is not done again; a cell that was cut short continues where it was.
 
     Args:
         data: the images; a test part is held out whatever `hold_out_test` says.
@@ -199,43 +199,25 @@ def _head(kind: Kind, settings: dict[str, Any], *, leave_out: Sequence[str], ove
     )
 
 
-class _claimed:
+@contextlib.contextmanager
+def _claimed(out: Path, head: Head, networks: PairSettings) -> Iterator[Head]:
     """The folder for this comparison alone: nobody else works in it, and it holds nothing that does not belong here."""
-
-    def __init__(self, out: Path, head: Head, networks: PairSettings) -> None:
-        make_folder(out)
-        self._out, self._head = out, head
-        self._lock = FileLock(out / _LOCK)
-        self._teacher = networks.teacher_weights or networks.teacher
-
-    def __enter__(self) -> Head:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"another process is at work in {self._out}: wait for it, or give another --out") from None
-        try:
-            return self._checked()
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def _checked(self) -> Head:
-        out, head = self._out, self._head
+    refuse_among_data(out, head.settings["data"])
+    with locked(out):
         there = kind_in(out)
-        if there is None and (out / "record.json").is_file():
+        if there is None and (out / RECORD_FILE).is_file():
             raise UserError(f"{out} holds a run: give another --out")
         if there is not None and there != head.kind:
             raise UserError(f"{out} holds a {there}.json: give another --out")
-        head = dataclasses.replace(head, notes=teacher_notes(self._teacher, head.settings))
-        if there is None:
-            return head
-        before = read_json(out / f"{there}.json")
-        what = {"compare": "the comparison", "sweep": "the sweep"}[there]
-        refuse_changes(before.get("settings", {}), head.settings, what=f"{what} in {out}")
-        return dataclasses.replace(head, created=before.get("created", head.created))
+        head = dataclasses.replace(
+            head, notes=teacher_notes(networks.teacher_weights or networks.teacher, head.settings)
+        )
+        if there is not None:
+            before = read_json(out / f"{there}.json")
+            what = {"compare": "the comparison", "sweep": "the sweep"}[there]
+            refuse_changes(before.get("settings", {}), head.settings, what=f"{what} in {out}")
+            head = dataclasses.replace(head, created=before.get("created", head.created))
+        yield head
 
 
 def teacher_notes(teacher: str, settings: dict[str, Any]) -> list[str]:

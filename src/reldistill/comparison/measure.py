@@ -13,11 +13,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from reldistill.comparison.cells import Cell, MethodParts
+from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
 from reldistill.core.safe_files import write_arrays, write_text
 from reldistill.core.types import Batch
 from reldistill.data.images import Images, test_loader
 from reldistill.methods.build import build_distiller
-from reldistill.networks.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork
+from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.comparison.cell_records import (
     ARRAYS_FILE,
     REFERENCE,

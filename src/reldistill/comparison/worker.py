@@ -25,7 +25,7 @@ LOG_FILE = "log.txt"
 
 
 def run_cell(cell: Cell, root: Path) -> None:
-    """Train a cell's student, or go on where it was left, and look at the test images."""
+    """Train a cell's student, or continue where it stopped, and look at the test images."""
     folder = root / cell.plan.cell
     models = (cell.networks.student, cell.networks.teacher)
     images = read_images(cell.data, cell.training, models=models)
@@ -70,7 +70,7 @@ def in_process(
 
 
 def _die_with_parent() -> None:
-    """A comparison that was killed must not go on in its cells: the next one would write beside them."""
+    """A comparison that was killed must not continue in its cells: the next one would write beside them."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

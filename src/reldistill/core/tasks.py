@@ -90,6 +90,11 @@ def claimants(data: str) -> list[str]:
     return [name for name in task_names() if known_task(name).claims(data)]
 
 
+def task_naming(network: str) -> Any | None:
+    """The task that alone knows a network by that name; None where any task may open it, or none knows it."""
+    return next((task for task in map(known_task, task_names()) if task.names_network(network)), None)
+
+
 def task_of_data(data: str, *, task: str = "auto") -> str:
     """Which task a data set is for: the one that was asked for, else the one that claims it, else the fallback.
 

@@ -8,87 +8,97 @@ size, `*_` any number of axes, "" a scalar. The tests check the types in every c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import abc
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Targets(Protocol):
+    """What a batch's images are labelled with: one object of the task's."""
+
+    def for_loss(self, name: str, images: Float[Tensor, "B 3 H W"]) -> Tensor | None:
+        """What a loss takes by the keyword `name`, e.g. `labels` or `boxes`; None where these targets have no such.
+
+        Args:
+            name: the keyword.
+            images: (B, 3, H, W), the batch's.
+        """
+        ...
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Targets:
+        """The same targets on another device."""
+        ...
 
 
 @dataclass(frozen=True)
-class Boxes:
-    """The labelled boxes of a batch's images.
+class ClassLabels:
+    """One class for each image.
 
     Args:
-        corners: (n, 4) left, top, right, bottom in pixels of the batch's images.
-        labels: (n,) class indices, int64, 0 … K − 1.
-        images: (n,) which image of the batch each box is in, int64, ascending.
-        sizes: (B, 2) height and width of each image inside the batch's padding, int64.
-        ignored: (n,) bool: crowds and difficult objects, which count neither as found nor as missed; None = no box is.
-            Training batches have none.
-        areas: (n,) pixels of each object itself, where the annotations say it; None = of its box.
+        labels: (B,) class indices, int64, 0 … K − 1.
     """
 
-    corners: Float[Tensor, "n 4"]
-    labels: Int64[Tensor, "n"]
-    images: Int64[Tensor, "n"]
-    sizes: Int64[Tensor, "B 2"]
-    ignored: Bool[Tensor, "n"] | None = None
-    areas: Float[Tensor, "n"] | None = None
+    labels: Int64[Tensor, "B"]
 
-    def __len__(self) -> int:
-        return len(self.corners)
+    def for_loss(self, name: str, images: Tensor) -> Tensor | None:
+        """`labels` (B,); see `Targets`."""
+        return self.labels if name == "labels" else None
 
-    def in_frame(self, height: int, width: int) -> Float[Tensor, "B n 4"]:
-        """(B, n, 4): each image's corners as fractions of a frame's sides, filled up with boxes of 0 without an area.
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> ClassLabels:
+        """The same labels on another device."""
+        return ClassLabels(self.labels.to(device, non_blocking=non_blocking))
 
-        Args:
-            height: of the padded images, pixels.
-            width: likewise.
-        """
-        counts = self.images.bincount(minlength=len(self.sizes))
-        first = counts.cumsum(0) - counts
-        place = torch.arange(len(self), device=self.images.device) - first[self.images]
-        framed = self.corners.new_zeros(len(self.sizes), int(counts.max()), 4)
-        framed[self.images, place] = self.corners / self.corners.new_tensor([width, height] * 2)
-        return framed
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Boxes:
-        """The same boxes on another device."""
-        parts = {name: part for name, part in vars(self).items() if part is not None}
-        return Boxes(**{name: part.to(device, non_blocking=non_blocking) for name, part in parts.items()})
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Labelled images as every network of a step sees them, before any network's own normalisation.
+    """Images as every network of a step sees them, before any network's own normalisation, and what they are of.
 
     Args:
         images: (B, 3, H, W) floating point in [0, 1], RGB; smaller ones are padded with 0 on the right and below.
-        labels: (B,) class indices, int64; None where boxes are labelled instead.
+        targets: what the images are labelled with, e.g. ClassLabels; None for images without labels.
         indices: (B,) position of each image in its data set, int64, or None where it is not known.
-        teacher: what the teacher said of these images, as `Distiller.ask_teacher` names it, or None to ask the teacher.
-        boxes: the objects in the images, for detection.
+        teachers: what teachers said of these images: name of the teacher → place in it → tensor, as
+            `Distiller.ask_teacher` has it. One that is not here is asked.
     """
 
     images: Float[Tensor, "B 3 H W"]
-    labels: Int64[Tensor, "B"] | None
+    targets: Targets | None = None
     indices: Int64[Tensor, "B"] | None = None
-    teacher: Mapping[str, Tensor] | None = None
-    boxes: Boxes | None = None
+    teachers: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def classes(self) -> Int64[Tensor, "B"]:
-        """The labels (B,) of images that have one each."""
-        if self.labels is None:
-            raise ValueError("labels: these images have boxes, not a class each")
-        return self.labels
+    @classmethod
+    def of(cls, given: Batch | Sequence[Any]) -> Batch:
+        """A Batch as it is, or one of (images, targets) as plain loaders give them; a tensor is class labels."""
+        if isinstance(given, Batch):
+            return given
+        images, targets, *more = given
+        return cls(images, ClassLabels(targets) if isinstance(targets, Tensor) else targets, *more)
+
+    def targets_as(self, kind: type[Kind]) -> Kind:
+        """The targets, which must be of one kind.
+
+        Raises:
+            ValueError: they are of another, or there are none.
+        """
+        if not isinstance(self.targets, kind):
+            found = "no targets" if self.targets is None else type(self.targets).__name__
+            raise ValueError(
+                f"expected a batch with {kind.__name__}, got {found}: give Batch(images, {kind.__name__}(…))"
+            )
+        return self.targets
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The same batch on another device."""
@@ -98,10 +108,9 @@ class Batch:
 
         return Batch(
             move(self.images),
-            None if self.labels is None else move(self.labels),
+            None if self.targets is None else self.targets.to(device, non_blocking=non_blocking),
             None if self.indices is None else move(self.indices),
-            None if self.teacher is None else {name: move(tensor) for name, tensor in self.teacher.items()},
-            None if self.boxes is None else self.boxes.to(device, non_blocking=non_blocking),
+            {teacher: {place: move(one) for place, one in said.items()} for teacher, said in self.teachers.items()},
         )
 
 
@@ -127,6 +136,9 @@ class LevelInfo:
     kind: Literal["map", "tokens"]
     depth: float
 
+
+TEACHER = "teacher"
+"""The name of a teacher where there is only one and nobody has named it."""
 
 OUTPUTS = ("logits", "pooled", "distilled", "dense", "scores")
 """The places of a network that are no levels: what comes out of it."""
@@ -159,6 +171,86 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a network is asked for. What nobody wants is not computed where that can be helped.
+
+    Args:
+        levels: names of levels.
+        logits: the logits; of a detector in training mode, its own losses on labelled boxes.
+        pooled: the classifier's input.
+        distilled: the logits of a distillation token.
+        dense: the classifier's logits of each place.
+        scores: a detector's class scores.
+        proposals: the (n, 4) boxes of each image, in its pixels, that a two-stage detector is to score; in training it
+            scores those that it samples itself.
+    """
+
+    levels: tuple[str, ...] = ()
+    logits: bool = True
+    pooled: bool = False
+    distilled: bool = False
+    dense: bool = False
+    scores: bool = False
+    proposals: tuple[Float[Tensor, "_n 4"], ...] = ()
+
+    @classmethod
+    def at(cls, places: Iterable[str], *, logits: bool = False, proposals: tuple[Tensor, ...] = ()) -> Wanted:
+        """What terms need that look at these places, names of outputs or of levels.
+
+        Args:
+            places: the same one may come several times.
+            logits: whether the logits are wanted in any case.
+            proposals: for `scores`, where there are such.
+        """
+        named = tuple(dict.fromkeys(places))
+        return cls(
+            levels=tuple(place for place in named if place not in OUTPUTS),
+            logits=logits or "logits" in named,
+            pooled="pooled" in named,
+            distilled="distilled" in named,
+            dense="dense" in named,
+            scores="scores" in named,
+            proposals=proposals,
+        )
+
+
+class FeatureSource(nn.Module, abc.ABC):
+    """A network that says Features of images, and which places inside it can be asked for.
+
+    `networks.extract.Extractor` makes one of any network with one output.
+
+    Args:
+        name: what to call it in messages.
+        network: the bare network, which is what is saved and exported.
+        num_classes: K of its output.
+        input_size: side that images are resized to; None where the network takes them at any size.
+    """
+
+    name: str
+    network: nn.Module
+    num_classes: int
+    input_size: int | None = None
+
+    @abc.abstractmethod
+    def ask(
+        self, images: Float[Tensor, "B _channels H W"], wanted: Wanted, *, targets: Targets | None = None
+    ) -> Features:
+        """Features of (B, 3, H, W) images in [0, 1]; `targets` for a network that has its own losses on them."""
+
+    @abc.abstractmethod
+    def survey(self, image_size: int) -> list[LevelInfo]:
+        """Every place that can be tapped for square images of that side, in order of execution, by a dry run."""
+
+    @abc.abstractmethod
+    def stages(self, image_size: int) -> list[LevelInfo]:
+        """Those of them that methods choose from by themselves."""
+
+    @abc.abstractmethod
+    def level(self, name: str, image_size: int) -> LevelInfo:
+        """One of them by name; UserError where there is no such."""
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """What a Distiller returns for one Batch.
 
@@ -175,33 +267,36 @@ class StepOutput:
 
 @runtime_checkable
 class Loss(Protocol):
-    """(student tensor, teacher tensor) → scalar.
+    """(student tensor, teacher tensor) → scalar: any nn.Module or function that is called so.
 
-    A loss that compares several places at once takes a tuple of tensors for each network. One that needs more of a
-    Batch names it as a keyword, `labels`, `indices` or `boxes`; `progress` is the fraction of training done. A method
-    with several parts also has `parts(student, teacher, *, names=…)`: part name → unweighted scalar, for the names
-    asked for.
+    A loss that compares several places at once takes a tuple of tensors for each network. What else it can do is
+    declared, and read once, when a Term is made of it; a loss that declares nothing is called with the two tensors:
+
+    - `needs = ("labels",)`, a class attribute: what it takes by keyword beside the tensors: `indices` of a Batch,
+      `progress`, the fraction of training done, or what the task's targets have (`labels`, `boxes`: see `Targets`).
+    - methods of `LossInParts` or of `ChoosesPlace`.
     """
 
-    def __call__(self, student: Any, teacher: Any, **of_the_batch: Tensor) -> Tensor:
+    def __call__(self, student: Any, teacher: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss."""
         ...
 
 
 @runtime_checkable
-class FeatureSource(Protocol):
-    """A network that says Features of images: see `networks.extract.Extractor`."""
+class LossInParts(Protocol):
+    """A loss with several parts, each of which has a weight of its own in a Term."""
 
-    def __call__(
-        self,
-        images: Float[Tensor, "B 3 H W"],
-        *,
-        levels: tuple[str, ...] = (),
-        logits: bool = True,
-        pooled: bool = False,
-        distilled: bool = False,
-    ) -> Features:
-        """Features of (B, 3, H, W) images in [0, 1]."""
+    def parts(self, student: Any, teacher: Any, *args: Any, **kwargs: Any) -> Mapping[str, Tensor]:
+        """Part name → unweighted scalar, for those of the keyword `names`."""
+        ...
+
+
+@runtime_checkable
+class ChoosesPlace(Protocol):
+    """A loss that looks at one of the teacher's places that a Term names, so that the teacher can stop there."""
+
+    def chosen(self) -> int:
+        """Its number, from 0, at the next call."""
         ...
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch
+from reldistill.core.types import Batch, ClassLabels
 from reldistill.data.augment import DRAWS, Augment, ImageTransform, augment_batch, generator_of, seed_of, to_float
 from reldistill.data.decode import BadImage
 from reldistill.data.samples import Samples
@@ -73,7 +73,7 @@ class MemoryPixels:
             else:
                 chosen = draws.index_select(0, plan.indices[plan.mine]).to(pixels.device)
                 images = augment_batch(pixels, chosen, self.augment)
-            yield Batch(images, self.labels.index_select(0, mine), mine)
+            yield Batch(images, ClassLabels(self.labels.index_select(0, mine)), mine)
 
     def close(self) -> None:
         """Nothing runs."""
@@ -186,7 +186,7 @@ class DiskPixels:
     def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
         """The planned batches, in order."""
         for mine, pixels in self._workers.answers(seed, epoch, plans):
-            yield Batch(to_float(pixels), self.labels[mine], mine)
+            yield Batch(to_float(pixels), ClassLabels(self.labels[mine]), mine)
 
     def close(self) -> None:
         """End the worker processes."""

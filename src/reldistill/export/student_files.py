@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from reldistill.core.checks import UserError
+from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
 from reldistill.core.safe_files import sha256, write_bytes, write_text
 from reldistill.export.onnx_files import onnx_file
-from reldistill.networks.saved import BEST_WEIGHTS, LAST_WEIGHTS, read_card
+from reldistill.networks.saved import read_card
 from reldistill.report.record import read_record
 from reldistill.tasks.base import AnyTask, task_named
 

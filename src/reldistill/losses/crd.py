@@ -61,6 +61,7 @@ class CRD(nn.Module):
         torch.Size([])
     """
 
+    needs = ("labels", "indices")
     student_bank: Float[Tensor, "n dim"]
     teacher_bank: Float[Tensor, "n dim"]
     bank_labels: Int64[Tensor, "n"]

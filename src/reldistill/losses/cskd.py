@@ -87,6 +87,8 @@ class CSKD(nn.Module):
         torch.Size([])
     """
 
+    needs = ("progress",)
+
     def __init__(self, *, targets: Targets = "hard", temperature: float = 1.0) -> None:
         super().__init__()
         _check(targets, temperature)

@@ -115,6 +115,8 @@ class DKD(nn.Module):
         0.0
     """
 
+    needs = ("labels",)
+
     def __init__(self, *, temperature: float = 4.0, target_weight: float = 1.0, nontarget_weight: float = 8.0) -> None:
         super().__init__()
         check_temperature(temperature)

@@ -57,6 +57,8 @@ class FGD(nn.Module):
         ['attention', 'background', 'foreground', 'global']
     """
 
+    needs = ("boxes",)
+
     def __init__(
         self,
         *,

@@ -66,6 +66,7 @@ class LEAP(nn.Module):
         3
     """
 
+    needs = ("progress",)
     block: Int64[Tensor, ""]
     alignment: Float[Tensor, ""]
     begun: Float[Tensor, ""]

@@ -1,23 +1,110 @@
-"""Method names → terms → a Distiller, for any pair of networks."""
+"""Method names → terms → a Distiller, for any pair of networks of any task."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import Task
-from reldistill.methods.plan import DetectorPlan, Plan, plan_for
+from reldistill.core.types import TEACHER, FeatureSource, Task
+from reldistill.methods.plan import DEFAULT_CHOICES, Choices, PairPlan, Plan
 from reldistill.methods.table import METHODS
 from reldistill.networks.extract import Extractor
 from reldistill.step.balance import Balance
-from reldistill.step.curriculum import Curriculum
 from reldistill.step.distiller import TASK, Distiller
 from reldistill.step.term import Place, Term
-from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor, is_detector
+
+_ON_OUTPUTS = (("logits",), ("distilled",), ("dense",), ("scores",))  # a curriculum leaves them alone
+
+
+@runtime_checkable
+class TermSource(Protocol):
+    """What a task says of methods: which networks it is for, and which terms each method has between two of them."""
+
+    def wrap(self, network: nn.Module, *, name: str) -> FeatureSource:
+        """The network as a source of Features, called `name` if it has no name of its own; UserError for others."""
+        ...
+
+    def plan(
+        self,
+        student: FeatureSource,
+        teacher: FeatureSource,
+        image_size: int,
+        *,
+        choices: Choices = DEFAULT_CHOICES,
+        images: int | None = None,
+        teacher_name: str = TEACHER,
+    ) -> PairPlan[Any]:
+        """What terms between two surveyed networks are built from: see `PairPlan`."""
+        ...
+
+    def terms(self, method: str, plan: Any) -> list[Term]:
+        """One method's terms; UserError where it is not for this task, naming those that are."""
+        ...
+
+
+@runtime_checkable
+class Objective(Task, Protocol):
+    """A task's own loss, which also says how methods distil networks that do this task."""
+
+    @property
+    def methods(self) -> TermSource:
+        """Which terms there are; a class attribute will do."""
+        ...
+
+
+@dataclass(frozen=True)
+class LevelTerms:
+    """The methods between networks with levels and one output each, as classification has them.
+
+    Args:
+        task: what to call the task in messages.
+        provides: what the task has for a method, as `Method.needs` names it: `levels` and `pooled` are there in any
+            network; class scores (`classes`) and one class for each image (`labels`) are not there in every task.
+    """
+
+    task: str
+    provides: frozenset[str] = frozenset({"levels", "pooled"})
+
+    def wrap(self, network: nn.Module, *, name: str) -> Extractor:
+        """An Extractor around a bare network, to which images come as they are; an Extractor as it is."""
+        if isinstance(network, FeatureSource) and not isinstance(network, Extractor):
+            raise UserError(f"the {name} {network.name} is not a network for {self.task}: both must be of a kind")
+        return network if isinstance(network, Extractor) else Extractor(network, name=name)
+
+    def plan(
+        self,
+        student: FeatureSource,
+        teacher: FeatureSource,
+        image_size: int,
+        *,
+        choices: Choices = DEFAULT_CHOICES,
+        images: int | None = None,
+        teacher_name: str = TEACHER,
+    ) -> Plan:
+        """See `TermSource`."""
+        pair = self.wrap(student, name="student"), self.wrap(teacher, name=teacher_name)
+        return Plan(*pair, image_size, choices, images, self.provides, teacher_name)
+
+    def terms(self, method: str, plan: Plan) -> list[Term]:
+        """The method's terms, where the task has what it needs."""
+        build = METHODS[method].terms
+        lacking = sorted(METHODS[method].needs - self.provides)
+        if build is None or lacking:
+            fitting = [name for name, one in METHODS.items() if one.terms is not None and one.needs <= self.provides]
+            raise not_for(self.task, method, fitting, lacking=lacking if build is not None else ())
+        return build(plan)
+
+
+def not_for(task: str, method: str, fitting: Sequence[str], *, lacking: Sequence[str] = ()) -> UserError:
+    """The error for a method that a task has no terms for."""
+    why = f" as it needs {' and '.join(lacking)}" if lacking else ""
+    return UserError(f"method '{method}' is not for {task}{why}: there are {', '.join(fitting)}")
 
 
 def method_names(method: str) -> list[str]:
@@ -36,161 +123,184 @@ def method_names(method: str) -> list[str]:
     return names
 
 
-def terms_of(name: str, plan: Plan | DetectorPlan) -> list[Term]:
-    """The terms of one method.
-
-    Raises:
-        UserError: when the method is not for this kind of networks.
-    """
-    method = METHODS[name]
-    if isinstance(plan, DetectorPlan):
-        if method.detect is not None:
-            return method.detect(plan)
-        fitting = [name for name, one in METHODS.items() if one.detect is not None]
-    else:
-        if method.build is not None:
-            return method.build(plan)
-        fitting = [name for name, one in METHODS.items() if one.build is not None]
-    kinds = ("detectors", "classification") if isinstance(plan, DetectorPlan) else ("classification", "detectors")
-    raise UserError(f"method '{name}' is for {kinds[1]}: for {kinds[0]} there are {', '.join(fitting)}")
-
-
-def build_terms(method: str, plan: Plan | DetectorPlan, *, curriculum: Curriculum | None = None) -> list[Term]:
+def build_terms(method: str, source: TermSource, plan: PairPlan[Any]) -> list[Term]:
     """The terms of one method or of several joined by `+`; a part that two methods name counts once.
 
     Args:
         method: e.g. `serkd`, `kd+rkd`.
+        source: the task's.
         plan: the pair of networks and the user's choices; its adapters are filled.
-        curriculum: factor on all weights but the logit terms', in place of the warm-up that some methods have.
 
     Raises:
         UserError: when a method, level, setting or weight is not known, or levels are given that nothing uses.
     """
     terms: dict[tuple[str, Place, Place], Term] = {}
     for name in method_names(method):
-        for term in terms_of(name, plan):
+        for term in source.terms(name, plan):
             terms.setdefault((term.name, term.student, term.teacher), term)
-    chosen = list(terms.values())
-    _check_choices(method, chosen, levels=plan.levels, settings=plan.settings, weights=plan.weights)
-    for term in chosen:
-        on_logits = term.student_places in (("logits",), ("distilled",), ("dense",), ("scores",))
-        if curriculum is not None and (term.curriculum is not None or not on_logits):
+    curriculum = plan.choices.curriculum
+    for term in terms.values():
+        if curriculum is not None and (term.curriculum is not None or term.student_places not in _ON_OUTPUTS):
             term.curriculum = curriculum
-    return chosen
-
-
-def _check_choices(
-    method: str,
-    terms: Sequence[Term],
-    *,
-    levels: Sequence[tuple[str, str]],
-    settings: Mapping[str, Mapping[str, Any]],
-    weights: Mapping[str, float],
-) -> None:
-    """UserError for anything the user set that the terms don't have, or that would leave nothing to minimise."""
-    parts = dict.fromkeys([TASK, *(name for t in terms for name in t.named_weights)])
-    for name, weight in weights.items():
-        if name not in parts:
-            raise UserError(f"'{name}' is not a part of method '{method}': it has {', '.join(parts)}")
-        if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(f"the weight of '{name}' must be a finite number, at least 0, got {weight}")
-    for name in settings:
-        if name not in {t.name for t in terms}:
-            raise UserError(
-                f"settings for '{name}', which is not a term of method '{method}': it has "
-                f"{', '.join(dict.fromkeys(t.name for t in terms)) or 'none'}"
-            )
-    if levels and not any(t.looks_inside for t in terms):
-        raise UserError(f"levels are given, but method '{method}' looks at none")
-    if not weights.get(TASK, 1.0) and not any(t.is_active(1.0) for t in terms):
-        raise UserError(f"nothing to minimise: the weights of '{TASK}' and of all parts of '{method}' are 0")
+    _check_choices(method, list(terms.values()), plan.choices)
+    return list(terms.values())
 
 
 def build_distiller(
     method: str,
     *,
     student: nn.Module,
-    teacher: nn.Module | None,
+    teacher: nn.Module | None = None,
+    teachers: Mapping[str, nn.Module] | None = None,
     image_size: int,
-    task: Task,
-    levels: Sequence[tuple[str, str]] = (),
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-    weights: Mapping[str, float] | None = None,
-    curriculum: Curriculum | None = None,
+    task: Objective,
+    choices: Choices = DEFAULT_CHOICES,
     images: int | None = None,
-    balance: float = 0.0,
 ) -> Distiller:
     """A Distiller for any pair of networks, its levels and adapters found by a dry run.
 
     Args:
         method: a method's name, or several joined by `+`.
-        student: a network, or an Extractor around it that knows its normalisation; a detector of torchvision's, or a
-            DetectorExtractor around it that knows its classes. A bare network gets images as they come.
-        teacher: the same for the teacher; None for `none`.
+        student: a network, or an Extractor around it that knows its normalisation; for detection a detector of
+            torchvision's, or a DetectorExtractor around it that knows its classes. A bare network gets images as they
+            come.
+        teacher: the same for the teacher; left out for `none`.
+        teachers: name → teacher, instead of one: the method's terms are built for each, and their parts are called
+            `NAME.PART`. A weight in `choices` is of one teacher's part, or by the bare part's name of all teachers'.
         image_size: side of the images that a Batch will hold.
         task: the student's own loss.
-        levels: (student level, teacher level) names, instead of the automatic choice.
-        settings: loss name → keyword arguments, e.g. `{"serkd": {"iterations": 2}}`.
-        weights: part name → weight, e.g. `{"kd": 2.0, "serkd.angle": 4.0, "task": 0.5}`; what has 0 is not computed.
-        curriculum: factor on the weights of all but the logit terms, in place of the warm-up that some methods have.
+        choices: what is to be other than the method has it.
         images: number of training images, which methods with a memory of them need (crd).
-        balance: share of the task's gradient that every part's is scaled to while training; 0 for fixed weights. With
-            it, `weights` are multiples of that share, 1 where none is given.
 
     Raises:
-        UserError: when a name is unknown, or class scores are compared and teacher and student differ in their number
-            of classes.
+        UserError: when a name is unknown, the method is not for this task, or class scores are compared and teacher and
+            student differ in their number of classes.
     """
-    settings, weights = settings or {}, weights or {}
-    methods = [METHODS[name] for name in method_names(method)]
-    if not balance:
-        weights = {TASK: math.prod(one.task_weight for one in methods), **weights}
-    student = _extractor(student, name="student")
-    if teacher is None:
-        if method_names(method) != ["none"]:
-            raise UserError(f"method '{method}' needs a teacher")
-        _check_choices(method, [], levels=levels, settings=settings, weights=weights)
-        return Distiller(student, None, terms=[], adapters={}, task=task, task_weight=weights.get(TASK, 1.0))
-    teacher = _extractor(teacher, name="teacher")
-    student.survey(image_size)
-    teacher.survey(image_size)
-    if isinstance(student, Extractor) and isinstance(teacher, Extractor):
-        for change in dict.fromkeys(one.change_student for one in methods if one.change_student is not None):
-            student = change(student, teacher, image_size)
-            student.survey(image_size)
-    plan = plan_for(
-        student,
-        teacher,
-        image_size,
-        levels=levels,
-        settings=settings,
-        weights=weights,
-        images=images,
-        balanced=balance > 0,
-    )
-    terms = [term for term in build_terms(method, plan, curriculum=curriculum) if any(term.weights.values())]
-    compared = [place for term in terms for place in (*term.student_places, *term.teacher_places)]
-    if "logits" in compared and student.num_classes != teacher.num_classes:
-        raise UserError(
-            f"the teacher {teacher.name} has {teacher.num_classes} classes and the student {student.name} "
-            f"{student.num_classes}: train the teacher on the student's data first"
+    if teacher is not None and teachers is not None:
+        raise ValueError("give build_distiller one teacher, or teachers by name, not both")
+    given = teachers if teachers is not None else {} if teacher is None else {TEACHER: teacher}
+    names = method_names(method)
+    if not choices.balance:
+        own = math.prod(METHODS[name].task_weight for name in names)
+        choices = dataclasses.replace(choices, weights={TASK: own, **choices.weights})
+    ours = task.methods.wrap(student, name="student")
+    if not given:
+        return _without_teacher(method, ours, task, choices)
+    theirs = {name: task.methods.wrap(one, name=name) for name, one in given.items()}
+    for network in (ours, *theirs.values()):
+        network.survey(image_size)
+    ours = _changed(ours, theirs, names, image_size)
+    plans = {
+        name: task.methods.plan(
+            ours, one, image_size, choices=_of_teacher(choices, name, theirs), images=images, teacher_name=name
         )
-    if balance and not weights.get(TASK, 1.0):
-        raise UserError(f"balance weighs the parts by the task's gradient: the weight of '{TASK}' can't be 0")
-    names = dict.fromkeys(name for term in terms for name in term.scales(1.0))
+        for name, one in theirs.items()
+    }
+    return _distiller(method, plans, task, choices)
+
+
+def _distiller(method: str, plans: Mapping[str, PairPlan[Any]], task: Objective, choices: Choices) -> Distiller:
+    """The Distiller of a method's terms between the student and each teacher."""
+    terms: list[Term] = []
+    adapters: dict[str, nn.Module] = {}
+    for name, plan in plans.items():
+        found = build_terms(method, task.methods, plan)
+        _check_classes(found, plan)
+        if len(plans) > 1:
+            _name_after(name, found)
+            plan.adapters = {f"{name}:{key}": adapter for key, adapter in plan.adapters.items()}
+        terms += found
+        adapters |= plan.adapters
+    _check_weights(method, terms, choices)
+    terms = [term for term in terms if any(term.weights.values())]
     used = {term.adapter for term in terms}
+    parts = dict.fromkeys(name for term in terms for name in term.named_weights)
     return Distiller(
-        student,
-        teacher if terms else None,
+        next(iter(plans.values())).student,
+        {name: plan.teacher for name, plan in plans.items()} if terms else {},
         terms=terms,
-        adapters={name: adapter for name, adapter in plan.adapters.items() if name in used},
+        adapters={name: adapter for name, adapter in adapters.items() if name in used},
         task=task,
-        task_weight=weights.get(TASK, 1.0),
-        balance=Balance(list(names), share=balance) if balance and terms else None,
+        task_weight=choices.weights.get(TASK, 1.0),
+        balance=Balance(list(parts), share=choices.balance) if choices.balance and terms else None,
     )
 
 
-def _extractor(network: nn.Module, *, name: str) -> Extractor | DetectorExtractor:
-    if isinstance(network, Extractor | DetectorExtractor):
-        return network
-    return DetectorExtractor(network, name=name) if is_detector(network) else Extractor(network, name=name)
+def _without_teacher(method: str, student: FeatureSource, task: Objective, choices: Choices) -> Distiller:
+    """The student alone."""
+    if method_names(method) != ["none"]:
+        raise UserError(f"method '{method}' needs a teacher")
+    _check_choices(method, [], choices)
+    _check_weights(method, [], choices)
+    return Distiller(student, {}, terms=[], adapters={}, task=task, task_weight=choices.weights.get(TASK, 1.0))
+
+
+def _changed(
+    student: FeatureSource, teachers: Mapping[str, FeatureSource], names: Sequence[str], image_size: int
+) -> FeatureSource:
+    """The student as the methods want it before terms are built."""
+    for change in dict.fromkeys(METHODS[name].change_student for name in names):
+        for teacher in teachers.values():
+            if change is not None and isinstance(student, Extractor) and isinstance(teacher, Extractor):
+                student = change(student, teacher, image_size)
+                student.survey(image_size)
+    return student
+
+
+def _of_teacher(choices: Choices, name: str, teachers: Mapping[str, Any]) -> Choices:
+    """The choices for one of several teachers: its own weights outweigh those that are for all."""
+    if len(teachers) == 1:
+        return choices
+    others = tuple(f"{other}." for other in teachers)
+    shared = {part: weight for part, weight in choices.weights.items() if not part.startswith(others)}
+    own = {
+        part.removeprefix(f"{name}."): weight for part, weight in choices.weights.items() if part.startswith(f"{name}.")
+    }
+    return dataclasses.replace(choices, weights={**shared, **own})
+
+
+def _name_after(teacher: str, terms: Sequence[Term]) -> None:
+    """Tell the terms of several teachers apart, and their adapters."""
+    for term in terms:
+        term.prefix = f"{teacher}."
+        term.adapter = None if term.adapter is None else f"{teacher}:{term.adapter}"
+
+
+def _check_choices(method: str, terms: Sequence[Term], choices: Choices) -> None:
+    """UserError for settings and levels that the terms have no use for, and for weights that are none or unknown."""
+    parts = dict.fromkeys([TASK, *(name for t in terms for name in t.named_weights)])
+    for name, weight in choices.weights.items():
+        if name not in parts:
+            raise UserError(f"'{name}' is not a part of method '{method}': it has {', '.join(parts)}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"the weight of '{name}' must be a finite number, at least 0, got {weight}")
+    for name in choices.settings:
+        if name not in {t.name for t in terms}:
+            raise UserError(
+                f"settings for '{name}', which is not a term of method '{method}': it has "
+                f"{', '.join(dict.fromkeys(t.name for t in terms)) or 'none'}"
+            )
+    if choices.levels and not any(t.looks_inside for t in terms):
+        raise UserError(f"levels are given, but method '{method}' looks at none")
+
+
+def _check_weights(method: str, terms: Sequence[Term], choices: Choices) -> None:
+    """UserError where nothing would be left to minimise, or to balance by."""
+    if choices.weights.get(TASK, 1.0):
+        return
+    if not any(t.is_active(1.0) for t in terms):
+        raise UserError(f"nothing to minimise: the weights of '{TASK}' and of all parts of '{method}' are 0")
+    if choices.balance:
+        raise UserError(f"balance weighs the parts by the task's gradient: the weight of '{TASK}' can't be 0")
+
+
+def _check_classes(terms: Sequence[Term], plan: PairPlan[Any]) -> None:
+    """UserError where class scores of unlike classes would be compared."""
+    compared = [
+        place for term in terms if any(term.weights.values()) for place in (*term.student_places, *term.teacher_places)
+    ]
+    if "logits" in compared and plan.student.num_classes != plan.teacher.num_classes:
+        raise UserError(
+            f"the teacher {plan.teacher.name} has {plan.teacher.num_classes} classes and the student "
+            f"{plan.student.name} {plan.student.num_classes}: train the teacher on the student's data first"
+        )

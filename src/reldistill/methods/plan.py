@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -11,14 +10,39 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import LevelInfo
-from reldistill.networks.adapters import PyramidAdapter, map_adapter
+from reldistill.core.types import TEACHER, FeatureSource, LevelInfo
+from reldistill.networks.adapters import map_adapter
 from reldistill.networks.extract import Extractor
 from reldistill.networks.levels import pick_levels
+from reldistill.step.curriculum import Curriculum
 from reldistill.step.term import Place, Term
-from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
 
-Network = TypeVar("Network", Extractor, DetectorExtractor)
+Network = TypeVar("Network", bound=FeatureSource)
+LossModule = TypeVar("LossModule", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user sets of a method, in place of its defaults.
+
+    Args:
+        levels: (student level, teacher level) names, instead of the automatic choice.
+        settings: loss name → keyword arguments, e.g. `{"serkd": {"iterations": 2}}`.
+        weights: part name → weight, e.g. `{"kd": 2.0, "serkd.angle": 4.0, "task": 0.5}`; what has 0 is not computed.
+        curriculum: factor on the weights of all but the logit terms, in place of the warm-up that some methods have.
+        balance: share of the task's gradient that every part's is scaled to while training; 0 for fixed weights. With
+            it, `weights` are multiples of that share, 1 where none is given.
+    """
+
+    levels: Sequence[tuple[str, str]] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    curriculum: Curriculum | None = None
+    balance: float = 0.0
+
+
+DEFAULT_CHOICES = Choices()
+"""Everything as the method has it."""
 
 
 @dataclass
@@ -29,23 +53,31 @@ class PairPlan(Generic[Network]):
         student: the student.
         teacher: the teacher.
         image_size: side of the images in a Batch.
-        levels: (student level, teacher level) names to use instead of the automatic choice.
-        settings: loss name → keyword arguments that replace a method's own.
-        weights: full part name (`kd`, `serkd.distance`, …) → weight that replaces a method's own.
-        balanced: whether weights are found while training, and count as multiples of one share: all 1 by default.
+        choices: what the user set.
         images: number of training images, for methods that remember something of each; None where it is not known.
+        provides: what the task has for a method, as `table.Method.needs` names it.
+        teacher_name: what the terms call the teacher.
         adapters: name → adapter, filled while the terms are built.
     """
 
     student: Network
     teacher: Network
     image_size: int
-    levels: Sequence[tuple[str, str]] = ()
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    weights: Mapping[str, float] = field(default_factory=dict)
+    choices: Choices = DEFAULT_CHOICES
     images: int | None = None
-    balanced: bool = False
+    provides: frozenset[str] = frozenset()
+    teacher_name: str = TEACHER
     adapters: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> Sequence[tuple[str, str]]:
+        """The user's (student level, teacher level) names; empty for the automatic choice."""
+        return self.choices.levels
+
+    @property
+    def settings(self) -> Mapping[str, Mapping[str, Any]]:
+        """The user's settings: loss name → keyword arguments."""
+        return self.choices.settings
 
     def chosen_pairs(self) -> list[tuple[LevelInfo, LevelInfo]]:
         """The user's pairs of levels."""
@@ -57,11 +89,11 @@ class PairPlan(Generic[Network]):
     def loss(
         self,
         name: str,
-        kind: Callable[..., nn.Module],
+        kind: Callable[..., LossModule],
         settings: Mapping[str, Any] | None = None,
         *,
         sizes: Mapping[str, Any] | None = None,
-    ) -> nn.Module:
+    ) -> LossModule:
         """The loss with these settings, or with the user's for that name.
 
         Args:
@@ -98,18 +130,26 @@ class PairPlan(Generic[Network]):
         """A term with the method's weights, or the user's where they were given."""
 
         def weight(part: str, default: float) -> float:
-            return self.weights.get(part, 1.0 if self.balanced and default else default)
+            return self.choices.weights.get(part, 1.0 if self.choices.balance and default else default)
 
         chosen: Any = (
             {part: weight(f"{name}.{part}", default) for part, default in weights.items()}
             if isinstance(weights, Mapping)
             else weight(name, weights)
         )
-        return Term(name, loss, student=student, teacher=teacher, weights=chosen, adapter=adapter)
+        return Term(
+            name,
+            loss,
+            student=student,
+            teacher=teacher,
+            weights=chosen,
+            adapter=adapter,
+            teacher_name=self.teacher_name,
+        )
 
 
 class Plan(PairPlan[Extractor]):
-    """What a method for classification builds its terms from."""
+    """What a method builds its terms from between two networks with levels and one output."""
 
     def pairs(self, count: int, *, smallest: int = 1, preferred: int = 1) -> list[tuple[LevelInfo, LevelInfo]]:
         """The user's pairs of levels, else up to `count` that a dry run matched, from shallow to deep.
@@ -148,72 +188,3 @@ class Plan(PairPlan[Extractor]):
                 return None
             self.adapters[name] = adapter
         return name
-
-
-class DetectorPlan(PairPlan[DetectorExtractor]):
-    """What a method for detectors builds its terms from."""
-
-    def pairs(self, *, smallest: int = 1) -> list[tuple[LevelInfo, LevelInfo]]:
-        """The user's pairs of levels, else all levels of equal stride, from fine to coarse.
-
-        Args:
-            smallest: the fewest cells along a side that a matched level may have.
-        """
-        if self.levels:
-            return self.chosen_pairs()
-        ours, theirs = (network.stages(self.image_size) for network in (self.student, self.teacher))
-        at_stride = {_octave(level): level for level in theirs}
-        pairs = [(level, at_stride[_octave(level)]) for level in ours if _octave(level) in at_stride]
-        if not pairs:
-            raise UserError(
-                f"{self.student.name} ({', '.join(level.name for level in ours)}) and {self.teacher.name} "
-                f"({', '.join(level.name for level in theirs)}) share no stride: say which levels to pair (--levels)"
-            )
-        large = [pair for pair in pairs if min(min(level.height, level.width) for level in pair) >= smallest]
-        if not large:
-            raise UserError(
-                f"{self.student.name} and {self.teacher.name} share no level of {smallest}x{smallest} cells or more at "
-                f"{self.image_size}x{self.image_size}: give larger images"
-            )
-        return large
-
-    def adapter(self, student: LevelInfo, teacher: LevelInfo) -> str | None:
-        """Name of the adapter between two levels, as in `Plan`; it fits maps of any size, as images have many."""
-        fixed = self.student.fixed_size or self.teacher.fixed_size
-        if student.channels == teacher.channels and student.stride == teacher.stride and not fixed:
-            return None
-        name = f"{student.name}->{teacher.name}"
-        if name not in self.adapters:
-            self.adapters[name] = PyramidAdapter(student.channels, teacher.channels)
-        return name
-
-
-def plan_for(
-    student: Extractor | DetectorExtractor,
-    teacher: Extractor | DetectorExtractor,
-    image_size: int,
-    *,
-    levels: Sequence[tuple[str, str]] = (),
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-    weights: Mapping[str, float] | None = None,
-    images: int | None = None,
-    balanced: bool = False,
-) -> Plan | DetectorPlan:
-    """The plan for a pair of networks of either kind.
-
-    Raises:
-        UserError: one is a detector, and the other is not.
-    """
-    choices = (image_size, levels, settings or {}, weights or {}, images, balanced)
-    if isinstance(student, DetectorExtractor) and isinstance(teacher, DetectorExtractor):
-        return DetectorPlan(student, teacher, *choices)
-    if isinstance(student, Extractor) and isinstance(teacher, Extractor):
-        return Plan(student, teacher, *choices)
-    kinds = ["a detector" if isinstance(one, DetectorExtractor) else "none" for one in (teacher, student)]
-    raise UserError(
-        f"the teacher {teacher.name} is {kinds[0]} and the student {student.name} {kinds[1]}: both must be of a kind"
-    )
-
-
-def _octave(level: LevelInfo) -> int:
-    return round(math.log2(level.stride))

@@ -54,6 +54,8 @@ class PyramidAdapter(nn.Module):
     (2, 64, 5, 6)
     """
 
+    wants_teacher = True  # of a Distiller, by the keyword `teacher`
+
     def __init__(self, channels: int, teacher_channels: int) -> None:
         super().__init__()
         self.project = (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reldistill.core.checks import UserError, check_axes
-from reldistill.core.types import Features, LevelInfo
+from reldistill.core.types import Features, FeatureSource, LevelInfo, Targets, Wanted
 from reldistill.networks.levels import Seen, Tap, stages_of, taps_of
 
 DISTILLATION_HEAD = "head_dist"  # timm's name for it
@@ -36,7 +36,7 @@ class Feed(NamedTuple):
     linear: bool
 
 
-class Extractor(nn.Module):
+class Extractor(FeatureSource):
     """A network that takes un-normalised images of any size and says Features of them.
 
     The first use of a level (or `survey`) makes a dry run that finds every place that can be tapped. Hooks are set
@@ -133,15 +133,24 @@ class Extractor(nn.Module):
             distilled: whether the logits of the distillation token's own head are wanted.
             dense: whether the classifier's logits of each place are wanted; it takes a linear classifier with a `feed`.
         """
-        if (levels or pooled or dense) and self._surveyed_size is None:
+        return self.ask(images, Wanted(levels, logits, pooled, distilled, dense))
+
+    def ask(self, images: Tensor, wanted: Wanted, *, targets: Targets | None = None) -> Features:
+        """Features of images (B, 3, H, W) in [0, 1], whatever they are labelled with; a network without class scores
+        of anchors has no `scores`.
+        """
+        if wanted.scores:
+            raise ValueError(f"{self.name} is no detector: it has no class scores of anchors or proposals")
+        levels = wanted.levels
+        if (levels or wanted.pooled or wanted.dense) and self._surveyed_size is None:
             self.survey(max(images.shape[-2:]))
         images = self.prepare(images)
         aspect = images.shape[-2] / images.shape[-1]
-        source = self._feed.level.name if dense and self._feed else None
+        source = self._feed.level.name if wanted.dense and self._feed else None
         taps = {name: self._tap(name) for name in ((*levels, source) if source else levels)}
         found: dict[str, Tensor] = {}
         classifier_input: list[Tensor] = []
-        stop_early = bool(taps) and not logits and not pooled and not distilled
+        stop_early = bool(taps) and not (wanted.logits or wanted.pooled or wanted.distilled)
         token_logits: list[Tensor] = []
 
         def keep(name: str) -> Callable[..., None]:
@@ -156,9 +165,9 @@ class Extractor(nn.Module):
             token_logits.append(output)
 
         hooks = [(name, keep(name)) for name in taps]
-        if distilled:
+        if wanted.distilled:
             hooks.append((DISTILLATION_HEAD, keep_output))
-        if pooled and self._classifier:
+        if wanted.pooled and self._classifier:
             hooks.append((self._classifier, _input_into(classifier_input)))
         try:
             with hooked([(self.network.get_submodule(name), hook) for name, hook in hooks]):
@@ -167,9 +176,9 @@ class Extractor(nn.Module):
             output = None
         vector = _as_vector(classifier_input[-1]) if classifier_input else output
         return Features(
-            logits=output if logits else None,
-            pooled=vector if pooled else None,
-            distilled=token_logits[-1] if distilled else None,
+            logits=output if wanted.logits else None,
+            pooled=vector if wanted.pooled else None,
+            distilled=token_logits[-1] if wanted.distilled else None,
             dense=self._of_each_place(found[source]) if source else None,
             levels={name: found[name] for name in levels},
         )
@@ -181,7 +190,8 @@ class Extractor(nn.Module):
 
     def _of_each_place(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
         """(B, C, H, W) → the classifier's (B, K, H, W)."""
-        assert self._classifier is not None
+        if self._classifier is None:
+            raise ValueError(f"{self.name} has no classifier that could be asked about places")
         layer = self.network.get_submodule(self._classifier)
         return layer(feature_map.movedim(1, -1)).movedim(-1, 1) if isinstance(layer, nn.Linear) else layer(feature_map)
 
@@ -242,15 +252,14 @@ class Extractor(nn.Module):
         found = stages_of(self.network, {n: t.info for n, t in self._taps.items()})
         if self._untrained is None:
             tokens = [level.name for level in found if level.kind == "tokens"]
-            unheard = self._unheard(tokens) if tokens else set()
+            unheard = self._unheard(tokens, self.input_size or image_size) if tokens else set()
             self._untrained = unheard if len(unheard) < len(tokens) else set()
         return [level for level in found if level.name not in self._untrained]
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
-    def _unheard(self, names: Sequence[str]) -> set[str]:
+    def _unheard(self, names: Sequence[str], size: int) -> set[str]:
         """Those of the levels that the classifier's input does not depend on."""
-        assert self._surveyed_size is not None
         outputs: dict[str, Tensor] = {}
         vectors: list[Tensor] = []
 
@@ -264,7 +273,7 @@ class Extractor(nn.Module):
         if self._classifier:
             hooks.append((self.network.get_submodule(self._classifier), _input_into(vectors)))
         with evaluating(self.network), hooked(hooks):
-            logits = _first_tensor(self.network(self._noise(1, self._surveyed_size).requires_grad_()))
+            logits = _first_tensor(self.network(self._noise(1, size).requires_grad_()))
         vector = vectors[-1] if vectors else logits
         pull = torch.rand(vector.shape, generator=torch.Generator().manual_seed(1)).to(vector)
         gradients = torch.autograd.grad(vector, [outputs[name] for name in names], pull, allow_unused=True)

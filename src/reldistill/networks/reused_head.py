@@ -108,7 +108,10 @@ def reuse_head(student: Extractor, teacher: Extractor, image_size: int) -> Extra
         UserError: when the teacher's logits are made otherwise, or the student has a reused classifier already.
     """
     if isinstance(student.network, ReusedHead):
-        raise UserError(f"simkd: {student.name} has another network's classifier already: start from a plain student")
+        raise UserError(
+            f"simkd: {student.name} has another network's classifier already: start from a plain student, "
+            f"with one teacher"
+        )
     layer = teacher.classifier(image_size)
     if not is_linear(layer):
         raise UserError(

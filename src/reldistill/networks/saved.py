@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,17 +15,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from reldistill.core.checks import UserError, one_line
+from reldistill.core.run_files import LAST_WEIGHTS, RECORD_FILE
 from reldistill.core.safe_files import sha256, write_bytes
+from reldistill.core.tasks import known_task, task_naming
+from reldistill.core.types import FeatureSource
 from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
 from reldistill.networks.weights import read_weights, weights_file
-from reldistill.networks.zoo import list_networks, load_network
-from reldistill.report.record import RECORD_FILE
-from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
-from reldistill.tasks.detection.networks.plain_detectors import names_detector
+from reldistill.networks.zoo import LoadedNetwork, Role, list_networks, load_network
 
-LAST_WEIGHTS = "student.safetensors"
-BEST_WEIGHTS = "student-best.safetensors"
 _KEY = "reldistill"
 
 
@@ -67,7 +65,7 @@ class OpenedNetwork:
         weights_sha256: of the file that held them, where there was one.
     """
 
-    extractor: Extractor | DetectorExtractor
+    extractor: FeatureSource
     card: NetworkCard
     pretrained: str
     weights_sha256: str | None = None
@@ -82,7 +80,7 @@ def run_folder(name: str) -> Path | None:
     folder = Path(name)
     if not (folder / LAST_WEIGHTS).is_file() and not (folder / RECORD_FILE).is_file():
         return None
-    if folder.name == name and (names_detector(name) or any(one.name == name for one in list_networks(name))):
+    if folder.name == name and (task_naming(name) or any(one.name == name for one in list_networks(name))):
         return None
     if not (folder / LAST_WEIGHTS).is_file():
         raise UserError(f"the run in {name} is not finished: there is no {LAST_WEIGHTS} (go on with it by --resume)")
@@ -92,7 +90,7 @@ def run_folder(name: str) -> Path | None:
 def open_network(
     name: str,
     *,
-    role: Literal["student", "teacher", "model"],
+    role: Role,
     num_classes: int | None,
     image_size: int | None,
     weights: str | None = None,
@@ -113,57 +111,95 @@ def open_network(
     Raises:
         UserError: when name, weights and classes don't go together.
     """
-    classes: tuple[str, ...] = ()
-    card = None
-    folder = run_folder(name)
-    if folder is not None:
-        card = read_card(folder / LAST_WEIGHTS)
-        if card.detector is not None:
-            raise UserError(
-                f"{name} is a run of detection: its network needs labelled boxes (--data coco:DIR, voc:DIR or yolo:DIR)"
-            )
-        weights = weights or str(folder / LAST_WEIGHTS)
-        classes = card.classes
-        name, arguments = card.name, {**card.arguments, **(arguments or {})}
-        image_size = image_size or card.input_size
-        if num_classes is None:
-            num_classes = card.num_classes
-    reused = None if card is None else card.reused_head
+    run = run_folder(name)
+    if run is not None:
+        return _open_run(
+            run, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=arguments or {}
+        )
     loaded = load_network(
         name,
         num_classes=num_classes,
-        weights=weights if reused is None else None,
-        pretrained=pretrained and reused is None,
+        weights=weights,
+        pretrained=pretrained,
         image_size=image_size,
         arguments=arguments,
-        role=role if reused is None else "student",
+        role=role,
     )
+    given = dict(arguments or {})
+    return _opened(loaded, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=given)
+
+
+def _open_run(
+    run: Path,
+    *,
+    role: Role,
+    num_classes: int | None,
+    image_size: int | None,
+    weights: str | None,
+    arguments: Mapping[str, Any],
+) -> OpenedNetwork:
+    """The network of a finished run, by the card in its weights."""
+    card = read_card(run / LAST_WEIGHTS)
+    if card.detector is not None:
+        raise UserError(f"{run} is a run of detection: {known_task('detection').data_help}")
+    weights, image_size = weights or str(run / LAST_WEIGHTS), image_size or card.input_size
+    num_classes = card.num_classes if num_classes is None else num_classes
+    given = {**card.arguments, **arguments}
+    head = card.reused_head
+    loaded = load_network(
+        card.name,
+        num_classes=num_classes,
+        weights=weights if head is None else None,
+        image_size=image_size,
+        arguments=given,
+        role=role if head is None else "student",
+    )
+    if head is not None:
+        made = ReusedHead(
+            loaded.module, image_size=loaded.input_size or image_size, num_classes=card.num_classes, **head
+        )
+        module = _loaded_with(made, weights, name=card.name)
+        loaded = replace(loaded, module=module, pretrained=weights)
     # A run says how its network was fed; its name's defaults may have changed since.
-    mean, std = (loaded.mean, loaded.std) if card is None else (card.mean, card.std)
-    module, origin, size = loaded.module, loaded.pretrained, loaded.input_size or image_size or 224
-    if reused is not None and card is not None:
-        module, origin = _with_reused_head(module, card, size=size, weights=str(weights)), str(weights)
-    extractor = Extractor(module, mean=mean, std=std, input_size=loaded.input_size, name=loaded.name)
-    extractor.survey(image_size or loaded.input_size or 224)
+    loaded = replace(loaded, mean=card.mean, std=card.std)
+    opened = _opened(
+        loaded, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=given
+    )
+    return replace(opened, card=replace(opened.card, classes=card.classes, reused_head=head))
+
+
+def _opened(
+    loaded: LoadedNetwork,
+    *,
+    role: Role,
+    num_classes: int | None,
+    image_size: int | None,
+    weights: str | None,
+    arguments: Mapping[str, Any],
+) -> OpenedNetwork:
+    """A network with its weights, surveyed, with the card of how it was made."""
+    name, size = loaded.name, loaded.input_size or image_size or 224
+    extractor = Extractor(
+        loaded.module, mean=loaded.mean, std=loaded.std, input_size=loaded.input_size, name=loaded.name
+    )
+    extractor.survey(image_size or size)
     if num_classes is not None and extractor.num_classes != num_classes:
         raise UserError(
-            f"the {role} {name} says {extractor.num_classes} classes, the data have {num_classes}: give weights "
+            f"the {role} {name} expects {extractor.num_classes} classes, the data have {num_classes}: give weights "
             f"that were trained on these classes (reldistill train makes them)"
         )
-    given = dict(arguments or {})
-    card = NetworkCard(name, extractor.num_classes, size, tuple(mean), tuple(std), classes, given, reused)
-    return OpenedNetwork(extractor, card, origin, sha256(weights_file(weights, what=name)) if weights else None)
+    card = NetworkCard(name, extractor.num_classes, size, loaded.mean, loaded.std, arguments=arguments)
+    digest = sha256(weights_file(weights, what=name)) if weights else None
+    return OpenedNetwork(extractor, card, loaded.pretrained, digest)
 
 
-def _with_reused_head(network: nn.Module, card: NetworkCard, *, size: int, weights: str) -> nn.Module:
-    """The network with the classifier that its card tells of, and all its weights."""
-    assert card.reused_head is not None
-    made = ReusedHead(network, image_size=size, num_classes=card.num_classes, **card.reused_head)
+def _loaded_with(network: ReusedHead, weights: str, *, name: str) -> ReusedHead:
+    """The network with a file's weights."""
     try:
-        made.load_state_dict(read_weights(weights, what=card.name))
+        network.load_state_dict(read_weights(weights, what=name))
     except RuntimeError as error:
-        raise UserError(f"{weights} does not fit {card.name} with a reused classifier: {one_line(error)}") from error
-    return made
+        raise UserError(f"{weights} does not fit {name} with a reused classifier: {one_line(error)}") from error
+    return network
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], card: NetworkCard) -> str:

@@ -21,11 +21,11 @@ import torchvision
 from torch import Tensor, nn
 
 from reldistill.core.checks import UserError, one_line
+from reldistill.core.tasks import task_naming
 from reldistill.networks import cifar
-from reldistill.networks.sources import HUB_PREFIXES, BuiltNetwork, Source, TimmSource, TorchvisionSource, Triple
+from reldistill.networks.sources import HUB_PREFIXES, BuiltNetwork, Source, TimmSource, TorchvisionSource
 from reldistill.networks.user_file import FileSource
 from reldistill.networks.weights import fitting_names, load_weights, mismatch, read_weights
-from reldistill.tasks.detection.networks.plain_detectors import names_detector
 
 __all__ = ["ListedNetwork", "LoadedNetwork", "list_networks", "load_network", "load_weights"]
 
@@ -56,8 +56,8 @@ class LoadedNetwork:
     module: nn.Module
     name: str
     num_classes: int
-    mean: Triple
-    std: Triple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     input_size: int | None
     pretrained: str
 
@@ -209,8 +209,9 @@ def _find(name: str, *, what: str) -> Source:
 
 
 def _unknown(name: str, *, what: str) -> UserError:
-    if names_detector(name):
-        return UserError(f"{what}: a detector needs labelled boxes: give --data coco:DIR, voc:DIR or yolo:DIR")
+    task = task_naming(name)
+    if task is not None:
+        return UserError(f"{what}: a network for {task.name} only: {task.data_help}")
     names = [network.name for network in list_networks()] + _torchvision_names()
     close = difflib.get_close_matches(name.lower().replace("-", "_"), dict.fromkeys(names), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -256,13 +257,13 @@ def _build(
     weights: str | Path | None,
 ) -> BuiltNetwork:
     """The network with its weights, made for `image_size` where that works, else for its own size."""
-    problem: UserError | None = None
+    problems: list[UserError] = []
     for size in dict.fromkeys((image_size, None)):
         try:
             built = source.build(num_classes=num_classes, pretrained=pretrained, image_size=size, arguments=arguments)
         except UserError as error:
             # The later one is about the user's own arguments alone.
-            problem = error
+            problems = [error]
             continue
         if state is None:
             return built
@@ -271,9 +272,8 @@ def _build(
         if misfit is None:
             built.module.load_state_dict(named, strict=False)
             return built
-        problem = problem or UserError(f"{what}: {weights} {misfit}")
-    assert problem is not None
-    raise problem
+        problems.append(UserError(f"{what}: {weights} {misfit}"))
+    raise problems[0]
 
 
 def _measure(built: BuiltNetwork, *, what: str, image_size: int | None) -> tuple[int, int | None]:

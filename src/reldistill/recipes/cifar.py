@@ -45,7 +45,7 @@ def cifar10_resnet20(
         seed: of weights, order and augmentation.
         download: fetch CIFAR-10 if it is not there.
         devices: how many devices, or auto.
-        resume: go on with the run in out.
+        resume: continue the run in out.
     """
     from reldistill.runs.distill import distill
 
@@ -100,7 +100,7 @@ def cifar100(
         seed: of weights, order and augmentation.
         download: fetch CIFAR-100 if it is not there.
         devices: how many devices, or auto.
-        resume: go on with the runs in out.
+        resume: continue the runs in out.
     """
     from reldistill.networks.saved import run_folder
     from reldistill.runs.distill import distill

@@ -75,7 +75,7 @@ def coco_detector(
         seed: of weights, order and augmentation.
         workers: processes that decode images; by default by the number of cores.
         devices: how many devices, or auto.
-        resume: go on with the run in out.
+        resume: continue the run in out.
     """
     from reldistill.runs.distill import distill
 
@@ -138,7 +138,7 @@ def voc_detector(
         seed: of weights, order and augmentation.
         workers: processes that decode images; by default by the number of cores.
         devices: how many devices, or auto.
-        resume: go on with the run in out.
+        resume: continue the run in out.
     """
     from reldistill.runs.distill import distill
 

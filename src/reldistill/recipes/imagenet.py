@@ -43,7 +43,7 @@ def imagenet_deit_tiny(
         batch_size: images a step over all devices.
         seed: of weights, order and augmentation.
         devices: how many devices, or auto.
-        resume: go on with the run in out.
+        resume: continue the run in out.
     """
     from reldistill.runs.distill import distill
 
@@ -98,7 +98,7 @@ def imagenet_resnet18(
         batch_size: images a step over all devices.
         seed: of weights, order and augmentation.
         devices: how many devices, or auto.
-        resume: go on with the run in out.
+        resume: continue the run in out.
     """
     from reldistill.runs.distill import distill
 

@@ -33,7 +33,7 @@ def quickstart(
         epochs: passes over the training images for each student.
         teacher_epochs: passes over the training images for the teacher.
         seed: of weights, order and augmentation.
-        resume: go on with what is there.
+        resume: continue what is there.
 
     Raises:
         UserError: when a method is not known, or the folder holds runs and `resume` was not asked for.
@@ -47,7 +47,7 @@ def quickstart(
     for method in methods:
         method_names(method)
     if (out / "teacher").exists() and not resume:
-        raise UserError(f"{out} already holds a quickstart: go on with it by --resume, or give another --out")
+        raise UserError(f"{out} already holds a quickstart: continue it with --resume, or give another --out")
     images = DataSettings(data="digits", image_size=32)
     say(f"1 of {len(methods) + 1}: the teacher, {TEACHER}")
     teacher = out / "teacher"

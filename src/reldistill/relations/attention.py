@@ -10,17 +10,21 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from reldistill.core.checks import check_axes
-from reldistill.relations.channel_graph import DEAD
-from reldistill.relations.precision import full_precision
+from reldistill.relations.kernels import switch
+from reldistill.relations.kernels.attention_products import map_attention_by_products
+from reldistill.relations.precision import DEAD, full_precision
 
 Scale = Literal["relative", "raw"]
 
 
 @full_precision
-def map_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "relative") -> tuple[Tensor, Tensor]:
+def map_attention(
+    teacher: Float[Tensor, "B C HW"], *, temperature: float = 1.0, scale: Scale = "relative"
+) -> tuple[Float[Tensor, "B HW"], Float[Tensor, "B C"]]:
     """HW · softmax over the positions of mean_c |F| / τ, and C · softmax over the channels of mean_hw |F| / τ.
 
     Args:
@@ -36,32 +40,26 @@ def map_attention(teacher: Tensor, *, temperature: float = 1.0, scale: Scale = "
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if scale not in ("relative", "raw"):
         raise ValueError(f"scale must be 'relative' or 'raw', got {scale!r}")
+    if switch.enabled():
+        return map_attention_by_products(teacher, temperature=temperature, relative=scale == "relative")
     magnitude = teacher.abs()
-    batch, channels, positions = magnitude.shape
-    by_channel = magnitude.mean(dim=2)
+    _, channels, positions = magnitude.shape
     if scale == "relative":
-        mean = by_channel.mean(dim=1, keepdim=True)
-        factor = 1.0 / (temperature * torch.where(mean <= DEAD, 1.0, mean))  # whose inverse would overflow
-    else:
-        factor = by_channel.new_full((1, 1), 1.0 / temperature)
-    # As a product: several times faster than a mean over channels that lie next to each other.
-    over_channels = (factor / channels).expand(batch, channels).contiguous().unsqueeze(1)
-    spatial = torch.softmax(torch.bmm(over_channels, magnitude)[:, 0], dim=1)
-    return spatial.mul_(positions), torch.softmax(by_channel * factor, dim=1).mul_(channels)
+        mean = magnitude.mean(dim=(1, 2), keepdim=True)
+        magnitude = magnitude / torch.where(mean <= DEAD, 1.0, mean)
+    spatial = positions * torch.softmax(magnitude.mean(dim=1) / temperature, dim=1)
+    channel = channels * torch.softmax(magnitude.mean(dim=2) / temperature, dim=1)
+    return spatial, channel
 
 
-def relational_attention(adjacency: Tensor, *, temperature: float, out: Tensor) -> Tensor:
-    """R + Rᵀ with R = C · softmax over each row of A / τ: a channel's edges weigh more to the channels it resembles.
-
-    Both ways at once, since an edge has no direction. A is symmetric, so R and Rᵀ have the same numerators, exp(A / τ),
-    and nothing has to be transposed.
+def relational_attention(adjacency: Float[Tensor, "*axes C C"], *, temperature: float) -> Float[Tensor, "*axes C C"]:
+    """R = C · softmax over each row of A / τ: a channel's edges weigh more to the channels it resembles.
 
     Args:
-        adjacency: (…, C, C) symmetric similarities of at most 1, hence no `scale`.
-        temperature: τ; large makes all weights 2.
-        out: (…, C, C), written to and returned; its mean is 2.
+        adjacency: similarities of at most 1, hence no `scale`.
+        temperature: τ; large makes all weights 1.
+
+    Returns:
+        (…, C, C), each row of mean 1.
     """
-    # From 1 down, the largest similarity: no temperature makes it overflow.
-    numerator = (adjacency if temperature == 1 else (adjacency - 1.0).div_(temperature)).exp()
-    factor = adjacency.shape[-1] / numerator.sum(dim=-1, keepdim=True)
-    return torch.add(factor, factor.mT, out=out).mul_(numerator)
+    return adjacency.shape[-1] * torch.softmax(adjacency / temperature, dim=-1)

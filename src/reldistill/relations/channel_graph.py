@@ -2,85 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from reldistill.relations.precision import full_precision
-
-DEAD = 1e-30
-"""A channel whose largest magnitude in an image is not above this is dead there. Half precision starts at 6e-8."""
+from reldistill.relations.kernels import switch
+from reldistill.relations.kernels.unit_rows import unit_rows
+from reldistill.relations.precision import DEAD, full_precision
 
 
-# Sums of squares outside of these bounds may have lost digits in float32, or all of them.
-_SMALL_SQUARE = 1e-18
-_LARGE_SQUARE = 1e30
+def unit_channels(feature_map: Float[Tensor, "*axes H W"]) -> Float[Tensor, "*axes HW"]:
+    """Every channel as a vector of length 1, v / ‖v‖ with v = vec(F_c), or 0 where the channel is dead (see `DEAD`).
 
-
-def magnitudes(flat: Tensor, squared: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
-    """(…, C, n) in float32 or float64 → factors (…, C, 1) that keep squares in range, and 1 / ‖factor · row‖.
-
-    The factors are None where none is needed. A dead row has factor and inverse norm 0. `squared`, (…, C, 1), are the
-    sums of the rows' squares where they are known.
+    The gradient of a dead channel is 0. By the fast kernels, it has first derivatives only.
     """
-    # Elsewhere than on a CPU, looking would mean waiting for the device.
-    if flat.device.type == "cpu" and not torch.compiler.is_compiling():
-        if squared is None:
-            squared = (flat * flat).sum(dim=-1, keepdim=True)
-        least, most = torch.aminmax(squared)
-        if not (least < _SMALL_SQUARE or most > _LARGE_SQUARE):  # NaN shows
-            return None, squared.rsqrt()
-        odd = (squared < _SMALL_SQUARE) | (squared > _LARGE_SQUARE)
-        if flat[odd[..., 0]].abs().amax() <= DEAD:
-            return None, torch.where(odd, 0.0, squared.rsqrt())
-    largest = flat.abs().amax(dim=-1, keepdim=True)
+    vectors = feature_map.flatten(-2)
+    if switch.enabled():
+        return unit_rows(vectors)
+    largest = vectors.detach().abs().amax(dim=-1, keepdim=True)  # a constant: it cancels
     dead = largest <= DEAD
-    factor = torch.where(dead, 0.0, 1.0 / largest.clamp_min(DEAD))
-    norm = torch.linalg.vector_norm(flat * factor, dim=-1, keepdim=True)
-    return factor, torch.where(dead, 0.0, 1.0 / torch.where(dead, 1.0, norm))
+    scaled = (vectors / torch.where(dead, 1.0, largest)).masked_fill(dead, 0.0)  # so that no square leaves its range
+    squared = scaled.square().sum(dim=-1, keepdim=True)
+    return scaled / torch.where(dead, 1.0, squared).sqrt()
 
 
-class _UnitChannels(torch.autograd.Function):
-    """v / ‖v‖ over the last axis; dead rows give 0.
-
-    Written out because autograd would keep and walk through four arrays of the map's size where two are enough.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, flat: Tensor) -> Tensor:
-        factor, inverse = magnitudes(flat)
-        # Not in place: compiled by torch 2.11, what was changed in place would have no gradient.
-        unit = flat * inverse if factor is None else flat * factor * inverse
-        ctx.save_for_backward(unit, inverse if factor is None else inverse * factor)
-        return unit
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        unit, inverse = ctx.saved_tensors
-        along = (grads[0] * unit).sum(dim=-1, keepdim=True)
-        return (unit * -along).add_(grads[0]).mul_(inverse)
-
-
-def unit_channels(feature_map: Tensor) -> Tensor:
-    """(…, C, H, W) → (…, C, HW): every channel as a vector of length 1, or 0 where the channel is dead.
-
-    The gradient of a dead channel is 0. It has first derivatives only.
-    """
-    unit: Tensor = _UnitChannels.apply(feature_map.flatten(-2))
-    return unit
-
-
-def unit_adjacency(unit: Tensor) -> Tensor:
-    """(…, C, HW) unit vectors → (…, C, C) cosines. The diagonal is exactly 1, also for a dead channel."""
+def unit_adjacency(unit: Float[Tensor, "*axes C n"]) -> Float[Tensor, "*axes C C"]:
+    """Cosines of unit vectors. The diagonal is exactly 1, also for a dead channel."""
     itself = torch.eye(unit.shape[-2], dtype=torch.bool, device=unit.device)
     return (unit @ unit.mT).masked_fill(itself, 1.0)
 
 
 @full_precision
-def channel_adjacency(feature_map: Tensor) -> Tensor:
+def channel_adjacency(feature_map: Float[Tensor, "*axes C H W"]) -> Float[Tensor, "*axes C C"]:
     """Cosine similarities between the channels of each image, A_ij = ⟨v_i, v_j⟩ / (‖v_i‖ ‖v_j‖).
 
     A dead channel (see `DEAD`) has similarity 0 to all others and 1 to itself.
@@ -101,7 +54,7 @@ def channel_adjacency(feature_map: Tensor) -> Tensor:
     return unit_adjacency(unit_channels(feature_map))
 
 
-def split_channels(tensor: Tensor, *, groups: int) -> Tensor:
+def split_channels(tensor: Shaped[Tensor, "B C *axes"], *, groups: int) -> Shaped[Tensor, "B G each *axes"]:
     """(B, C, …) → (B, G, C/G, …): the channels cut into `groups` runs of neighbours.
 
     Raises:

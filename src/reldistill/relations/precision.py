@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, no_type_check
 
 import torch
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+DEAD = 1e-30
+"""A channel or vector whose largest magnitude is not above this is dead: 0. Half precision starts at 6e-8."""
+
+COINCIDENT_ROUNDINGS = 16.0
+"""Tokens nearer than this many roundings of their image's largest activation are the same token: a constant map that
+went through a few sums is still constant, instead of a cloud of rounding errors with angles of its own.
+"""
 
 
 def float_type(dtype: torch.dtype) -> torch.dtype:
@@ -22,6 +30,15 @@ def as_float(tensor: Tensor) -> Tensor:
     return tensor.to(float_type(tensor.dtype))
 
 
+def broadening(dtype: torch.dtype) -> float:
+    """ε with which a projector's backward takes gap / (gap² + ε²) for 1 / gap: the square root of machine precision.
+
+    3.5e-4 in float32 and 1.5e-8 in float64. Eigenvalues are known to about machine precision, so where a gap is far
+    above ε the gradient is exact, and where a kept and a dropped eigenvalue meet it fades out instead of blowing up.
+    """
+    return float(torch.finfo(dtype).eps ** 0.5)
+
+
 def full_precision(function: F) -> F:
     """Run a function of (student, teacher, …) tensors without autocast, its half-precision inputs lifted to float32.
 
@@ -29,6 +46,7 @@ def full_precision(function: F) -> F:
     activations overflow.
     """
 
+    @no_type_check  # it hands on whatever it is given
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         device = next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
@@ -36,7 +54,7 @@ def full_precision(function: F) -> F:
         with torch.autocast(device.type, enabled=False):
             return function(*lifted, **{name: _lifted(value) for name, value in kwargs.items()})
 
-    return wrapper  # type: ignore[return-value]
+    return wrapper
 
 
 def _lifted(value: Any) -> Any:

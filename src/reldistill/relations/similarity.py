@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from reldistill.relations.channel_graph import unit_channels
@@ -13,7 +14,7 @@ _CONSTANT_ROUNDINGS = 16.0
 
 
 @full_precision
-def unit_vectors(vectors: Tensor) -> Tensor:
+def unit_vectors(vectors: Float[Tensor, "*axes D"]) -> Float[Tensor, "*axes D"]:
     """(…, D) → (…, D), each of length 1; a vector of 0 stays 0, with gradient 0.
 
     Example:
@@ -25,7 +26,7 @@ def unit_vectors(vectors: Tensor) -> Tensor:
 
 
 @full_precision
-def unit_deviations(vectors: Tensor) -> Tensor:
+def unit_deviations(vectors: Float[Tensor, "*axes D"]) -> Float[Tensor, "*axes D"]:
     """(…, D) → (…, D), each minus its mean and of length 1; a constant vector gives 0, with gradient 0.
 
     The inner product of two of them is Pearson's correlation, √D times one is its z-score.
@@ -42,7 +43,7 @@ def unit_deviations(vectors: Tensor) -> Tensor:
 
 
 @full_precision
-def cosines(vectors: Tensor) -> Tensor:
+def cosines(vectors: Float[Tensor, "*axes N D"]) -> Float[Tensor, "*axes N N"]:
     """(…, N, D) → (…, N, N): the cosine of each pair of vectors, 0 where one of them is 0.
 
     Example:

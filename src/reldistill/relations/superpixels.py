@@ -8,16 +8,17 @@ scaling the columns in the logarithm finds it, where dividing by the column's su
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, no_type_check
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from reldistill.core.checks import check_axes
-from reldistill.relations.cells import Cells, Grid, around, gather_around, home_cells, largest_of_column, spread_around
+from reldistill.relations.kernels import local_superpixels, switch
 from reldistill.relations.precision import full_precision
-from reldistill.relations.tokens import average_pool, map_to_tokens
+from reldistill.relations.tokens import Grid, average_pool, home_cells, map_to_tokens
 
 Neighbourhood = Literal["all", "local"]
 _NEIGHBOURHOODS: tuple[str, ...] = get_args(Neighbourhood)
@@ -41,7 +42,7 @@ def common_grid(student_grid: Grid, teacher_grid: Grid) -> Grid:
 
 
 @full_precision
-def initial_superpixels(feature_map: Tensor, *, grid: Grid) -> Tensor:
+def initial_superpixels(feature_map: Float[Tensor, "B D H W"], *, grid: Grid) -> Float[Tensor, "B M D"]:
     """The mean of each cell of the grid, S⁰.
 
     Args:
@@ -56,27 +57,29 @@ def initial_superpixels(feature_map: Tensor, *, grid: Grid) -> Tensor:
     return map_to_tokens(average_pool(feature_map, grid))
 
 
+@no_type_check  # torch.compile builds one inside its graph, and could not with checks around its methods
 @dataclass(frozen=True)
 class Assignment:
     """To which superpixels the tokens of each image belong.
 
     Args:
-        log_weights: log Q, (B, N, M); or (B, N, 9) where each token knows its neighbours only, −∞ beyond the border.
+        log_weights: log Q, (B, N, M), −∞ where a token does not see a superpixel; or (B, N, 9), a fast kernel's, of
+            each token's neighbours only, −∞ beyond the border.
         token_grid: (H, W) of the N tokens.
         superpixel_grid: (h, w) of the M superpixels.
-        neighbours: (N, 9) superpixel index of each entry of a local assignment, −1 beyond the border; None when dense.
+        neighbours: (N, 9) superpixel index of each entry of such an assignment, −1 beyond the border; None when dense.
     """
 
-    log_weights: Tensor
+    log_weights: Float[Tensor, "B N seen"]
     token_grid: Grid
     superpixel_grid: Grid
-    neighbours: Tensor | None = None
+    neighbours: Int[Tensor, "N 9"] | None = None
 
     def detach(self) -> Assignment:
         """The same, a constant."""
         return Assignment(self.log_weights.detach(), self.token_grid, self.superpixel_grid, self.neighbours)
 
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "B N M"]:
         """Q as (B, N, M), its rows summing to 1: for looking at, not for large grids."""
         if self.neighbours is None:
             return self.log_weights.exp()
@@ -85,7 +88,7 @@ class Assignment:
         index = self.neighbours.clamp_min(0).expand(self.log_weights.shape)
         return q.scatter_add(2, index, self.log_weights.exp())
 
-    def labels(self) -> Tensor:
+    def labels(self) -> Int[Tensor, "B H W"]:
         """(B, H, W) index of each token's heaviest superpixel: the superpixel map to draw."""
         best = self.log_weights.argmax(dim=2)
         if self.neighbours is not None:
@@ -93,7 +96,7 @@ class Assignment:
         return best.unflatten(1, self.token_grid)
 
     @full_precision
-    def merge(self, feature_map: Tensor) -> Tensor:
+    def merge(self, feature_map: Float[Tensor, "B D H W"]) -> Float[Tensor, "B M D"]:
         """The superpixel tokens Q̂ᵀ T, with Q̂ the assignment's columns scaled to sum 1.
 
         A map on another grid than the assignment's is merged by the assignment resampled bilinearly to the map's grid.
@@ -118,28 +121,19 @@ class Assignment:
             # A token of the assignment's grid that no token of the map falls on must not set a column's scale.
             log_weights = log_weights.masked_fill(mass.flatten()[:, None] <= 0, -torch.inf)
         if self.neighbours is not None:
-            return self._merge_neighbours(log_weights, feature_map, mass)
+            grids = self.token_grid, self.superpixel_grid
+            return local_superpixels.merged(log_weights, feature_map, mass, *grids)
         tokens = map_to_tokens(feature_map)
         if mass is None:
             return log_weights.softmax(dim=1).mT @ tokens
         weights = (log_weights - log_weights.detach().amax(dim=1, keepdim=True)).exp()
         return (weights.mT @ tokens) / (weights.mT @ mass.flatten()).unsqueeze(2)
 
-    def _merge_neighbours(self, log_weights: Tensor, feature_map: Tensor, mass: Tensor | None) -> Tensor:
-        cells = Cells(self.token_grid, self.superpixel_grid)
-        log_weights = cells.split(log_weights.unflatten(1, self.token_grid))
-        log_weights = log_weights.masked_fill(~cells.filled(log_weights.device)[..., None], -torch.inf)
-        largest = largest_of_column(log_weights.detach().amax(dim=3))
-        weights = (log_weights - around(largest).unsqueeze(3)).exp()
-        merged = gather_around(weights.mT @ cells.split(feature_map.permute(0, 2, 3, 1)))
-        masses = weights if mass is None else weights * cells.split(mass[None, :, :, None])
-        return (merged / gather_around(masses.sum(dim=3).unsqueeze(4))).flatten(1, 2)
-
 
 @full_precision
 def assign(
-    tokens: Tensor,
-    superpixels: Tensor,
+    tokens: Float[Tensor, "B N D"],
+    superpixels: Float[Tensor, "B M D"],
     *,
     neighbourhood: Neighbourhood = "all",
     token_grid: Grid,
@@ -151,7 +145,7 @@ def assign(
         tokens: T, (B, N, D).
         superpixels: S, (B, M, D).
         neighbourhood: `all`, or `local` for a softmax over the up to 3×3 nearest superpixels only, which costs O(9·N)
-            in place of O(N·M).
+            in place of O(N·M) by the fast kernels.
         token_grid: (H, W) of the tokens, H·W = N.
         superpixel_grid: (h, w) of the superpixels, h·w = M, h ≤ H and w ≤ W.
 
@@ -167,14 +161,18 @@ def assign(
     if neighbourhood == "all":
         return Assignment((tokens @ scaled.mT).log_softmax(dim=2), token_grid, superpixel_grid)
     neighbours = nearest_superpixels(token_grid, superpixel_grid, device=tokens.device)
-    cells = Cells(token_grid, superpixel_grid)
-    near = spread_around(scaled.unflatten(1, superpixel_grid))
-    likeness = cells.join(cells.split(tokens.unflatten(1, token_grid)) @ near.mT).flatten(1, 2)
-    log_weights = likeness.masked_fill(neighbours < 0, -torch.inf).log_softmax(dim=2)
-    return Assignment(log_weights, token_grid, superpixel_grid, neighbours)
+    if switch.enabled():
+        likeness = local_superpixels.likeness(tokens, scaled, token_grid, superpixel_grid)
+        log_weights = likeness.masked_fill(neighbours < 0, -torch.inf).log_softmax(dim=2)
+        return Assignment(log_weights, token_grid, superpixel_grid, neighbours)
+    near = (neighbours.unsqueeze(2) == torch.arange(count, device=tokens.device)).any(dim=1)
+    likeness = (tokens @ scaled.mT).masked_fill(~near, -torch.inf)
+    return Assignment(likeness.log_softmax(dim=2), token_grid, superpixel_grid)
 
 
-def nearest_superpixels(token_grid: Grid, superpixel_grid: Grid, *, device: torch.device | None = None) -> Tensor:
+def nearest_superpixels(
+    token_grid: Grid, superpixel_grid: Grid, *, device: torch.device | None = None
+) -> Int[Tensor, "N 9"]:
     """The superpixel in whose cell a token's centre lies, and those around it: (N, 9) indices, −1 beyond the border."""
     axes = []
     for tokens, cells in zip(token_grid, superpixel_grid, strict=True):
@@ -188,13 +186,13 @@ def nearest_superpixels(token_grid: Grid, superpixel_grid: Grid, *, device: torc
 
 @full_precision
 def superpixel_tokens(
-    feature_map: Tensor,
+    feature_map: Float[Tensor, "B D H W"],
     *,
     grid: Grid,
     iterations: int = 1,
     neighbourhood: Neighbourhood = "all",
     assignment: Assignment | None = None,
-) -> Tensor:
+) -> Float[Tensor, "B M D"]:
     """The tokens of a map merged into superpixels: Sᵗ = (Q̂ᵗ)ᵀ T, Qᵗ from S^{t−1}, S⁰ the means of the grid's cells.
 
     Args:
@@ -219,8 +217,8 @@ def superpixel_tokens(
 
 @full_precision
 def superpixels_and_assignment(
-    feature_map: Tensor, *, grid: Grid, iterations: int = 1, neighbourhood: Neighbourhood = "all"
-) -> tuple[Tensor, Assignment | None]:
+    feature_map: Float[Tensor, "B D H W"], *, grid: Grid, iterations: int = 1, neighbourhood: Neighbourhood = "all"
+) -> tuple[Float[Tensor, "B M D"], Assignment | None]:
     """`superpixel_tokens`, and the last assignment that made them (None without any iteration).
 
     Example:
@@ -262,7 +260,7 @@ def _check_grid(token_grid: Grid, superpixel_grid: Grid) -> None:
         raise ValueError(f"a grid of {token_grid} tokens cannot hold {superpixel_grid} superpixels")
 
 
-def _resampler(here: int, there: int, *, like: Tensor) -> Tensor:
-    """(here, there) matrix that resamples a line of `there` values to `here` values, bilinearly."""
+def _resampler(here: int, there: int, *, like: Tensor) -> Float[Tensor, "here there"]:
+    """Matrix that resamples a line of `there` values to `here` values, bilinearly."""
     basis = torch.eye(there, dtype=like.dtype, device=like.device)
     return F.interpolate(basis.unsqueeze(0), size=here, mode="linear", align_corners=False)[0].T

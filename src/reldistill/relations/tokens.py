@@ -6,16 +6,18 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from reldistill.core.checks import check_axes
 from reldistill.relations.precision import full_precision
 
+Grid = tuple[int, int]
 Pooling = Literal["average", "max", "none"]
 _POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
-def map_to_tokens(feature_map: Tensor) -> Tensor:
+def map_to_tokens(feature_map: Shaped[Tensor, "B C H W"]) -> Shaped[Tensor, "B HW C"]:
     """(B, C, H, W) → (B, H·W, C), row by row.
 
     Example:
@@ -27,7 +29,7 @@ def map_to_tokens(feature_map: Tensor) -> Tensor:
     return feature_map.flatten(2).transpose(1, 2)
 
 
-def tokens_to_map(tokens: Tensor, *, grid: tuple[int, int]) -> Tensor:
+def tokens_to_map(tokens: Shaped[Tensor, "B N D"], *, grid: Grid) -> Shaped[Tensor, "B D H W"]:
     """(B, N, D) → (B, D, H, W), the inverse of `map_to_tokens`.
 
     Args:
@@ -41,7 +43,12 @@ def tokens_to_map(tokens: Tensor, *, grid: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
-def average_pool(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
+def home_cells(tokens: int, cells: int) -> list[int]:
+    """Along one axis, the cell of a coarser grid in which each token's centre lies."""
+    return [(2 * i + 1) * cells // (2 * tokens) for i in range(tokens)]
+
+
+def average_pool(feature_map: Float[Tensor, "B C H W"], grid: Grid) -> Float[Tensor, "B C h w"]:
     """`adaptive_avg_pool2d` whose gradient a GPU repeats bit by bit, on which exact resume rests.
 
     Args:
@@ -61,13 +68,13 @@ def average_pool(feature_map: Tensor, grid: tuple[int, int]) -> Tensor:
     return _along(_along(feature_map, columns).mT, rows).mT
 
 
-def _along(lines: Tensor, matrix: Tensor) -> Tensor:
-    """(B, C, L, n) and (m, n) → (B, C, L, m), as one product an image; one for each channel takes far longer."""
+def _along(lines: Float[Tensor, "B C L n"], matrix: Float[Tensor, "m n"]) -> Float[Tensor, "B C L m"]:
+    """As one product an image; one for each channel takes far longer."""
     return (lines.flatten(1, 2) @ matrix.mT).unflatten(1, lines.shape[1:3])
 
 
-def _means(size: int, cells: int, *, like: Tensor) -> Tensor:
-    """(cells, size): the means over the windows that adaptive pooling takes of a line."""
+def _means(size: int, cells: int, *, like: Tensor) -> Float[Tensor, "cells size"]:
+    """The means over the windows that adaptive pooling takes of a line."""
     place, cell = (torch.arange(count, device=like.device) for count in (size, cells))
     starts, ends = cell * size // cells, -(-(cell + 1) * size // cells)
     inside = (place >= starts[:, None]) & (place < ends[:, None])
@@ -75,7 +82,9 @@ def _means(size: int, cells: int, *, like: Tensor) -> Tensor:
 
 
 @full_precision
-def tokenise(feature_map: Tensor, *, pooling: Pooling = "average", largest_grid: int = 16) -> Tensor:
+def tokenise(
+    feature_map: Float[Tensor, "B C H W"], *, pooling: Pooling = "average", largest_grid: int = 16
+) -> Float[Tensor, "B C h w"]:
     """A convolutional map pooled until it is as small as a grid of patches.
 
     Height and width are halved (odd sizes rounded up) until neither is above `largest_grid`.
@@ -103,7 +112,9 @@ def tokenise(feature_map: Tensor, *, pooling: Pooling = "average", largest_grid:
 
 
 @full_precision
-def on_common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def on_common_grid(
+    student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B Ct Ht Wt"]
+) -> tuple[Float[Tensor, "B C h w"], Float[Tensor, "B Ct h w"]]:
     """Two maps (B, C, H, W), average-pooled to the coarser of their grids along each axis where they differ.
 
     Example:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reldistill.core.checks import UserError
+from reldistill.core.run_files import RECORD_FILE
 from reldistill.core.safe_files import write_text
 from reldistill.report.intervals import wilson_interval
 from reldistill.report.task_report import Score, report_of
 
 SCHEMA = 1
-RECORD_FILE = "record.json"
 
 Status = Literal["running", "finished", "stopped"]
 
@@ -138,7 +138,7 @@ class RunRecord:
         terms: the loss terms in force.
         environment: versions, device, precision and threads, as JSON values.
         history: one entry an epoch.
-        result: kept up to date while the run goes on.
+        result: kept up to date during the run.
         status: `finished` means that it ended as planned (early stopping included), `stopped` that it was cut short.
         notes: every warning the user was shown.
         schema: version of this format.

@@ -33,12 +33,12 @@ def open_cache(
     training: TrainSettings,
 ) -> TeacherCache | None:
     """What the terms need of the teacher, on disk, where that was asked for."""
-    if networks.cache_teacher is None or distiller.teacher is None:
+    if networks.cache_teacher is None or not distiller.teachers:
         return None
     if training.nodes > 1:
         raise UserError("--cache-teacher needs a folder that all processes see: it works on one machine only")
     for term in distiller.terms:
-        if isinstance(term, Term) and hasattr(term.loss, "chosen"):
+        if isinstance(term, Term) and term.chooses_place:
             raise UserError(
                 f"--cache-teacher: {term.name} chooses the teacher's level while it trains, so no one level can be kept"
             )

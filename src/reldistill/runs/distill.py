@@ -8,11 +8,12 @@ from pathlib import Path
 from reldistill.core.checks import UserError
 from reldistill.data.images import Images
 from reldistill.methods.build import build_distiller, method_names
+from reldistill.methods.plan import Choices
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.record import RunRecord
 from reldistill.runs.caching import check_cache, open_cache
-from reldistill.runs.fit import Run, fit
-from reldistill.runs.folders import claim_folder
+from reldistill.runs.fit import Run, fit, with_report
+from reldistill.runs.folders import claimed
 from reldistill.runs.opening import open_student, open_teacher, read_images, trusted_teacher
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
@@ -49,17 +50,17 @@ def distill(
     level_pairs(networks.levels)
     training = training.for_task(data.task)
     settings = flat_settings(data, networks, training)
-    previous = claim_folder(out, settings, resume=resume)
-    if previous is not None and previous.status == "finished":
-        return previous
-    images = images or read_images(data, training, models=(networks.student, networks.teacher))
-    network = open_teacher(networks, images, task=task, seed=training.seed)
-    student = open_student(networks, images, task=task, seed=training.seed)
-    distiller = build_pair(networks, images, training, task=task, student=student, teacher=network)
-    teacher = trusted_teacher(network, images, training, task=task)
-    cache = open_cache(networks, distiller, network, images, training)
-    run = Run(task, settings, out=out, resume=resume, student=student, teacher=teacher, method=networks.method)
-    return fit(run, distiller, images, training, cache=cache)
+    with claimed(out, settings, resume=resume) as previous:
+        if previous is not None and previous.status == "finished":
+            return with_report(previous, out)
+        images = images or read_images(data, training, models=(networks.student, networks.teacher))
+        network = open_teacher(networks, images, task=task, seed=training.seed)
+        student = open_student(networks, images, task=task, seed=training.seed)
+        distiller = build_pair(networks, images, training, task=task, student=student, teacher=network)
+        teacher = trusted_teacher(network, images, training, task=task)
+        cache = open_cache(networks, distiller, network, images, training)
+        run = Run(task, settings, out=out, previous=previous, student=student, teacher=teacher, method=networks.method)
+        return fit(run, distiller, images, training, cache=cache)
 
 
 def build_pair(
@@ -78,12 +79,14 @@ def build_pair(
         teacher=teacher.extractor,
         image_size=images.image_size,
         task=task.objective(training, images),
-        levels=level_pairs(networks.levels),
-        settings=networks.settings,
-        weights=networks.weights,
-        curriculum=WarmUp(over=networks.warm_up) if networks.warm_up else None,
+        choices=Choices(
+            levels=level_pairs(networks.levels),
+            settings=networks.settings,
+            weights=networks.weights,
+            curriculum=WarmUp(over=networks.warm_up) if networks.warm_up else None,
+            balance=networks.balance,
+        ),
         images=images.train.images,
-        balance=networks.balance,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +15,31 @@ import lightning as L
 import timm
 import torch
 import torchvision
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import reldistill
 from reldistill.core.checks import UserError
+from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
+from reldistill.core.safe_files import write_text
 from reldistill.core.types import OUTPUTS
 from reldistill.data.images import Images
 from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
-from reldistill.networks.saved import BEST_WEIGHTS, LAST_WEIGHTS, OpenedNetwork, write_weights
+from reldistill.networks.saved import OpenedNetwork, write_weights
 from reldistill.report.record import DataRecord, NetworkRecord, RunRecord, TermRecord, write_record
 from reldistill.report.run.render import render_html
-from reldistill.runs.folders import command_line, now
+from reldistill.runs.folders import command_line, now, rank
 from reldistill.runs.opening import Teacher
 from reldistill.runs.relation_pictures import write_relation_pictures
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
 from reldistill.tasks.base import AnyTask, FinishedRun
-from reldistill.training.checkpoint import BEST, LAST, unpack
-from reldistill.training.keeper import RunKeeper
+from reldistill.training.checkpoint import BEST, LAST, restore_weights, unpack
+from reldistill.training.keeper import METRICS_FILE, RunKeeper, metrics_csv
 from reldistill.training.module import DistillationModule
+from reldistill.training.progress import say
 from reldistill.training.settings import TrainSettings
+from reldistill.training.signals import usr1_ends_training
 from reldistill.training.teacher_cache import TeacherCache
 from reldistill.training.trainer import Loaders, make_trainer, resolve_precision
 
@@ -47,7 +54,7 @@ class Run:
         task: what the images are labelled for.
         settings: what the run was told, for the record.
         out: its folder.
-        resume: continue from the checkpoint that is there.
+        previous: the record that is there, of this run before it was cut short; None for a new run.
         student: the student as it was opened.
         teacher: the teacher; None for the student alone.
         method: the method's name.
@@ -56,7 +63,7 @@ class Run:
     task: AnyTask
     settings: dict[str, Any]
     out: Path
-    resume: bool
+    previous: RunRecord | None
     student: OpenedNetwork
     teacher: Teacher | None = None
     method: str = "none"
@@ -75,7 +82,9 @@ def fit(
         cache: what the teacher says of the training images; None to ask it at every step.
 
     Raises:
-        UserError: when the loss stops being finite, or the machine lacks what `training` asks for.
+        UserError: when the loss stops being finite, the machine lacks what `training` asks for, or a run that is
+            continued began with other images or weights.
+        SystemExit: 128 + the signal's number, after a checkpoint, where SIGTERM or SIGUSR1 ends the training.
     """
     precision = resolve_precision(training.precision, training.accelerator)
     run = dataclasses.replace(run, student=_as_built(run.student, distiller))
@@ -83,15 +92,21 @@ def fit(
     module.teacher_cache = cache
     images.train.cycle_views(cache.views if cache else None, seed=cache.seed if cache else 0)
     record = _record(run, module, images, precision=precision)
+    if run.previous is not None:
+        _refuse_other_inputs(run.previous, record, out=run.out)
     keeper = _keeper(run, record, images, training)
     label = run.method if run.teacher else run.student.card.name
     trainer = make_trainer(training, precision=precision, out=run.out, keeper=keeper, label=label)
     if trainer.is_global_zero:
         write_record(run.out, record)
     with contextlib.closing(images.train), contextlib.closing(images.val):
-        with _stopped_on_error(record, run.out, trainer):
+        loaders = Loaders(keeper, images)
+        with usr1_ends_training() as signals, _stopped_on_error(record, run.out, trainer, signals):
             if keeper.epochs_left > 0:
-                trainer.fit(module, datamodule=Loaders(keeper, images))
+                trainer.fit(module, datamodule=loaders)
+            else:  # killed after its last epoch: what is drawn is what that epoch left
+                restore_weights(unpack(run.out / LAST), module)
+                trainer.validate(module, datamodule=loaders, verbose=False)
         if trainer.is_global_zero:
             _finish(run, record, module, images)
         trainer.strategy.barrier()  # what comes next may read the folder
@@ -99,7 +114,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _stopped_on_error(record: RunRecord, out: Path, trainer: L.Trainer) -> Any:
+def _stopped_on_error(record: RunRecord, out: Path, trainer: L.Trainer, signals: Sequence[int]) -> Iterator[None]:
     """The record says so where training ends by an error; a user's error names the last good checkpoint."""
     try:
         yield
@@ -110,9 +125,27 @@ def _stopped_on_error(record: RunRecord, out: Path, trainer: L.Trainer) -> Any:
         if isinstance(error, UserError):
             where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
             raise UserError(f"{error}{where}") from error
+        if isinstance(error, SIGTERMException):
+            say("stopped by a signal: the same command with --resume continues from the last checkpoint")
+            raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM)) from error
         if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer makes SystemExit of it
             raise KeyboardInterrupt from error
         raise
+
+
+def _refuse_other_inputs(before: RunRecord, now: RunRecord, *, out: Path) -> None:
+    """UserError where images or starting weights are not those that the run began with."""
+    changed = {f"the images of {now.data.name}": (before.data.fingerprint, now.data.fingerprint)}
+    for role in ("student", "teacher"):
+        was, is_now = getattr(before, role), getattr(now, role)
+        if was is not None and is_now is not None:
+            changed[f"the {role}'s weights ({is_now.pretrained})"] = was.weights_sha256, is_now.weights_sha256
+    for what, (was, is_now) in changed.items():
+        if was != is_now:
+            raise UserError(
+                f"{what} have changed since the run in {out} began (from {str(was)[:16]} to {str(is_now)[:16]}): bring "
+                f"them back, or give another --out"
+            )
 
 
 def _keeper(run: Run, record: RunRecord, images: Images, training: TrainSettings) -> RunKeeper:
@@ -125,8 +158,18 @@ def _keeper(run: Run, record: RunRecord, images: Images, training: TrainSettings
         validate_every=training.validate_every,
         patience=training.patience,
         checkpoint_every=training.checkpoint_every,
-        resume=unpack(run.out / LAST) if run.resume and (run.out / LAST).is_file() else None,
+        resume=None if run.previous is None else _checkpoint(run.out),
     )
+
+
+def _checkpoint(out: Path) -> dict[str, Any] | None:
+    """What a killed run left; its best weights are looked at now, and not when all epochs are done."""
+    if not (out / LAST).is_file():
+        return None
+    state = unpack(out / LAST)
+    if state["position"]["result"]["best_epoch"] is not None:
+        unpack(out / BEST)
+    return state
 
 
 def _as_built(student: OpenedNetwork, distiller: Distiller) -> OpenedNetwork:
@@ -141,7 +184,7 @@ def _as_built(student: OpenedNetwork, distiller: Distiller) -> OpenedNetwork:
 def _module(distiller: Distiller, images: Images, training: TrainSettings, *, task: AnyTask) -> DistillationModule:
     name, defaults = training.optimizer, task.defaults
     if name == "auto":
-        stages = distiller.student.stages(images.image_size)  # type: ignore[operator]
+        stages = distiller.student.stages(images.image_size)
         name = "adamw" if stages and stages[-1].kind == "tokens" else "sgd"
     if training.channels_last:
         distiller.to(memory_format=torch.channels_last)
@@ -173,9 +216,17 @@ def _finish(run: Run, record: RunRecord, module: DistillationModule, images: Ima
         network = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         record.result.weights[file] = write_weights(run.out / file, network, card)
     _draw(run, module, images)
+    write_text(run.out / METRICS_FILE, metrics_csv(record.history))
     record.status = "finished"
     write_record(run.out, record)
     render_html([run.out], run.out / REPORT_FILE)
+
+
+def with_report(finished: RunRecord, out: Path) -> RunRecord:
+    """A finished run's record; its report is written where the run was killed just before."""
+    if rank() == 0 and not (out / REPORT_FILE).is_file():
+        render_html([out], out / REPORT_FILE)
+    return finished
 
 
 def _draw(run: Run, module: DistillationModule, images: Images) -> None:
@@ -213,7 +264,7 @@ def _drawn_levels(run: Run, distiller: Distiller, teacher: OpenedNetwork, images
         if isinstance(term, Term) and term.looks_inside:
             inside = [[p for p in places if p not in OUTPUTS] for places in (term.student_places, term.teacher_places)]
             return inside[0][place], inside[1][place]
-    stages = [network.stages(images.image_size) for network in (distiller.student, teacher.extractor)]  # type: ignore[operator]
+    stages = [network.stages(images.image_size) for network in (distiller.student, teacher.extractor)]
     return (stages[0][place].name, stages[1][place].name) if all(stages) else None
 
 

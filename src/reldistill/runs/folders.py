@@ -2,37 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from reldistill.core.checks import UserError
-from reldistill.report.record import RECORD_FILE, RunRecord, read_record
+from reldistill.core.run_files import RECORD_FILE
+from reldistill.report.record import RunRecord, read_record
 from reldistill.training.settings import DEFAULTS
 
+_LOCK = ".lock"
 MAY_CHANGE_ON_RESUME = {"devices", "nodes", "accelerator", "workers", "wandb", "checkpoint_every", "download"}
 
 
-def claim_folder(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | None:
-    """The record that is in the folder; UserError where it belongs to another run and would be overwritten."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+@contextlib.contextmanager
+def claimed(out: Path, settings: dict[str, Any], *, resume: bool) -> Iterator[RunRecord | None]:
+    """A run's folder for this run alone; the record that is in it, or None.
+
+    Raises:
+        UserError: another run is in it and would be overwritten, or another process is working in it.
+    """
+    if rank():
         # The first process has looked at the folder, and has begun to write into it.
         found = read_record(out) if (out / RECORD_FILE).is_file() else None
-        return found if found and found.status == "finished" else None
-    make_folder(out)
+        yield found if found and found.status == "finished" else None
+        return
+    refuse_among_data(out, settings["data"])
+    with locked(out):
+        yield _previous(out, settings, resume=resume)
+
+
+def _previous(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | None:
     if not (out / RECORD_FILE).is_file():
         return None
     if not resume:
-        raise UserError(f"{out} already holds a run: go on with it by --resume, or give another --out")
+        raise UserError(f"{out} already holds a run: continue it with --resume, or give another --out")
     for half_written in out.glob(".*.part"):
         half_written.unlink(missing_ok=True)
     record = read_record(out)
     refuse_changes(record.settings, settings, what=f"the run in {out}")
     return record
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """A folder that can be written to, made if need be, for this process alone.
+
+    Where nothing has been written when an error ends it, the folders that were made for it are gone again.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    make_folder(out)
+    lock = FileLock(out / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is working in {out}: wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        (out / _LOCK).unlink(missing_ok=True)
+        lock.release()
+        with contextlib.suppress(OSError):  # the first that holds something ends it
+            for folder in made:
+                folder.rmdir()
+
+
+def refuse_among_data(out: Path, data: str) -> None:
+    """UserError where what is written would be read as data the next time."""
+    for text in (data, data.partition(":")[2]):
+        folder = Path(text).expanduser()
+        if text and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--out {out} lies in the folder of the data, {folder}: give another --out")
 
 
 def refuse_changes(before: Mapping[str, Any], settings: Mapping[str, Any], *, what: str) -> None:
@@ -45,6 +92,11 @@ def refuse_changes(before: Mapping[str, Any], settings: Mapping[str, Any], *, wh
                 f"{what} was started with {name} = {was}, not {value}: resume it as it was started, or give another "
                 f"--out"
             )
+
+
+def rank() -> int:
+    """This process's number among those of a run, as far as the environment tells."""
+    return next((int(os.environ[n]) for n in ("RANK", "LOCAL_RANK", "NODE_RANK") if os.environ.get(n)), 0)
 
 
 def make_folder(out: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from reldistill.core.checks import UserError
 from reldistill.core.types import Evaluator
-from reldistill.core.types import Task as Objective
 from reldistill.data.images import Images
+from reldistill.methods.build import Objective
 from reldistill.networks.saved import OpenedNetwork, run_folder
 from reldistill.tasks.base import AnyTask, task_of
 from reldistill.training.progress import say

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reldistill.core.safe_files import write_arrays
-from reldistill.core.types import Batch, Features
+from reldistill.core.types import Batch, ClassLabels, Features
 from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
@@ -49,8 +49,8 @@ def write_relation_pictures(
         "classes": np.array(classes),
         "level": np.array(":".join(levels)),
     }
-    if batch.labels is not None:
-        drawn["labels"] = batch.labels[:images].cpu().numpy()
+    if isinstance(batch.targets, ClassLabels):
+        drawn["labels"] = batch.targets.labels[:images].cpu().numpy()
     for name, network, level in (("student", student.eval(), levels[0]), ("teacher", teacher.eval(), levels[1])):
         features: Features = network(batch.images, levels=(level,), logits=False, pooled=False)
         feature_map = features.levels[level].float()

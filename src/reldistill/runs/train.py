@@ -8,8 +8,8 @@ import lightning as L
 
 from reldistill.methods.build import build_distiller
 from reldistill.report.record import RunRecord
-from reldistill.runs.fit import Run, fit
-from reldistill.runs.folders import claim_folder
+from reldistill.runs.fit import Run, fit, with_report
+from reldistill.runs.folders import claimed
 from reldistill.runs.opening import read_images
 from reldistill.tasks.base import task_of
 from reldistill.training.settings import DataSettings, ModelSettings, TrainSettings, flat_settings
@@ -32,25 +32,24 @@ def train(
     """
     training = training.for_task(data.task)
     settings = flat_settings(data, network, training)
-    previous = claim_folder(out, settings, resume=resume)
-    if previous is not None and previous.status == "finished":
-        return previous
-    task, images = task_of(data), read_images(data, training)
-    L.seed_everything(training.seed, verbose=False)
-    student = task.open(
-        network.model,
-        role="student",
-        images=images,
-        weights=network.model_weights,
-        pretrained=network.model_pretrained,
-        arguments=network.model_arguments,
-    )
-    distiller = build_distiller(
-        "none",
-        student=student.extractor,
-        teacher=None,
-        image_size=images.image_size,
-        task=task.objective(training, images),
-    )
-    run = Run(task, settings, out=out, resume=resume, student=student)
-    return fit(run, distiller, images, training)
+    with claimed(out, settings, resume=resume) as previous:
+        if previous is not None and previous.status == "finished":
+            return with_report(previous, out)
+        task, images = task_of(data), read_images(data, training)
+        L.seed_everything(training.seed, verbose=False)
+        student = task.open(
+            network.model,
+            role="student",
+            images=images,
+            weights=network.model_weights,
+            pretrained=network.model_pretrained,
+            arguments=network.model_arguments,
+        )
+        distiller = build_distiller(
+            "none",
+            student=student.extractor,
+            image_size=images.image_size,
+            task=task.objective(training, images),
+        )
+        run = Run(task, settings, out=out, previous=previous, student=student)
+        return fit(run, distiller, images, training)

@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reldistill.core.types import OUTPUTS, Batch, Boxes, Features, StepOutput, Task
+from reldistill.core.checks import UserError
+from reldistill.core.types import TEACHER, Batch, Features, FeatureSource, StepOutput, Targets, Task, Wanted
 from reldistill.step.balance import Balance
 from reldistill.step.term import Place, Term, value_at
-
-if TYPE_CHECKING:
-    from reldistill.core.types import FeatureSource
 
 TASK = "task"
 
 
 class Distiller(nn.Module):
-    """Teacher, student, adapters, terms and task as one module without optimiser, device or logger.
+    """Teachers, student, adapters, terms and task as one module without optimiser, device or logger.
 
-    The teacher stays frozen and in eval mode whatever `train()` says, and no gradient reaches it. Each network is asked
-    only for what the active terms need.
+    The teachers stay frozen and in eval mode whatever is called on them, and no gradient reaches them. Each network is
+    asked only for what the active terms need, one teacher after the other.
 
     Args:
         student: says Features of images, and is trained.
-        teacher: says Features of images; None where there are no terms.
-        terms: what the student is to take over from the teacher.
-        adapters: name → learnable layer on a student's tensor, as the terms name them. One that takes `teacher` by
-            keyword is given the teacher's tensor, to fit the size that it has in this batch.
+        teachers: name → says Features of images; empty where there are no terms. With more than one, every part's name
+            begins with its teacher's: `large.kd`.
+        terms: what the student is to take over from the teachers; each names its teacher.
+        adapters: name → learnable layer on a student's tensor, as the terms name them. One with the class attribute
+            `wants_teacher = True` is given the teacher's tensor by the keyword `teacher`, to fit its size.
         task: the student's own loss.
         task_weight: its weight.
         balance: finds the parts' weights while training; None for fixed ones.
 
     Raises:
-        ValueError: when there are terms but no teacher, or a term names an adapter that is not there.
+        ValueError: when a term names a teacher or an adapter that is not there, or a teacher and the student share a
+            module or a parameter.
     """
+
+    student: FeatureSource
 
     def __init__(
         self,
-        student: nn.Module,
-        teacher: nn.Module | None,
+        student: FeatureSource,
+        teachers: Mapping[str, FeatureSource],
         *,
         terms: Sequence[Term],
         adapters: Mapping[str, nn.Module],
@@ -52,15 +53,17 @@ class Distiller(nn.Module):
         balance: Balance | None = None,
     ) -> None:
         super().__init__()
-        if terms and teacher is None:
-            raise ValueError(f"term '{terms[0].name}' needs a teacher")
-        for term in terms:
-            if term.adapter is not None and term.adapter not in adapters:
-                raise ValueError(f"term '{term.name}' names adapter '{term.adapter}', which is not among {[*adapters]}")
+        _check_terms(terms, teachers=teachers, adapters=adapters)
+        for name, teacher in teachers.items():
+            _check_apart(student, teacher, name=name)
         self.student = student
-        self.teacher = teacher
-        if teacher is not None:
-            teacher.requires_grad_(False)
+        several = len(teachers) > 1
+        # One teacher's weights are found where they have always been in a saved state.
+        self._teachers = {name: f"{TEACHER}_{_key(name)}" if several else TEACHER for name in teachers}
+        for name, teacher in teachers.items():
+            self.add_module(self._teachers[name], teacher.requires_grad_(False))
+        for term in terms:
+            term.prefix = f"{term.teacher_name}." if several else ""
         self.terms = nn.ModuleList(terms)
         self.adapters = nn.ModuleDict({_key(name): adapter for name, adapter in adapters.items()})
         self.task = task
@@ -70,51 +73,46 @@ class Distiller(nn.Module):
         self.balance = balance
         self.train(self.training)
 
+    @property
+    def teachers(self) -> dict[str, FeatureSource]:
+        """Every teacher by name."""
+        return {name: getattr(self, attribute) for name, attribute in self._teachers.items()}
+
     def train(self, mode: bool = True) -> Distiller:
-        """Set training mode for everything but the teacher."""
+        """Set training mode for everything but the teachers."""
         super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
+        for teacher in self.teachers.values():
+            teacher.eval()
         return self
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters of student, adapters and losses: what an optimiser is given."""
-        return [p for p in self.parameters() if p.requires_grad]
+        frozen = {id(p) for teacher in self.teachers.values() for p in teacher.parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in frozen]
 
     def export(self) -> nn.Module:
-        """The bare student network: a copy on the CPU in eval mode, without teacher, adapters or hooks."""
-        network = getattr(self.student, "network", self.student)
-        return copy.deepcopy(network).cpu().eval()
+        """The bare student network: a copy on the CPU in eval mode, without teachers, adapters or hooks."""
+        return copy.deepcopy(self.student.network).cpu().eval()
 
-    def forward(self, batch: Batch | Sequence[Tensor], *, progress: float = 1.0) -> StepOutput:
+    def forward(self, batch: Batch | Sequence[Any], *, progress: float = 1.0) -> StepOutput:
         """The step's losses.
 
         Args:
-            batch: images in [0, 1] (or as the student's and teacher's own preparation expects them) with labels; as a
-                Batch, or as the pair that a data loader gives.
+            batch: images in [0, 1] (or as the networks' own preparation expects them) with the task's targets; a pair
+                (images, labels) counts as one.
             progress: fraction of training done, for the terms' curricula.
         """
-        if not isinstance(batch, Batch):
-            images, labels = batch
-            batch = Batch(images, labels)
+        batch = Batch.of(batch)
         terms = [term for term in self._terms() if term.is_active(progress)]
-        student = _ask(
-            self.student,
-            batch.images,
-            (place for t in terms for place in t.student_places),
-            logits=True,
-            boxes=batch.boxes,
-        )
+        places = (place for term in terms for place in term.student_places)
+        student = self.student.ask(batch.images, Wanted.at(places, logits=True), targets=batch.targets)
         parts: dict[str, Tensor] = {}
         if self.task_weight:
             parts[TASK] = self.task_weight * self.task(student, batch)
         if terms:
-            teacher = batch.teacher
-            if teacher is None:
-                teacher = self.ask_teacher(batch.images, terms, boxes=batch.boxes, proposals=student.proposals)
             found: dict[str, Tensor] = {}
             scales: dict[str, float] = {}
-            for term, values in self._term_values(terms, student, teacher, batch, progress):
+            for term, values in self._term_values(terms, student, self._said(terms, batch, student), batch, progress):
                 for name, value in values.items():
                     found[name] = found[name] + value if name in found else value
                 scales |= term.scales(progress)
@@ -134,36 +132,52 @@ class Distiller(nn.Module):
         images: Tensor,
         terms: Sequence[Term] | None = None,
         *,
-        boxes: Boxes | None = None,
+        name: str = TEACHER,
+        targets: Targets | None = None,
         proposals: tuple[Tensor, ...] = (),
     ) -> dict[str, Tensor]:
-        """What the teacher says of images, by the places that the terms look at: (B, …) each.
+        """What a teacher says of images, by the places that its terms look at: (B, …) each.
 
         Args:
             images: (B, 3, H, W), as in a Batch.
             terms: which terms'; by default all.
-            boxes: the objects in the images, where there are any.
+            name: which teacher.
+            targets: what the images are labelled with: a detector's say how far each image reaches in its padding.
             proposals: what a two-stage student proposed in each image, for the teacher to score.
         """
-        assert self.teacher is not None
-        terms = self._terms() if terms is None else terms
+        terms = [t for t in (self._terms() if terms is None else terms) if t.teacher_name == name]
         places = [place for term in terms for place in term.teacher_places]
-        features = _ask(self.teacher, images, places, logits=False, boxes=boxes, proposals=proposals)
-        return {place: value_at(features, place) for t in terms for place in t.teacher_places}
+        teacher = self.teachers[name].eval()  # someone may have called train() on it, or on a part of it
+        features = teacher.ask(images, Wanted.at(places, proposals=proposals), targets=targets)
+        return {place: value_at(features, place) for place in places}
+
+    def _said(self, terms: Sequence[Term], batch: Batch, student: Features) -> dict[str, Mapping[str, Tensor]]:
+        """What each teacher that the terms look at says, from the batch where it is there."""
+        said: dict[str, Mapping[str, Tensor]] = {}
+        for name in dict.fromkeys(term.teacher_name for term in terms):
+            said[name] = batch.teachers.get(name) or self.ask_teacher(
+                batch.images, terms, name=name, targets=batch.targets, proposals=student.proposals
+            )
+        return said
 
     def _term_values(
-        self, terms: Sequence[Term], student: Features, teacher: Mapping[str, Tensor], batch: Batch, progress: float
+        self,
+        terms: Sequence[Term],
+        student: Features,
+        said: Mapping[str, Mapping[str, Tensor]],
+        batch: Batch,
+        progress: float,
     ) -> Iterable[tuple[Term, dict[str, Tensor]]]:
-        adapted: dict[tuple[str, Place], Any] = {}
+        adapted: dict[tuple[str, Place, tuple[Any, ...]], Any] = {}
         for term in terms:
-            tensor, theirs = value_at(student, term.student), term.of_teacher(teacher)
+            tensor, theirs = value_at(student, term.student), term.of_teacher(said[term.teacher_name])
             if term.adapter is not None:
-                key = (term.adapter, term.student)
+                adapter = self.adapters[_key(term.adapter)]
+                fits = getattr(adapter, "wants_teacher", False)
+                key = (term.adapter, term.student, (term.teacher_name, term.teacher_now) if fits else ())
                 if key not in adapted:
-                    adapter = self.adapters[_key(term.adapter)]
                     given = tensor if isinstance(tensor, tuple) else (tensor,)
-                    more = {"teacher": theirs} if "teacher" in inspect.signature(adapter.forward).parameters else {}
-                    adapted[key] = adapter(*given, **more)
+                    adapted[key] = adapter(*given, **({"teacher": theirs} if fits else {}))
                 tensor = adapted[key]
             yield term, term(tensor, theirs, batch=batch, progress=progress)
 
@@ -181,25 +195,28 @@ class Distiller(nn.Module):
         return list(self.terms)  # type: ignore[arg-type]
 
 
-def _ask(
-    network: nn.Module | FeatureSource,
-    images: Tensor,
-    places: Iterable[str],
-    *,
-    logits: bool,
-    boxes: Boxes | None = None,
-    proposals: tuple[Tensor, ...] = (),
-) -> Features:
-    wanted = dict.fromkeys(places)
-    levels = tuple(p for p in wanted if p not in OUTPUTS)
-    # What few networks have is asked for only where it is wanted.
-    more = {name: True for name in ("distilled", "dense", "scores") if name in wanted}
-    objects: dict[str, Any] = {} if boxes is None else {"boxes": boxes}
-    if proposals and "scores" in wanted:
-        objects["proposals"] = proposals
-    return network(
-        images, levels=levels, logits=logits or "logits" in wanted, pooled="pooled" in wanted, **more, **objects
-    )
+def _check_terms(terms: Sequence[Term], *, teachers: Mapping[str, Any], adapters: Mapping[str, Any]) -> None:
+    for term in terms:
+        if not teachers:
+            raise ValueError(f"term '{term.name}' needs a teacher")
+        if term.teacher_name not in teachers:
+            raise ValueError(
+                f"term '{term.name}' looks at teacher '{term.teacher_name}', which is not among {', '.join(teachers)}"
+            )
+        if term.adapter is not None and term.adapter not in adapters:
+            raise ValueError(f"term '{term.name}' names adapter '{term.adapter}', which is not among {[*adapters]}")
+
+
+def _check_apart(student: nn.Module, teacher: nn.Module, *, name: str) -> None:
+    """UserError where what is trained is also part of a teacher, which must stay as it is."""
+    ours = {id(part): path for path, part in (*student.named_modules(), *student.named_parameters())}
+    for _, part in (*teacher.named_modules(), *teacher.named_parameters()):
+        if id(part) in ours:
+            what = f"'{ours[id(part)]}'" if ours[id(part)] else "the whole network"
+            raise UserError(
+                f"the student shares {what} with its teacher '{name}', which must stay as it is: give the student a "
+                f"copy of its own (copy.deepcopy)"
+            )
 
 
 def _key(name: str) -> str:

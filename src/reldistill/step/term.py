@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from reldistill.core.types import OUTPUTS, Batch, Features
+from reldistill.core.types import OUTPUTS, TEACHER, Batch, ChoosesPlace, Features, Loss, LossInParts
 from reldistill.step.curriculum import Curriculum
 
 Place = str | tuple[str, ...]
-_OF_THE_BATCH: dict[str, Callable[[Batch], Tensor | None]] = {
-    "labels": lambda batch: batch.labels,
-    "indices": lambda batch: batch.indices,
-    "boxes": lambda batch: None if batch.boxes is None else batch.boxes.in_frame(*batch.images.shape[-2:]),
-}
 
 
 class Term(nn.Module):
@@ -24,18 +18,15 @@ class Term(nn.Module):
 
     Args:
         name: what its value is called, e.g. `kd`. A loss with several parts gives `name.part` for each.
-        loss: (student tensor, teacher tensor) → scalar; with several parts, `loss.parts(student, teacher, names=…)` →
-            part name → unweighted scalar, for the names asked for. What it takes by the keywords `labels` and `indices`
-            comes from the Batch, and so do `boxes`, (B, n, 4) as `Boxes.in_frame` has them; `progress` is the fraction
-            of training done.
+        loss: (student tensor, teacher tensor) → scalar; see `core.types.Loss` for what it can declare.
         student: `logits`, `pooled`, `distilled`, `dense`, `scores`, or the name of a level of the student; several of
             them, as a tuple, for a loss that takes a tuple of tensors.
-        teacher: the same for the teacher. A loss with a method `chosen()`, the number of a place, looks at that one of
-            them only, so that the teacher's forward pass can stop there.
+        teacher: the same for the teacher. A loss that `ChoosesPlace` looks at one of them at a time.
         weights: the weight; for a loss with several parts, part name → weight. A part without one is left out.
         adapter: name of the Distiller's adapter that shapes the student's tensor, or None. It is called with the
             tensors of all the student's places.
         curriculum: factor on the weights over the course of training.
+        teacher_name: which of a Distiller's teachers.
 
     Raises:
         ValueError: when weights and loss do not go together.
@@ -44,16 +35,17 @@ class Term(nn.Module):
     def __init__(
         self,
         name: str,
-        loss: nn.Module,
+        loss: Loss,
         *,
         student: Place,
         teacher: Place,
         weights: float | Mapping[str, float],
         adapter: str | None = None,
         curriculum: Curriculum | None = None,
+        teacher_name: str = TEACHER,
     ) -> None:
         super().__init__()
-        if isinstance(weights, Mapping) != hasattr(loss, "parts"):
+        if isinstance(weights, Mapping) != isinstance(loss, LossInParts):
             raise ValueError(f"{name}: a loss with parts takes a weight for each part, any other loss takes one number")
         self.name = name
         self.loss = loss
@@ -62,9 +54,10 @@ class Term(nn.Module):
         self.weights = dict(weights) if isinstance(weights, Mapping) else {"": float(weights)}
         self.adapter = adapter
         self.curriculum = curriculum
-        taken = inspect.signature(loss.parts if hasattr(loss, "parts") else loss.forward).parameters  # type: ignore[arg-type]
-        self._of_the_batch = [name for name in _OF_THE_BATCH if name in taken]
-        self._takes_progress = "progress" in taken
+        self.teacher_name = teacher_name
+        self.prefix = ""  # of its parts' names, where a Distiller has several teachers
+        self.needs: tuple[str, ...] = tuple(getattr(loss, "needs", ()))
+        self.chooses_place = isinstance(loss, ChoosesPlace)
 
     @property
     def student_places(self) -> tuple[str, ...]:
@@ -74,7 +67,7 @@ class Term(nn.Module):
     @property
     def teacher_now(self) -> Place:
         """Where in the teacher it looks at this step."""
-        return self.teacher[self.loss.chosen()] if hasattr(self.loss, "chosen") else self.teacher  # type: ignore[operator]
+        return self.teacher[cast(ChoosesPlace, self.loss).chosen()] if self.chooses_place else self.teacher
 
     @property
     def teacher_places(self) -> tuple[str, ...]:
@@ -95,7 +88,7 @@ class Term(nn.Module):
     @property
     def named_weights(self) -> dict[str, float]:
         """Full part name → its weight."""
-        return {f"{self.name}.{part}" if part else self.name: weight for part, weight in self.weights.items()}
+        return {self._full(part): weight for part, weight in self.weights.items()}
 
     def factor(self, progress: float) -> float:
         """The curriculum's factor at that progress; 1 without a curriculum."""
@@ -122,29 +115,34 @@ class Term(nn.Module):
             progress: fraction of training done.
         """
         factor = self.factor(progress)
-        more: dict[str, Any] = self._taken_of(batch)
-        if self._takes_progress:
-            more["progress"] = progress
+        more = self._taken_of(batch, progress)
         if "" in self.weights:
-            return {self.name: self.weights[""] * factor * self.loss(student, teacher, **more)}
+            return {self._full(""): self.weights[""] * factor * self.loss(student, teacher, **more)}
         names = tuple(name for name, weight in self.weights.items() if weight)
-        parts = self.loss.parts(student, teacher, names=names, **more)  # type: ignore[operator]
+        parts = cast(LossInParts, self.loss).parts(student, teacher, names=names, **more)
         if set(parts) != set(names):
             raise ValueError(
                 f"{self.name}: weights for the parts {', '.join(names)}, but its loss has {', '.join(parts)}"
             )
-        return {f"{self.name}.{part}": self.weights[part] * factor * value for part, value in parts.items()}
+        return {self._full(part): self.weights[part] * factor * value for part, value in parts.items()}
 
-    def _taken_of(self, batch: Batch | None) -> dict[str, Tensor]:
-        taken = {}
-        for name in self._of_the_batch:
-            value = None if batch is None else _OF_THE_BATCH[name](batch)
-            if value is None:
-                raise ValueError(
-                    f"{self.name} needs the {name} of a batch: give Batch(images, labels, indices, boxes=…)"
-                )
-            taken[name] = value
+    def _full(self, part: str) -> str:
+        return f"{self.prefix}{self.name}.{part}" if part else f"{self.prefix}{self.name}"
+
+    def _taken_of(self, batch: Batch | None, progress: float) -> dict[str, Any]:
+        """What the loss needs beside the two tensors, by keyword."""
+        taken: dict[str, Any] = {}
+        for name in self.needs:
+            taken[name] = progress if name == "progress" else _of_the_batch(batch, name)
+            if taken[name] is None:
+                raise ValueError(f"{self.name} needs the {name} of a batch: give Batch(images, targets, indices)")
         return taken
+
+
+def _of_the_batch(batch: Batch | None, name: str) -> Tensor | None:
+    if batch is None or name == "indices":
+        return None if batch is None else batch.indices
+    return None if batch.targets is None else batch.targets.for_loss(name, batch.images)
 
 
 def value_at(features: Features, place: Place) -> Any:
@@ -153,6 +151,7 @@ def value_at(features: Features, place: Place) -> Any:
         return tuple(value_at(features, one) for one in place)
     if place in OUTPUTS:
         output = getattr(features, place)
-        assert output is not None, place
+        if output is None:
+            raise ValueError(f"the network was not asked for its {place}, or has none")
         return output
     return features.levels[place]

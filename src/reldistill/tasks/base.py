@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from reldistill.core.types import Batch, Evaluator
-    from reldistill.core.types import Task as Objective
     from reldistill.data.images import Images
+    from reldistill.methods.build import Objective, TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.training.settings import DataSettings, TrainSettings
@@ -131,7 +131,6 @@ class Task(Protocol[Read]):
         defaults: how it is trained where nobody says otherwise.
         drawn_level: which of several compared levels is drawn.
         keeps_teacher: whether what a teacher says of its images can be kept in a cache.
-        look: the one look at the test images.
     """
 
     name: str
@@ -144,6 +143,11 @@ class Task(Protocol[Read]):
     @property
     def look(self) -> type[Look[Read]]:
         """What a network did on the test images."""
+        ...
+
+    @property
+    def methods(self) -> TermSource:
+        """Which terms each method has: what `objective` carries too."""
         ...
 
     # Data ------------------------------------------------------------------------------------------------------------
@@ -163,6 +167,10 @@ class Task(Protocol[Read]):
         ...
 
     # Networks --------------------------------------------------------------------------------------------------------
+
+    def names_network(self, name: str) -> bool:
+        """Whether that is the name of a network that only this task can open."""
+        ...
 
     def claims_network(self, name: str) -> bool:
         """Whether only this task can open that network or that run's folder."""

@@ -7,6 +7,7 @@ and of the position in training. What is left are weights, optimiser, moving ave
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ def unpack(path: Path) -> dict[str, Any]:
         UserError: when the file can't be read, or was written by another version's format.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"its part {damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -63,11 +68,16 @@ def unpack(path: Path) -> dict[str, Any]:
     return state
 
 
+def restore_weights(state: dict[str, Any], module: DistillationModule) -> None:
+    """The weights and states of a checkpoint alone: what is evaluated and drawn depends on nothing else."""
+    teacher = {k: v for k, v in module.state_dict().items() if k not in state["module"]}
+    module.load_state_dict({**state["module"], **teacher})
+
+
 def restore(state: dict[str, Any], module: DistillationModule, trainer: L.Trainer) -> None:
     """Put a run back where a checkpoint left it; module and optimiser must have been made as they were then."""
     device = module.device
-    teacher = {k: v for k, v in module.state_dict().items() if k not in state["module"]}
-    module.load_state_dict({**state["module"], **teacher})
+    restore_weights(state, module)
     trainer.optimizers[0].load_state_dict(state["optimizer"])
     trainer.lr_scheduler_configs[0].scheduler.load_state_dict(state["scheduler"])
     trainer.precision_plugin.load_state_dict(state["precision"])

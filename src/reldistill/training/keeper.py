@@ -1,10 +1,11 @@
-"""What goes on around the steps of a run: its place in training, checkpoints, record, logs, early stop."""
+"""What happens around the steps of a run: its place in training, checkpoints, record, logs, early stop."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -14,12 +15,14 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 
+from reldistill.core.checks import UserError
 from reldistill.core.safe_files import write_bytes, write_text
 from reldistill.core.types import Batch
 from reldistill.report.record import Epoch, Result, RunRecord, result_of, write_record
 from reldistill.training.checkpoint import BEST, LAST, pack, restore
-from reldistill.training.module import DistillationModule
+from reldistill.training.module import DistillationModule, without_teacher
 
 _LOG_EVERY = 50
 METRICS_FILE = "metrics.csv"
@@ -66,7 +69,7 @@ class RunKeeper(L.Callback):
         validate_every: epochs from one look at the validation images to the next; the last epoch always has one.
         patience: epochs without a better validation accuracy after which the run ends; 0 for never.
         checkpoint_every: steps between checkpoints within an epoch; 0 for none.
-        resume: content of a checkpoint to go on from.
+        resume: content of a checkpoint to continue from.
     """
 
     def __init__(
@@ -161,7 +164,8 @@ class RunKeeper(L.Callback):
                 f"train/{name}": float(total) / pl_module.part_batches for name, total in pl_module.part_sums.items()
             }
             self._log(trainer, {**values, "lr": trainer.optimizers[0].param_groups[0]["lr"]})
-        if stepped and not last and self.checkpoint_every and self.steps % self.checkpoint_every == 0:
+        due = bool(self.checkpoint_every) and self.steps % self.checkpoint_every == 0
+        if stepped and not last and (due or trainer.received_sigterm):
             self._save(trainer, pl_module, best=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -178,6 +182,7 @@ class RunKeeper(L.Callback):
             train=pl_module.part_means(),
             val=dict(pl_module.evaluator.found) if self.validates else {},
         )
+        self._check_finite(pl_module, epoch)
         self.record.history.append(epoch)
         self._update_record(pl_module, trainer)
         self.epoch, self.batch, self._seconds, self._durations = self.epoch + 1, 0, 0.0, []
@@ -185,6 +190,16 @@ class RunKeeper(L.Callback):
         self._save(trainer, pl_module, best=self.record.result.best_epoch == epoch.epoch)
         trainer.should_stop = self.epochs_left == 0
         self._clock = time.perf_counter()
+
+    def _check_finite(self, module: DistillationModule, epoch: Epoch) -> None:
+        """UserError before anything is written of an epoch that left no usable network."""
+        bad = [name for name, value in epoch.val.items() if not math.isfinite(value)]
+        bad += [name for name, tensor in without_teacher(module.state_dict()).items() if not _is_finite(tensor)]
+        if bad:
+            raise UserError(
+                f"epoch {epoch.epoch} ended with values that are not finite ({', '.join(bad[:3])}): lower the learning "
+                f"rate, clip the gradient (--clip 1), or train with --precision 32-true"
+            )
 
     def _update_record(self, module: DistillationModule, trainer: L.Trainer) -> None:
         durations = self._durations[1:] or self._durations
@@ -244,6 +259,10 @@ def metrics_csv(history: list[Epoch]) -> str:
         values = [*(e.train.get(part, "") for part in parts), *(e.val.get(measure, "") for measure in measures)]
         writer.writerow([e.epoch, e.step, e.seconds, e.learning_rate, *values])
     return buffer.getvalue()
+
+
+def _is_finite(state: Any) -> bool:
+    return not isinstance(state, Tensor) or not state.is_floating_point() or bool(torch.isfinite(state).all())
 
 
 def _mix(*numbers: int) -> int:

@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch
+from reldistill.core.types import Batch, FeatureSource
 from reldistill.step.distiller import TASK, Distiller
 from reldistill.training.defaults import DEFAULTS, OptimizerName
 from reldistill.training.optimisers import Schedule, lr_factor, make_optimizer
 from reldistill.training.teacher_cache import TeacherCache
 
 _WATCH_EVERY = 50
-_TEACHER = "distiller.teacher."
+_TEACHERS = "distiller.teacher"
 
 
 class DistillationModule(L.LightningModule):
     """Trains a Distiller's student, and measures it (or its moving average) as its task says.
 
-    The teacher is never part of a checkpoint.
+    The teachers are never part of a checkpoint.
 
     Args:
-        distiller: teacher, student, terms and task.
+        distiller: teachers, student, terms and task.
         optimizer: `sgd` or `adamw`.
         lr: peak learning rate.
         weight_decay: by default 5e-4 (sgd), 0.05 (adamw).
@@ -85,9 +85,9 @@ class DistillationModule(L.LightningModule):
         self.notes: list[str] = []
 
     @property
-    def student(self) -> nn.Module:
+    def student(self) -> FeatureSource:
         """The student that is evaluated and saved: the moving average where there is one."""
-        return self.ema.module if self.ema is not None else self.distiller.student
+        return cast(FeatureSource, self.ema.module) if self.ema is not None else self.distiller.student
 
     @property
     def progress(self) -> float:
@@ -116,8 +116,7 @@ class DistillationModule(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Batch:
         """A Batch, or a pair (images, labels), on the device."""
-        batch = batch if isinstance(batch, Batch) else Batch(*batch)
-        return batch.to(device)
+        return Batch.of(batch).to(device)
 
     def on_train_epoch_start(self) -> None:
         """Start new epoch means, unless the epoch goes on after a resume."""
@@ -175,20 +174,19 @@ class DistillationModule(L.LightningModule):
         return dict(zip(names, means.tolist(), strict=True))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the teacher out."""
+        """Leave the teachers out."""
         checkpoint["state_dict"] = without_teacher(checkpoint["state_dict"])
         checkpoint["batches_done"] = self.batches_done
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the teacher from the module, which loaded it itself."""
-        mine = {k: v for k, v in self.state_dict().items() if k.startswith(_TEACHER)}
+        """Take the teachers from the module, which has them from elsewhere."""
+        mine = {k: v for k, v in self.state_dict().items() if k.startswith(_TEACHERS)}
         checkpoint["state_dict"] = {**mine, **checkpoint["state_dict"]}
         self.batches_done, self._goes_on = checkpoint["batches_done"], True
 
     def exported(self) -> nn.Module:
         """The bare student network on the CPU, of the moving average where there is one."""
-        student = self.student
-        return copy.deepcopy(getattr(student, "network", student)).cpu().eval()
+        return copy.deepcopy(self.student.network).cpu().eval()
 
     def _lr_factor(self) -> float:
         return lr_factor(self.progress, schedule=self.schedule, warm_up=self.lr_warm_up, milestones=self.milestones)
@@ -221,5 +219,5 @@ class DistillationModule(L.LightningModule):
 
 
 def without_teacher(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A module's state without its teacher's."""
-    return {k: v for k, v in state.items() if not k.startswith(_TEACHER)}
+    """A module's state without its teachers'."""
+    return {k: v for k, v in state.items() if not k.startswith(_TEACHERS)}

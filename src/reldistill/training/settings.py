@@ -28,7 +28,7 @@ class DataSettings:
         val_fraction: share of each class that is held out where the data bring no validation folder.
         hold_out_test: keep what would validate for a test that nothing is chosen by, and validate on val-fraction of
             each class of the training images.
-        skip_bad_images: go on without images that can't be read, and count them.
+        skip_bad_images: leave out images that can't be read, and count them.
         download: fetch the data set if it is not there.
         workers: processes that decode images which don't fit in memory; by default by the number of cores.
     """

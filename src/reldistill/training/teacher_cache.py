@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from reldistill.core.checks import UserError
 from reldistill.core.safe_files import write_text
-from reldistill.core.types import Batch
+from reldistill.core.types import TEACHER, Batch
 
 _CARD = "cache.json"
 _PRESENT = "present.u8"
@@ -103,7 +103,8 @@ class TeacherCache:
             batch: with indices.
             ask: images → name → (B, …), by the teacher itself.
         """
-        assert batch.indices is not None
+        if batch.indices is None:
+            raise ValueError("a teacher cache knows images by their indices: give Batch(images, targets, indices)")
         indices = batch.indices.cpu().numpy()
         there = self._present[self.view, indices].astype(bool)
         if there.any() and not self._checked:
@@ -111,7 +112,7 @@ class TeacherCache:
             self._check(self._read(indices[there], batch.images.device), ask(batch.images[known]))
         if not there.all():
             self._write(indices[~there], ask(batch.images[torch.from_numpy(~there)]))
-        return dataclasses.replace(batch, teacher=self._read(indices, batch.images.device))
+        return dataclasses.replace(batch, teachers={TEACHER: self._read(indices, batch.images.device)})
 
     def flush(self) -> None:
         """Put everything on disk, and only then say that it is there."""

@@ -124,3 +124,17 @@ def test_more_images_are_told_in_hundredths(make_record) -> None:
         record.data.val_images = 10_000
         record.result.score_last = accuracy
     assert line(records, "kd:").startswith("kd: +2.72 points over the student alone (95 % interval +1.67 to +3.77)")
+
+
+def test_a_teacher_as_good_as_the_student_alone_has_little_to_pass_on(make_record) -> None:
+    for score, said in ((75.0, True), (75.1, False)):
+        teacher = NetworkRecord("resnet20", 272_474, 32, "file", None, score)
+        text = verdict([make_record("none", hits=270), make_record("kd", hits=271, teacher=teacher)])
+        assert ("The teacher is no better than the student alone" in text) is said
+
+
+def test_chance_puts_no_more_than_all_outside_their_intervals(make_record) -> None:
+    for count, share in ((2, 10), (19, 95), (21, 100)):
+        records = [make_record("none", hits=330), *(make_record(f"m{i}", hits=331) for i in range(count))]
+        assert f"among {count} methods that gain nothing" in verdict(records)
+        assert f"in up to {share} % of such comparisons" in verdict(records)

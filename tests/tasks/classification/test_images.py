@@ -56,7 +56,7 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
 def test_the_real_archive(real_zip: str) -> None:
     data = load_images(real_zip, batch_size=64)
     assert data.classes == CLASSES
-    assert (data.image_size, data.native_size, data.in_memory, data.augment) == (32, (32, 32), True, "crop-flip")
+    assert (data.image_size, data.in_memory, data.augment) == (32, True, "crop-flip")
     assert (data.train.images, len(data.train), data.val.images, data.skipped) == (200, 3, 100, ())
     batch = next(iter(data.train))
     assert batch.images.shape == (64, 3, 32, 32)
@@ -123,7 +123,7 @@ def test_the_seed_moves_the_order_but_not_the_split(tmp_path: Path) -> None:
 
 def test_digits() -> None:
     data = load_images("digits", batch_size=64)
-    assert (data.image_size, data.native_size, data.augment, data.in_memory) == (32, (8, 8), "crop", True)
+    assert (data.image_size, data.augment, data.in_memory) == (32, "crop", True)
     assert data.train.images + data.val.images == 1797
     assert data.classes == tuple("0123456789")
     batch = next(iter(data.val))
@@ -138,7 +138,7 @@ def test_digits() -> None:
 )
 def test_the_default_size(tmp_path: Path, size: tuple[int, int], side: int, memory: bool) -> None:
     data = load_images(make_folder(tmp_path / "data", size=size), batch_size=4, workers=0)
-    assert (data.image_size, data.in_memory, data.native_size) == (side, memory, size)
+    assert (data.image_size, data.in_memory) == (side, memory)
 
 
 def test_one_larger_image_among_many_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,11 +297,11 @@ def tensors(side: int = 8) -> dict[str, Any]:
 def test_from_tensors() -> None:
     own = tensors()
     data = ImageData.from_tensors(**own, augment="none")
-    assert (data.image_size, data.native_size, data.classes, data.name) == (8, (8, 8), ("a", "b", "c"), "tensors")
+    assert (data.image_size, data.classes, data.name) == (8, ("a", "b", "c"), "tensors")
     assert torch.equal(torch.cat([b.images for b in data.val]), own["val_images"] / 255)
     for batch in data.train:
         assert torch.equal(batch.images, own["train_images"][batch.indices] / 255)
-        assert torch.equal(batch.labels, own["train_labels"][batch.indices])
+        assert torch.equal(batch.targets.labels, own["train_labels"][batch.indices])
     assert ImageData.from_tensors(**own).augment == "crop-flip"
     assert ImageData.from_tensors(**own, flips=False).augment == "crop"
     changed = tensors()

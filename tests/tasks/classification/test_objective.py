@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from reldistill.core.types import Batch, Features
+from reldistill.core.types import Batch, ClassLabels, Features
 from reldistill.tasks.classification.objective import Classification
 
 
 def batch(labels: list[int]) -> Batch:
-    return Batch(torch.zeros(len(labels), 3, 1, 1), torch.tensor(labels))
+    return Batch(torch.zeros(len(labels), 3, 1, 1), ClassLabels(torch.tensor(labels)))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

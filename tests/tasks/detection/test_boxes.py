@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from drawn_objects import drawn_batch
-from reldistill.core.types import Boxes
+from reldistill.tasks.detection.boxes import Boxes
 
 
 def test_boxes_in_a_frame_are_fractions_and_filled_up():
@@ -29,7 +29,7 @@ def test_a_batch_without_any_box():
 def test_drawn_boxes_lie_on_their_colours():
     """What the tests of detectors rely on."""
     batch = drawn_batch(2, side=96, inside=90)
-    for corners, label, image in zip(batch.boxes.corners, batch.boxes.labels, batch.boxes.images, strict=True):
+    for corners, label, image in zip(batch.targets.corners, batch.targets.labels, batch.targets.images, strict=True):
         left, top, right, bottom = corners.int().tolist()
         patch = batch.images[image, :, top:bottom, left:right]
         assert patch.amax(dim=(1, 2)).equal(patch.amin(dim=(1, 2)))

@@ -14,19 +14,21 @@ from torch import nn
 from drawn_objects import drawn_batch
 from reldistill.core.checks import UserError
 from reldistill.methods.build import build_distiller, build_terms
-from reldistill.methods.plan import plan_for
+from reldistill.methods.plan import Choices
 from reldistill.methods.table import METHODS
 from reldistill.networks.adapters import PyramidAdapter
 from reldistill.networks.extract import Extractor
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
+from reldistill.tasks.classification.objective import Classification
+from reldistill.tasks.detection.methods import TERMS
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
 from reldistill.tasks.detection.networks.plain_detectors import make_detector
 from reldistill.tasks.detection.objective import Detection
 
 SIDE = 128
 SSD = "ssdlite320_mobilenet_v3_large"
-ON_DETECTORS = [name for name, method in METHODS.items() if method.detect is not None]
+ON_DETECTORS = list(TERMS)
 
 TASK = Detection(("one", "two"))
 
@@ -50,7 +52,9 @@ def build(method: str, student: Any = "retinanet", teacher: Any = "retinanet", *
     """Of families, or of extractors; the teacher's levels are wider."""
     student = detector(student) if isinstance(student, str) else student
     teacher = detector(teacher, channels=64) if isinstance(teacher, str) else teacher
-    return build_distiller(method, student=student, teacher=teacher, image_size=SIDE, task=TASK, **more)
+    return build_distiller(
+        method, student=student, teacher=teacher, image_size=SIDE, task=TASK, choices=Choices(**more)
+    )
 
 
 def places(distiller: Distiller, name: str) -> list[tuple[Any, Any]]:
@@ -126,9 +130,9 @@ def test_levels_without_a_common_stride() -> None:
     fine = copy.deepcopy(student)
     fine.stages = lambda side: [level for level in student.stages(side) if level.name == "p3"]  # type: ignore
     with pytest.raises(UserError, match=r"\(p7\) and .* \(p3\) share no stride: say which levels to pair"):
-        plan_for(coarse, fine, SIDE).pairs()
+        TASK.methods.plan(coarse, fine, SIDE).pairs()
     with pytest.raises(UserError, match="share no level of 3x3 cells or more at 128x128: give larger images"):
-        plan_for(coarse, coarse, SIDE).pairs(smallest=3)
+        TASK.methods.plan(coarse, coarse, SIDE).pairs(smallest=3)
 
 
 def test_an_adapter_only_where_levels_differ_and_for_any_size() -> None:
@@ -157,7 +161,7 @@ def test_the_teacher_scores_the_students_proposals() -> None:
     torch.manual_seed(0)
     output = module(batch)
     proposals = output.student.proposals
-    said = module.ask_teacher(batch.images, boxes=batch.boxes, proposals=proposals)["scores"]
+    said = module.ask_teacher(batch.images, targets=batch.targets, proposals=proposals)["scores"]
     assert said.shape == output.student.scores.shape == (sum(map(len, proposals)), 4)
     expected = nn.functional.kl_div(
         output.student.scores.log_softmax(1), said.log_softmax(1), reduction="batchmean", log_target=True
@@ -169,7 +173,7 @@ def test_a_teacher_with_other_outputs_scores_the_data_s_classes() -> None:
     teacher = detector("retinanet", channels=64, num_outputs=91, outputs=(17, 3, 90))
     module = build("head_kd", teacher=teacher).train()
     batch = drawn_batch(2, side=SIDE)
-    said = module.ask_teacher(batch.images, boxes=batch.boxes)["scores"]
+    said = module.ask_teacher(batch.images, targets=batch.targets)["scores"]
     assert said.shape == module(batch).student.scores.shape
 
 
@@ -181,24 +185,25 @@ def test_scores_of_other_places_are_refused() -> None:
         build("head_kd", teacher=detector("retinanet", num_outputs=6))
 
 
-@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.detect is None])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in TERMS])
 def test_methods_that_are_for_classification(method: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"method '{method}' is for classification: for detectors there are none, fitn"
-    ):
+    with pytest.raises(UserError, match=rf"method '{method}' is not for detection: there are none, fitnets, "):
         build(method)
 
 
-def test_methods_that_are_for_detectors() -> None:
+def test_methods_and_networks_that_are_for_detection() -> None:
     network = Extractor(nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Flatten(), nn.LazyLinear(3)))
     network(torch.rand(1, 3, 32, 32))
-    for name in [name for name, one in METHODS.items() if one.build is None]:
-        with pytest.raises(
-            UserError, match=rf"method '{name}' is for detectors: for classification there are none, kd"
-        ):
-            build_terms(name, plan_for(network, network, 32))
-    with pytest.raises(UserError, match="is a detector and the student network none: both must be of a kind"):
-        plan_for(network, detector("fcos"), 32)
+    methods = Classification.methods
+    plan = methods.plan(network, network, 32)
+    for name in [name for name, one in METHODS.items() if one.terms is None]:
+        assert name in TERMS
+        with pytest.raises(UserError, match=rf"method '{name}' is not for classification: there are none, kd, dkd"):
+            build_terms(name, methods, plan)
+    with pytest.raises(UserError, match="the teacher fcos of 32 is not a network for classification: both must be of"):
+        methods.plan(network, detector("fcos"), 32)
+    with pytest.raises(UserError, match="the student network is not a network for detection: both must be of a kind"):
+        build("pkd", student=network)
 
 
 def test_bare_detectors_of_torchvision() -> None:
@@ -229,8 +234,23 @@ def test_balance_and_a_task_of_no_weight() -> None:
 
 def test_a_batch_without_boxes_says_what_is_missing() -> None:
     batch = drawn_batch(2)
-    bare = type(batch)(batch.images, None)
+    bare = type(batch)(batch.images)
     with pytest.raises(ValueError, match="the student says no losses: it must be a detector in training mode"):
         build("none")(bare)
     with pytest.raises(ValueError, match="fgd needs the boxes of a batch"):
         build("fgd", weights={"task": 0.0})(bare)
+
+
+@pytest.mark.parametrize(
+    ("family", "temperature", "weights"),
+    [
+        ("retinanet", 0.5, {"foreground": 1e-3, "background": 5e-4, "attention": 5e-4, "global": 5e-6}),
+        ("fcos", 0.8, {"foreground": 1.6e-3, "background": 8e-4, "attention": 8e-4, "global": 8e-6}),
+        ("fasterrcnn", 0.5, {"foreground": 5e-5, "background": 2.5e-5, "attention": 5e-5, "global": 5e-7}),
+    ],
+)
+def test_settings_of_fgd_are_its_authors(family: str, temperature: float, weights: dict[str, float]) -> None:
+    """Their configurations of RetinaNet, FCOS and Faster R-CNN, by the student's family."""
+    (term, *_) = build("fgd", family, "retinanet").terms
+    assert term.loss.temperature == temperature
+    assert term.weights == pytest.approx(weights)

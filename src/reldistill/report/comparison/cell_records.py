@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from reldistill.core.checks import UserError
-from reldistill.report.record import RECORD_FILE, RunRecord, encode, read_record
+from reldistill.core.run_files import RECORD_FILE
+from reldistill.report.record import RunRecord, encode, read_record
 
 TEST_FILE = "test.json"
 ARRAYS_FILE = "test.npz"

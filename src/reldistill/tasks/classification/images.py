@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median_low
 from typing import Any
 
 import torch
@@ -52,7 +51,6 @@ class ImageData:
         train: shuffled, augmented, complete batches only.
         val: every image once, in order.
         image_size: side of the square images of a Batch.
-        native_size: median (width, height) of the images as they came.
         skipped: names of bad images that were left out.
         fingerprint: 16 hex digits that change with the images' names, labels, file sizes (or pixels), split or size.
         augment: what is done to training images, `auto` resolved.
@@ -65,7 +63,6 @@ class ImageData:
     train: Loader
     val: Loader
     image_size: int
-    native_size: tuple[int, int]
     skipped: tuple[str, ...]
     fingerprint: str
     augment: str
@@ -132,7 +129,6 @@ class ImageData:
             name=name,
             classes=tuple(classes),
             image_size=side,
-            native_size=(side, side),
             skipped=(),
             train=Loader(train, training=True, **ranks),
             val=Loader(val, training=False, **ranks),
@@ -220,7 +216,6 @@ def load_images(
                 workers=processes(workers, batches=-(-len(samples) // batch_size), world_size=world_size),
             )
         loaders[split] = Loader(source, training=split == "train", **ranks)
-    sizes = [size for size in content.sizes if not isinstance(size, BadImage)]
     return ImageData(
         name=data,
         classes=splits.classes,
@@ -228,7 +223,6 @@ def load_images(
         val=loaders["val"],
         test=loaders.get("test"),
         image_size=side,
-        native_size=(median_low(w for w, _ in sizes), median_low(h for _, h in sizes)),
         skipped=skipped,
         fingerprint=fingerprint(splits, side),
         augment=how.word,

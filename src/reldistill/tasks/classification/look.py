@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from reldistill.core.types import Batch
+from reldistill.core.types import Batch, ClassLabels, Wanted
 from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.tasks.classification.images import ImageData
@@ -43,12 +43,11 @@ class ClassLook:
         for batch in test:
             batch = batch.to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-                said = extractor(batch.images, pooled=True)
-            assert said.logits is not None
-            assert said.pooled is not None
-            assert batch.indices is not None
+                said = extractor.ask(batch.images, Wanted(pooled=True))
+            if said.logits is None or said.pooled is None or batch.indices is None:
+                raise ValueError("a look needs logits, pooled vectors and the images' indices: give Batch all three")
             logits.append(said.logits.float().cpu().numpy())
-            labels.append(batch.classes.cpu().numpy())
+            labels.append(batch.targets_as(ClassLabels).labels.cpu().numpy())
             features.append(said.pooled.float().cpu().numpy()[np.isin(batch.indices.cpu().numpy(), self.shown)])
         self.logits, self.labels = np.concatenate(logits), np.concatenate(labels)
         self.features = np.concatenate(features)
@@ -102,7 +101,7 @@ class ClassLook:
         random = torch.Generator().manual_seed(0)
         pixels = torch.rand(_COUNTED, 3, images.image_size, images.image_size, generator=random)
         indices = torch.arange(_COUNTED)
-        return Batch(pixels, indices % len(images.classes), indices)
+        return Batch(pixels, ClassLabels(indices % len(images.classes)), indices)
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, *, bins: int = BINS) -> float:

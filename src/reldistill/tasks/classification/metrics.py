@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reldistill.core.safe_files import write_bytes
-from reldistill.core.types import Batch, FeatureSource
+from reldistill.core.types import Batch, ClassLabels, FeatureSource, Wanted
 from reldistill.relations.across_ranks import sum_over_ranks
 
 CORRECT_FILE = "val_correct.npy"
@@ -40,10 +40,12 @@ class Accuracy:
     @torch.no_grad()
     def update(self, network: FeatureSource, batch: Batch) -> None:
         """Measure one batch."""
-        logits = network(batch.images).logits
-        assert logits is not None
-        hits = logits.argmax(dim=1) == batch.classes
-        loss = functional.cross_entropy(logits.float(), batch.classes, reduction="sum")
+        logits = network.ask(batch.images, Wanted()).logits
+        if logits is None:
+            raise ValueError("the network gives no logits: classification measures class scores")
+        labels = batch.targets_as(ClassLabels).labels
+        hits = logits.argmax(dim=1) == labels
+        loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
         self._totals[0] += hits.sum()
         self._totals[1] += loss
         self._totals[2] += len(hits)

@@ -13,6 +13,7 @@ from reldistill.tasks.classification.reporting import REPORT
 from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.classification.images import ImageData
@@ -36,6 +37,13 @@ class ClassificationTask:
         from reldistill.tasks.classification.look import ClassLook
 
         return ClassLook
+
+    @property
+    def methods(self) -> TermSource:
+        """Of networks with levels and class scores."""
+        from reldistill.tasks.classification.objective import Classification
+
+        return Classification.methods
 
     def claims(self, data: str) -> bool:
         """Never by name: any folder may hold class folders."""
@@ -68,6 +76,10 @@ class ClassificationTask:
             f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images{test} of "
             f"{len(images.classes)} classes at {images.image_size}x{images.image_size}{skipped}"
         )
+
+    def names_network(self, name: str) -> bool:
+        """None of its own."""
+        return False
 
     def claims_network(self, name: str) -> bool:
         """None: its networks are those of the zoo, which any task may open."""

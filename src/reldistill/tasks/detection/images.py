@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median_low
 
 import torch
 
@@ -52,7 +51,6 @@ class DetectionData:
         val: every image once, in order, at its own size, with the ignored objects and all areas.
         image_size: the shorter side of training images (both sides where they are square).
         longest_size: what the longer side is kept within.
-        native_size: median (width, height) of the images as they came.
         skipped: names of bad images that were left out.
         fingerprint: 16 hex digits that change with the images' names, objects, file sizes or split.
         augment: what is done to training images, `auto` resolved.
@@ -68,7 +66,6 @@ class DetectionData:
     val: Loader
     image_size: int
     longest_size: int
-    native_size: tuple[int, int]
     skipped: tuple[str, ...]
     fingerprint: str
     augment: str
@@ -137,7 +134,6 @@ def load_detection(
     splits, skipped = _sound(parts, FileReader(store), counts, skip=skip_bad_images, quiet=rank > 0)
     check_counts(len(splits["train"]), len(splits["val"]), batch_size, rank, world_size, data)
     loaders = _loaders(splits, how, batch_size=batch_size, seed=seed, workers=workers, rank=rank, world_size=world_size)
-    sizes = [size for images in splits.values() for size in images.sizes.tolist()]
     made = DetectionData(
         name=data,
         layout=layout,
@@ -147,7 +143,6 @@ def load_detection(
         test=loaders.get("test"),
         image_size=side,
         longest_size=how.longest,
-        native_size=(median_low(w for w, _ in sizes), median_low(h for _, h in sizes)),
         skipped=skipped,
         fingerprint=fingerprint(splits, annotated.classes),
         augment=how.word,

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from reldistill.core.types import Batch, Boxes
+from reldistill.core.types import Batch
 from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.draws import draws
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.images import DetectionData
 from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
 from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, match
@@ -58,7 +59,7 @@ class BoxLook:
     @staticmethod
     def run_once(extractor: Any, side: int) -> None:
         """Boxes in a square image."""
-        extractor.detect(Batch(torch.rand(1, 3, side, side), None))
+        extractor.detect(Batch(torch.rand(1, 3, side, side)))
 
     @staticmethod
     def some_batch(images: DetectionData) -> Batch:
@@ -68,4 +69,4 @@ class BoxLook:
         indices = torch.arange(_COUNTED)
         corners = torch.tensor([[0.25, 0.25, 0.75, 0.75]]).repeat(_COUNTED, 1) * side
         sizes = torch.full((_COUNTED, 2), side)
-        return Batch(pixels, None, indices, boxes=Boxes(corners, indices % len(images.classes), indices, sizes))
+        return Batch(pixels, Boxes(corners, indices % len(images.classes), indices, sizes), indices)

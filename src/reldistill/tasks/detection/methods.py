@@ -1,4 +1,4 @@
-"""The terms of the methods between two detectors; `reldistill.methods.table` names them.
+"""The terms of the methods between two detectors, by the names of `reldistill.methods.table`.
 
 Each function takes a plan and returns its method's terms. Default weights are those of the papers or of common public
 implementations for detection, where there are any, for one-stage and two-stage students apart.
@@ -7,12 +7,13 @@ implementations for detection, where there are any, for one-stage and two-stage 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import LevelInfo
+from reldistill.core.types import TEACHER, FeatureSource, LevelInfo
 from reldistill.losses.cwd import CWD
 from reldistill.losses.fgd import FGD
 from reldistill.losses.fitnets import FitNets
@@ -22,9 +23,11 @@ from reldistill.losses.mgd import MGD
 from reldistill.losses.pkd import PKD
 from reldistill.losses.sekd import SEKD
 from reldistill.losses.serkd import SeRKD
-from reldistill.methods.plan import DetectorPlan
+from reldistill.methods.build import not_for
+from reldistill.methods.plan import DEFAULT_CHOICES, Choices
 from reldistill.step.term import Term
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
+from reldistill.tasks.detection.plan import DetectorPlan
 
 Weights = float | Mapping[str, float]
 
@@ -82,9 +85,8 @@ def fgd(plan: DetectorPlan) -> list[Term]:
 def serkd(plan: DetectorPlan) -> list[Term]:
     """Distances and angles between the superpixels of every level large enough, and its features."""
     loss = plan.loss("serkd", SeRKD)
-    assert isinstance(loss, SeRKD)
     # three superpixels make an angle
-    smallest = 2 * loss.cell
+    smallest = 2 * loss.settings.cell
     terms = _each_level(
         plan, "serkd", lambda teacher: loss, {"distance": 5.0, "angle": 10.0}, smallest=smallest, adapted=False
     )
@@ -107,6 +109,7 @@ def head_kd(plan: DetectorPlan) -> list[Term]:
             f"head_kd compares two RetinaNets, FCOS or Faster R-CNNs with the same anchors and classes: {student.name} "
             f"and {teacher.name} are not (fgd, pkd and sekd compare levels)"
         )
+    loss: nn.Module
     if student.two_stage:
         loss = plan.loss("head_kd", KD, {"temperature": 1.0, **plan.settings.get("head_kd", {})})
     else:
@@ -145,3 +148,47 @@ def _each_level(
         )
         for student, teacher in pairs
     ]
+
+
+TERMS: dict[str, Callable[[DetectorPlan], list[Term]]] = {
+    "none": none,
+    "fitnets": fitnets,
+    "cwd": cwd,
+    "mgd": mgd,
+    "serkd": serkd,
+    "sekd": sekd,
+    "fgd": fgd,
+    "pkd": pkd,
+    "head_kd": head_kd,
+}
+
+
+@dataclass(frozen=True)
+class DetectorTerms:
+    """Which terms there are between two detectors: see `methods.build.TermSource`."""
+
+    def wrap(self, network: nn.Module, *, name: str) -> DetectorExtractor:
+        """A DetectorExtractor around a detector of torchvision's; a DetectorExtractor as it is."""
+        if isinstance(network, FeatureSource) and not isinstance(network, DetectorExtractor):
+            raise UserError(f"the {name} {network.name} is not a network for detection: both must be of a kind")
+        return network if isinstance(network, DetectorExtractor) else DetectorExtractor(network, name=name)
+
+    def plan(
+        self,
+        student: FeatureSource,
+        teacher: FeatureSource,
+        image_size: int,
+        *,
+        choices: Choices = DEFAULT_CHOICES,
+        images: int | None = None,
+        teacher_name: str = TEACHER,
+    ) -> DetectorPlan:
+        """What the terms are built from."""
+        pair = self.wrap(student, name="student"), self.wrap(teacher, name=teacher_name)
+        return DetectorPlan(*pair, image_size, choices, images, teacher_name=teacher_name)
+
+    def terms(self, method: str, plan: DetectorPlan) -> list[Term]:
+        """The method's terms, where it has any between detectors."""
+        if method not in TERMS:
+            raise not_for("detection", method, list(TERMS))
+        return TERMS[method](plan)

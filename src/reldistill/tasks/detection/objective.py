@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from reldistill.core.types import Batch, Features
+from reldistill.tasks.detection.methods import DetectorTerms
 from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
 
 
@@ -16,6 +17,8 @@ class Detection(nn.Module):
     Args:
         classes: names of the data's classes, by which a detector is measured.
     """
+
+    methods = DetectorTerms()
 
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__()

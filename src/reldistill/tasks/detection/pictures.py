@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reldistill.core.types import Batch, Boxes, Evaluator
+from reldistill.core.types import Batch, Evaluator
 from reldistill.relations.attention import map_attention
 from reldistill.tasks.base import FinishedRun
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.detections_file import Detections, Shown, write_detections
 from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
 from reldistill.tasks.detection.metrics.detection_errors import KINDS, SIZES
@@ -35,11 +36,13 @@ def write_detection_pictures(run: FinishedRun) -> None:
     for batch in run.images.val:
         if len(shown) == _IMAGES:
             break
-        boxes, indices = _labelled(batch)
+        boxes = batch.targets_as(Boxes)
+        if batch.indices is None:
+            raise ValueError("drawn images are known by their indices: give Batch(images, boxes, indices)")
         attention = None
         if run.teacher is not None and run.level:
             attention = _attention(run.teacher.extractor, run.level, batch)
-        for row, index in enumerate(indices.tolist()):
+        for row, index in enumerate(batch.indices.tolist()):
             if len(shown) < _IMAGES and len(ours[index].true_boxes):
                 height, width = boxes.sizes[row].tolist()
                 mask = None if attention is None else _inside(attention[row], batch.images.shape[-2:], (height, width))
@@ -53,12 +56,6 @@ def _precision(measured: Evaluator) -> AveragePrecision:
     if not isinstance(measured, AveragePrecision):
         raise TypeError(f"boxes are drawn by what AveragePrecision found, not {type(measured).__name__}")
     return measured
-
-
-def _labelled(batch: Batch) -> tuple[Boxes, Tensor]:
-    if batch.boxes is None or batch.indices is None:
-        raise ValueError("a picture of boxes is made of batches with boxes and indices")
-    return batch.boxes, batch.indices
 
 
 def _shown(pixels: Tensor, ours: ImageResult, theirs: ImageResult | None, attention: Tensor | None) -> Shown:
@@ -89,7 +86,7 @@ def _found(image: ImageResult, shares: np.ndarray) -> np.ndarray:
 def _attention(network: Any, level: str, batch: Batch) -> Tensor:
     """The teacher's spatial attention (B, h, w), mean 1, as SEKD weighs positions by it."""
     with torch.autocast(batch.images.device.type, enabled=False):
-        features = network(batch.images, levels=(level,), logits=False, boxes=batch.boxes).levels[level].float()
+        features = network(batch.images, levels=(level,), logits=False, targets=batch.targets).levels[level].float()
     spatial, _ = map_attention(features.flatten(2), temperature=1.0, scale="relative")
     return spatial.unflatten(1, features.shape[2:])
 

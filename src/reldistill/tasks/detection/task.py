@@ -13,6 +13,7 @@ from reldistill.tasks.detection.reporting import REPORT
 from reldistill.training.defaults import TrainDefaults
 
 if TYPE_CHECKING:
+    from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.detection.images import DetectionData
@@ -41,6 +42,13 @@ class DetectionTask:
         from reldistill.tasks.detection.look import BoxLook
 
         return BoxLook
+
+    @property
+    def methods(self) -> TermSource:
+        """Of detectors."""
+        from reldistill.tasks.detection.objective import Detection
+
+        return Detection.methods
 
     def claims(self, data: str) -> bool:
         """`coco:DIR`, `voc:DIR` and `yolo:DIR`."""
@@ -71,6 +79,12 @@ class DetectionTask:
             if images.splits[part].boxes == images.splits[part].ignored:
                 raise UserError(f"{data.data}: no objects to be found in the {part} images, so nothing can be measured")
         return images
+
+    def names_network(self, name: str) -> bool:
+        """Detectors of torchvision's and those on any backbone."""
+        from reldistill.tasks.detection.networks.plain_detectors import names_detector
+
+        return names_detector(name)
 
     def claims_network(self, name: str) -> bool:
         """Detectors by name, and runs of them."""

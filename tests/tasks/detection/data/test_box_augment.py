@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
 
 from drawn_boxes import CLASSES, COLOURS
 from reldistill.core.checks import UserError
-from reldistill.tasks.detection.data.box_augment import GREY, WORDS, BoxAugment, BoxTransform
+from reldistill.tasks.detection.data.box_augment import WORDS, BoxAugment, BoxTransform
 from reldistill.tasks.detection.data.labels import Objects
 
 BOXES = {"blue": (20, 30, 60, 50), "green": (70, 10, 110, 90), "red": (150, 60, 190, 110)}
@@ -131,9 +132,10 @@ def test_half_of_the_images_are_mirrored() -> None:
     assert 70 < lefts.count(20.0) < 130
 
 
-def test_jitter_fills_with_grey() -> None:
+def test_jitter_fills_with_the_mean_of_imagenet() -> None:
+    grey = torch.tensor(IMAGENET_DEFAULT_MEAN).mul(255).round()
     pixels = torch.stack([changed("jitter", seed)[0] for seed in range(10)]).flatten(0, 2)
-    assert (pixels == torch.tensor(GREY)).all(dim=1).any()
+    assert (pixels == grey).all(dim=1).any()
 
 
 @pytest.mark.parametrize("word", WORDS[1:])

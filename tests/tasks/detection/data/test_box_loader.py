@@ -29,7 +29,7 @@ def load(root: Path, **settings: Any) -> DetectionData:
 
 
 def flat(batch: Batch) -> list[torch.Tensor]:
-    parts = (getattr(batch.boxes, name) for name in ("corners", "labels", "images", "sizes", "ignored", "areas"))
+    parts = (getattr(batch.targets, name) for name in ("corners", "labels", "images", "sizes", "ignored", "areas"))
     return [batch.images, batch.indices, *(part for part in parts if part is not None)]
 
 
@@ -45,9 +45,9 @@ def by_index(batches: list[Batch]) -> dict[int, tuple[torch.Tensor, torch.Tensor
     found = {}
     for batch in batches:
         for row, index in enumerate(batch.indices.tolist()):
-            height, width = batch.boxes.sizes[row].tolist()
-            mine = batch.boxes.images == row
-            boxes = torch.cat([batch.boxes.corners[mine], batch.boxes.labels[mine, None]], dim=1)
+            height, width = batch.targets.sizes[row].tolist()
+            mine = batch.targets.images == row
+            boxes = torch.cat([batch.targets.corners[mine], batch.targets.labels[mine, None]], dim=1)
             found[index] = batch.images[row, :, :height, :width], boxes
     return found
 
@@ -65,19 +65,18 @@ def test_batches_are_as_promised(split: str, workers: int, root: Path) -> None:
         size, channels, height, width = batch.images.shape
         assert channels == 3
         assert height % 32 == width % 32 == 0
-        assert batch.labels is None
-        assert batch.images.dtype == batch.boxes.corners.dtype == torch.float32
+        assert batch.images.dtype == batch.targets.corners.dtype == torch.float32
         assert 0 <= batch.images.min() <= batch.images.max() <= 1
-        assert batch.boxes.images.tolist() == sorted(batch.boxes.images.tolist())
-        assert batch.boxes.labels.dtype == batch.boxes.images.dtype == batch.boxes.sizes.dtype == torch.int64
-        assert batch.boxes.sizes.shape == (size, 2)
-        assert height - batch.boxes.sizes[:, 0].max() < 32
-        assert (batch.boxes.ignored is None) == (split == "train")
-        for row, (high, wide) in enumerate(batch.boxes.sizes.tolist()):
+        assert batch.targets.images.tolist() == sorted(batch.targets.images.tolist())
+        assert batch.targets.labels.dtype == batch.targets.images.dtype == batch.targets.sizes.dtype == torch.int64
+        assert batch.targets.sizes.shape == (size, 2)
+        assert height - batch.targets.sizes[:, 0].max() < 32
+        assert (batch.targets.ignored is None) == (split == "train")
+        for row, (high, wide) in enumerate(batch.targets.sizes.tolist()):
             assert batch.images[row, :, high:].abs().sum() == batch.images[row, :, :, wide:].abs().sum() == 0
-        limits = batch.boxes.sizes[batch.boxes.images]
-        assert (batch.boxes.corners[:, 2] <= limits[:, 1]).all()
-        assert (batch.boxes.corners[:, 3] <= limits[:, 0]).all()
+        limits = batch.targets.sizes[batch.targets.images]
+        assert (batch.targets.corners[:, 2] <= limits[:, 1]).all()
+        assert (batch.targets.corners[:, 3] <= limits[:, 0]).all()
 
 
 def test_validation_shows_every_image_as_it_is(root: Path) -> None:
@@ -139,7 +138,7 @@ def test_a_training_batch_is_landscape_or_portrait(root: Path) -> None:
     for _ in range(4):
         for batch in data.train:
             assert len(portrait[batch.indices].unique()) == 1
-            height, width = batch.boxes.sizes.unbind(dim=1)
+            height, width = batch.targets.sizes.unbind(dim=1)
             assert (height > width).all() if portrait[batch.indices[0]] else (height <= width).all()
             seen.add(int(portrait[batch.indices[0]]))
     assert seen == {0, 1}

@@ -59,7 +59,6 @@ def test_every_layout_gives_the_same_objects(layout: str, tmp_path: Path) -> Non
     assert data.counts["boxes"] == 3 * (8 + 3)
     assert data.counts["images without objects"] == 2
     assert data.layout == layout
-    assert data.native_size == (120, 90)
     areas = data.splits["val"].objects(0).areas
     sides = np.diff(data.splits["val"].objects(0).corners.reshape(-1, 2, 2), axis=1).prod(axis=-1)[:, 0]
     np.testing.assert_allclose(areas, sides / 2 if layout == "coco" else sides, rtol=1e-5)
@@ -210,7 +209,7 @@ def test_boxes_are_clipped_dropped_and_ignored_and_all_is_counted(tmp_path: Path
         "boxes clipped to their image": 1,
         "boxes dropped: without area inside their image": 3,
     }
-    learned = [len(batch.boxes) for _ in range(8) for batch in data.train if 0 in batch.indices]
+    learned = [len(batch.targets) for _ in range(8) for batch in data.train if 0 in batch.indices]
     assert learned
     assert set(learned) == {3}  # the other image of each batch has none
 
@@ -219,10 +218,10 @@ def test_images_without_objects_are_learned_from_and_measured(tmp_path: Path) ->
     empty = [replace(image, objects=()) for image in TRAIN[1:]]
     root = write_coco(tmp_path / "data", train=[TRAIN[0], *empty], val=VAL)
     data = load(f"coco:{root}", batch_size=1)
-    counts = {int(batch.indices[0]): len(batch.boxes) for batch in data.train}
+    counts = {int(batch.indices[0]): len(batch.targets) for batch in data.train}
     assert counts == {0: 3} | dict.fromkeys(range(1, 9), 0)
     batch = list(data.val)[-1]
-    assert batch.boxes.corners.shape == (0, 4)
+    assert batch.targets.corners.shape == (0, 4)
 
 
 # ---------------------------------------------------------------- wrong data, every one a clear line
@@ -367,8 +366,8 @@ def test_difficult_objects_are_ignored(tmp_path: Path) -> None:
     data = load(f"voc:{tmp_path}")
     assert data.splits["train"].objects(0).ignored.tolist() == [False, True, False]
     batch = next(iter(data.val))
-    assert batch.boxes.ignored.tolist() == [False, True, False] * 2
-    assert all(len(batch.boxes) == 2 * len(batch) for batch in data.train if 8 not in batch.indices)
+    assert batch.targets.ignored.tolist() == [False, True, False] * 2
+    assert all(len(batch.targets) == 2 * len(batch) for batch in data.train if 8 not in batch.indices)
 
 
 def test_voc_pixels_count_from_one_and_those_of_others_from_zero(tmp_path: Path) -> None:
@@ -540,7 +539,7 @@ def test_real_images(coco256: str) -> None:
     assert dict(data.counts) == {"images": 256, "boxes": 929 + 898, "images without objects": 2}
     assert [len(data.splits[part]) for part in ("train", "val")] == [128, 128]
     batch = next(iter(data.val))
-    height, width = batch.boxes.sizes[0].tolist()
+    height, width = batch.targets.sizes[0].tolist()
     assert data.splits["val"].sizes[0].tolist() == [width, height]
     assert batch.images.shape[2] % 32 == batch.images.shape[3] % 32 == 0
     path = Path(coco256.partition(":")[2]) / data.splits["val"].keys[0]

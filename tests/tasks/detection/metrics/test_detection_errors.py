@@ -127,3 +127,15 @@ def test_where_there_is_nothing() -> None:
     judged = detection_errors([], classes=2)
     assert np.isnan(judged.ap50)
     assert counted(judged) == {}
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [(32, 31.9, "small"), (32, 32, "medium"), (96, 96, "medium"), (96, 96.1, "large")],
+)
+def test_limits_of_size_are_coco_s(width: float, height: float, size: str) -> None:
+    """32² and 96² pixels are both medium."""
+    box = (0, 0, width, height)
+    stray, lost = errors([(0.9, 0, box)], []), errors([], [(0, box)])
+    for found, kind in ((stray, "background"), (lost, "missed")):
+        assert [name for name in SIZES[1:] if found.counts[kind][name]] == [size]

@@ -13,7 +13,7 @@ import torch
 
 from ddp_helpers import run_on_ranks
 from drawn_results import random_results
-from reldistill.core.types import Boxes
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.images import load_detection
 from reldistill.tasks.detection.metrics.coco_ap import NAMES, coco_scores
 from reldistill.tasks.detection.metrics.detection_metrics import DetectionMetrics
@@ -249,7 +249,7 @@ def test_on_coco_from_the_files_to_the_scores(tmp_path: Path) -> None:
                     "labels": torch.tensor([category[d["category_id"]] for d in mine], dtype=torch.int64),
                 }
             )
-        metrics.update(found, batch.boxes, batch.indices)
+        metrics.update(found, batch.targets, batch.indices)
     values = metrics.compute()
     expected = by_pycocotools(truth, detections)
     assert 10 < expected["ap"] < 90

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from drawn_results import random_results
 from reldistill.report.draws import draws, interval_of_draws
@@ -69,3 +70,11 @@ def test_interval_moves_against_the_bias_of_the_draws() -> None:
 
 def test_interval_of_equal_draws_is_a_point() -> None:
     assert interval_of_draws(np.zeros(50), observed=0.0) == (0.0, 0.0)
+
+
+def test_interval_moves_by_twice_the_bias() -> None:
+    """0.98 deviations below the middle: 2 * 0.98 = 1.96 further down, so that the upper end is the middle itself."""
+    below = round(1e5 * float(stats.norm.cdf(-0.98)))
+    low, high = interval_of_draws(np.arange(100_001.0), observed=below)
+    assert high == pytest.approx(50_000, abs=10)
+    assert low == pytest.approx(1e5 * float(stats.norm.cdf(-3.92)), abs=0.1)

@@ -13,7 +13,8 @@ from torchvision.models import detection
 
 from drawn_objects import CLASSES, drawn_batch, overlaps
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch, Boxes
+from reldistill.core.types import Batch, ClassLabels, Wanted
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
 from reldistill.tasks.detection.networks.plain_detectors import make_detector
 
@@ -44,7 +45,7 @@ def test_levels_are_named_by_their_stride(name):
     }[name]
     assert [level.name for level in levels] == expected
     batch = drawn_batch(2, side=128)
-    maps = one.eval()(batch.images, levels=tuple(expected), boxes=batch.boxes).levels
+    maps = one.eval()(batch.images, levels=tuple(expected), targets=batch.targets).levels
     for level in levels:
         assert maps[level.name].shape == (2, level.channels, level.height, level.width)
         assert level.stride * level.height == pytest.approx(128)
@@ -60,12 +61,12 @@ def test_losses_are_the_networks_own(name):
     batch = drawn_batch(2, side=320 if name == SSD else 128)
     own = one.network.transform
     torch.manual_seed(1)
-    found = one(batch.images, boxes=batch.boxes)
+    found = one(batch.images, targets=batch.targets)
     torch.manual_seed(1)
     targets = [
         {
-            "boxes": batch.boxes.corners[batch.boxes.images == i],
-            "labels": batch.boxes.labels[batch.boxes.images == i] + 1,
+            "boxes": batch.targets.corners[batch.targets.images == i],
+            "labels": batch.targets.labels[batch.targets.images == i] + 1,
         }
         for i in range(2)
     ]
@@ -81,7 +82,7 @@ def test_padding_is_what_the_network_pads_with():
     """Images inside a padded batch and alone in the network's own transform give the same levels."""
     one = extractor().eval()
     batch = drawn_batch(2, side=128, inside=100)
-    maps = one(batch.images, levels=("p3",), boxes=batch.boxes).levels["p3"]
+    maps = one(batch.images, levels=("p3",), targets=batch.targets).levels["p3"]
     alone = [image[:, :100, :100] for image in batch.images]
     one.network.transform.min_size, one.network.transform.max_size = (100,), 100
     sized, _ = one.network.transform(alone)
@@ -90,7 +91,7 @@ def test_padding_is_what_the_network_pads_with():
     black = torch.zeros_like(batch.images)
     black[:, :, :100, :100] = batch.images[:, :, :100, :100]
     black[:, :, 100:] = 1
-    again = one(black, levels=("p3",), boxes=batch.boxes).levels["p3"]
+    again = one(black, levels=("p3",), targets=batch.targets).levels["p3"]
     assert torch.equal(again, maps)
 
 
@@ -99,18 +100,18 @@ def test_images_of_any_size_are_padded_to_the_networks_multiple():
     assert one(torch.rand(1, 3, 70, 100), levels=("p3",)).levels["p3"].shape[2:] == (12, 16)
     one.train()
     boxes = Boxes(torch.tensor([[5.0, 5, 40, 40]]), torch.tensor([0]), torch.tensor([0]), torch.tensor([[70, 100]]))
-    assert all(value.isfinite() for value in one(torch.rand(1, 3, 70, 100), boxes=boxes).losses.values())
+    assert all(value.isfinite() for value in one(torch.rand(1, 3, 70, 100), targets=boxes).losses.values())
 
 
 def test_an_image_without_objects():
     for name in NAMES:
         one = extractor(name)
         batch = drawn_batch(2)
-        first = batch.boxes.images == 0
+        first = batch.targets.images == 0
         boxes = Boxes(
-            batch.boxes.corners[first], batch.boxes.labels[first], batch.boxes.images[first], batch.boxes.sizes
+            batch.targets.corners[first], batch.targets.labels[first], batch.targets.images[first], batch.targets.sizes
         )
-        losses = one(batch.images, boxes=boxes).losses
+        losses = one(batch.images, targets=boxes).losses
         assert losses
         assert all(value.isfinite() for value in losses.values())
 
@@ -121,7 +122,7 @@ def test_scores_of_the_data_s_classes(name):
     one, mixed = extractor(name, num_outputs=6), extractor(name, num_outputs=6, outputs=(5, 2, 3))
     batch = drawn_batch(2)
     proposals = [torch.tensor([[0.0, 0, 30, 30], [10, 20, 50, 90]])] * 2 if one.two_stage else ()
-    ask = {"scores": True, "logits": False, "boxes": batch.boxes, "proposals": proposals}
+    ask = {"scores": True, "logits": False, "targets": batch.targets, "proposals": proposals}
     whole = one.eval()(batch.images, **ask).scores
     found = mixed.eval()(batch.images, **ask).scores
     background = 1 if one.softmax else 0
@@ -139,18 +140,18 @@ def test_scores_of_the_data_s_classes(name):
 def test_scores_in_training_are_those_of_the_losses(name):
     one = extractor(name)
     batch = drawn_batch(2)
-    found = one(batch.images, boxes=batch.boxes, scores=True, levels=("p4",))
+    found = one(batch.images, targets=batch.targets, scores=True, levels=("p4",))
     assert found.losses
     assert found.scores.requires_grad
     if not one.two_stage:
-        expected = one.train()(batch.images, boxes=batch.boxes, scores=True, logits=False).scores
+        expected = one.train()(batch.images, targets=batch.targets, scores=True, logits=False).scores
         if name != SSD:  # whose batch normalisation has moved
             torch.testing.assert_close(found.scores, expected)
         assert found.proposals == ()
         return
     assert len(found.proposals) == 2
     assert sum(map(len, found.proposals)) == len(found.scores) <= 32
-    again = one(batch.images, boxes=batch.boxes, scores=True, logits=False, proposals=found.proposals)
+    again = one(batch.images, targets=batch.targets, scores=True, logits=False, proposals=found.proposals)
     torch.testing.assert_close(again.scores, found.scores)
     with pytest.raises(ValueError, match="scores proposals: give it some"):
         one(batch.images, scores=True, logits=False)
@@ -171,7 +172,7 @@ def test_the_same_seed_gives_the_same_losses():
     values = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        values.append(one(batch.images, boxes=batch.boxes).losses["loss_classifier"].item())
+        values.append(one(batch.images, targets=batch.targets).losses["loss_classifier"].item())
     assert values[0] == values[1]
     assert values[0] != values[2]
 
@@ -179,8 +180,10 @@ def test_the_same_seed_gives_the_same_losses():
 def test_what_is_refused():
     with pytest.raises(UserError, match="thing is no RetinaNet"):
         DetectorExtractor(nn.Linear(2, 2), name="thing")
-    with pytest.raises(ValueError, match="no pooled vector"):
-        extractor()(torch.rand(1, 3, 64, 64), pooled=True)
+    with pytest.raises(ValueError, match="is a detector: it has levels and class scores, no vector of an image"):
+        extractor().ask(torch.rand(1, 3, 64, 64), Wanted(pooled=True))
+    with pytest.raises(ValueError, match="is a detector: its images are labelled by Boxes, not ClassLabels"):
+        extractor().ask(torch.rand(1, 3, 64, 64), Wanted(), targets=ClassLabels(torch.tensor([0])))
     with pytest.raises(ValueError, match=r"images: expected \(B, C, H, W\)"):
         extractor()(torch.rand(3, 64, 64))
 
@@ -212,7 +215,7 @@ def test_detect_maps_outputs_to_classes_and_cuts_the_padding():
         assert result["labels"].tolist() == [1, 0, 1]
         assert result["scores"].tolist() == pytest.approx([0.7, 0.5, 0.3])
         assert result["boxes"].tolist() == [[12, 13, 14, 15], [8, 9, 10, 11], [0, 1, 2, 3]]
-    assert len(one.detect(Batch(batch.images, None))) == 2
+    assert len(one.detect(Batch(batch.images))) == 2
     assert one.network.asked == [(3, 128, 128)] * 2
 
 
@@ -221,10 +224,10 @@ def test_detect_finds_in_every_image_what_it_would_find_alone():
     one = extractor(score_thresh=0.0).eval()
     batch = drawn_batch(5, side=128)
     sizes = torch.tensor([[128, 90], [90, 128], [128, 93], [128, 90], [60, 128]])
-    boxes = replace(batch.boxes, sizes=sizes)
-    found = one.detect(replace(batch, boxes=boxes))
+    boxes = replace(batch.targets, sizes=sizes)
+    found = one.detect(replace(batch, targets=boxes))
     for image, (height, width) in enumerate(sizes.tolist()):
-        alone = one.detect(Batch(batch.images[image : image + 1, :, :height, :width], None))[0]
+        alone = one.detect(Batch(batch.images[image : image + 1, :, :height, :width]))[0]
         assert len(alone["boxes"]) > 10
         for name in alone:
             torch.testing.assert_close(found[image][name], alone[name], rtol=1e-4, atol=1e-3)
@@ -233,10 +236,10 @@ def test_detect_finds_in_every_image_what_it_would_find_alone():
 def test_fixed_size_networks_see_the_whole_frame_squeezed():
     one = extractor(SSD).eval()
     batch = drawn_batch(1, side=160, inside=120)
-    sized, boxes = one._sized(batch.images, batch.boxes)
+    sized, boxes = one._sized(batch.images, batch.targets)
     assert sized.tensors.shape == (1, 3, 320, 320)
     assert sized.image_sizes == [(240, 240)]
-    torch.testing.assert_close(boxes.corners, batch.boxes.corners * 2)
+    torch.testing.assert_close(boxes.corners, batch.targets.corners * 2)
     assert sized.tensors[:, :, 250:].abs().max() == 0
 
 
@@ -247,7 +250,7 @@ def test_a_detector_learns_drawn_objects():
     totals = []
     for step in range(45):
         torch.manual_seed(step)
-        total = sum(one(batch.images, boxes=batch.boxes).losses.values())
+        total = sum(one(batch.images, targets=batch.targets).losses.values())
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
@@ -256,7 +259,7 @@ def test_a_detector_learns_drawn_objects():
     found = one.detect(batch)
     for image, result in enumerate(found):
         for label in range(len(CLASSES)):
-            wanted = batch.boxes.corners[(batch.boxes.images == image) & (batch.boxes.labels == label)]
+            wanted = batch.targets.corners[(batch.targets.images == image) & (batch.targets.labels == label)]
             of_class = result["boxes"][(result["labels"] == label) & (result["scores"] > 0.3)]
             assert overlaps(of_class, wanted).min() > 0.5
 
@@ -286,7 +289,7 @@ def real_batch(folder: Path, *, side: int = 128) -> tuple[Batch, tuple[str, ...]
             classes += [name] * (name not in classes)
             labels.append(classes.index(name))
     boxes = Boxes(torch.tensor(corners), torch.tensor(labels), torch.tensor(of_image), torch.tensor(sizes))
-    return Batch(images, None, boxes=boxes), tuple(classes)
+    return Batch(images, boxes), tuple(classes)
 
 
 @pytest.mark.skipif(DATA is None, reason="RELDISTILL_DATA is unset: no real photographs")
@@ -298,13 +301,13 @@ def test_a_detector_learns_real_objects():
     optimiser = torch.optim.AdamW(one.parameters(), lr=1e-3)
     for step in range(40):
         torch.manual_seed(step)
-        total = sum(one(batch.images, boxes=batch.boxes).losses.values())
+        total = sum(one(batch.images, targets=batch.targets).losses.values())
         optimiser.zero_grad()
         total.backward()
         optimiser.step()
     for image, found in enumerate(one.detect(batch)):
-        height, width = batch.boxes.sizes[image].tolist()
+        height, width = batch.targets.sizes[image].tolist()
         assert (found["boxes"] <= torch.tensor([width, height] * 2)).all()
-        mine = batch.boxes.images == image
-        label, wanted = batch.boxes.labels[mine][0], batch.boxes.corners[mine][:1]
+        mine = batch.targets.images == image
+        label, wanted = batch.targets.labels[mine][0], batch.targets.corners[mine][:1]
         assert overlaps(found["boxes"][found["labels"] == label], wanted).item() > 0.7

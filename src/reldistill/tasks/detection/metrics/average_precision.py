@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reldistill.core.safe_files import write_arrays
 from reldistill.core.types import Batch
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.metrics.detection_metrics import DetectionMetrics
 from reldistill.tasks.detection.metrics.detection_results import to_arrays
 
@@ -48,11 +49,12 @@ class AveragePrecision:
     @torch.no_grad()
     def update(self, network: FindsObjects, batch: Batch) -> None:
         """Measure one batch of images at their own size."""
-        if batch.boxes is None or batch.indices is None:
-            raise ValueError("a detector is measured on batches with boxes and indices: give both to Batch")
+        boxes = batch.targets_as(Boxes)
+        if batch.indices is None:
+            raise ValueError("a detector is measured on batches with indices: give Batch(images, boxes, indices)")
         # half precision would move the corners of large boxes by pixels
         with torch.autocast(batch.images.device.type, enabled=False):
-            self.metrics.update(network.detect(batch), batch.boxes, batch.indices)
+            self.metrics.update(network.detect(batch), boxes, batch.indices)
 
     def values(self) -> dict[str, float]:
         """`AP`, `AP50`, … by name, without those for which there is no object; every process has to ask."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from reldistill.core.types import Boxes
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.metrics.coco_ap import CocoScores, coco_scores
 from reldistill.tasks.detection.metrics.detection_errors import DetectionErrors, detection_errors
 from reldistill.tasks.detection.metrics.detection_results import ImageResult

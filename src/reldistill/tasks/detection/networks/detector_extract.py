@@ -16,15 +16,16 @@ from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 
 from reldistill.core.checks import UserError, check_axes
-from reldistill.core.types import Batch, Boxes, Features, LevelInfo
+from reldistill.core.types import Batch, Features, FeatureSource, LevelInfo, Targets, Wanted
 from reldistill.networks.extract import evaluating, first_float, hooked
+from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.networks.detectors import outputs_of
 
 _DRY_SIDE = 256
-Targets = list[dict[str, Tensor]]
+Labelled = list[dict[str, Tensor]]
 
 
-class DetectorExtractor(nn.Module):
+class DetectorExtractor(FeatureSource):
     """A detector that takes un-normalised images that have their size already, and says Features of them.
 
     The network's own resizing is left out of these passes, and stays in the network: `detect` uses it, as whoever
@@ -50,12 +51,8 @@ class DetectorExtractor(nn.Module):
         self.network: Any = network
         self.name = name
         self.outputs = tuple(outputs or range(1, outputs_of(network)))
+        self.num_classes = len(self.outputs)  # K of the data
         self._levels: dict[str, tuple[str, LevelInfo]] = {}
-
-    @property
-    def num_classes(self) -> int:
-        """K of the data."""
-        return len(self.outputs)
 
     @property
     def two_stage(self) -> bool:
@@ -82,10 +79,9 @@ class DetectorExtractor(nn.Module):
         self,
         images: Float[Tensor, "B 3 H W"],
         *,
+        targets: Boxes | None = None,
         levels: tuple[str, ...] = (),
         logits: bool = True,
-        pooled: bool = False,
-        boxes: Boxes | None = None,
         scores: bool = False,
         proposals: Sequence[Float[Tensor, "_n 4"]] = (),
     ) -> Features:
@@ -93,33 +89,41 @@ class DetectorExtractor(nn.Module):
 
         Args:
             images: (B, 3, H, W) in [0, 1], padded on the right and below.
+            targets: the objects in the images; they also say how far each image reaches inside the padding.
             levels: names of the pyramid's levels that are wanted.
             logits: whether the network's own losses are wanted; it has them in training mode, of boxes.
-            pooled: not to be had of a detector.
-            boxes: the objects in the images; they also say how far each image reaches inside the padding.
             scores: whether the class scores are wanted, of the data's classes in their order: (B, anchors, K), or
                 (B, anchors, 1 + K) where they exclude each other and the background's come first; of a two-stage
                 network (proposals, 1 + K).
             proposals: the (n, 4) boxes of each image, in its pixels, that a two-stage network is to score; in training
                 it takes those that it samples itself.
         """
-        if pooled:
-            raise ValueError(f"{self.name} is a detector: it has no pooled vector of an image")
-        if levels and not self._levels:
+        wanted = Wanted(levels, logits, scores=scores, proposals=tuple(proposals))
+        return self.ask(images, wanted, targets=targets)
+
+    def ask(self, images: Tensor, wanted: Wanted, *, targets: Targets | None = None) -> Features:
+        """Features of images; `targets` are Boxes."""
+        if wanted.pooled or wanted.distilled or wanted.dense:
+            raise ValueError(f"{self.name} is a detector: it has levels and class scores, no vector of an image")
+        if targets is not None and not isinstance(targets, Boxes):
+            raise ValueError(
+                f"{self.name} is a detector: its images are labelled by Boxes, not {type(targets).__name__}"
+            )
+        if wanted.levels and not self._levels:
             self.survey(_DRY_SIDE)
-        keys = {level: self._level(level)[0] for level in levels}
-        sized, boxes = self._sized(images, boxes)
-        if logits and self.training and boxes is not None:
-            return self._own_pass(sized, self._targets(boxes, len(images)), keys, scores=scores)
+        keys = {level: self._level(level)[0] for level in wanted.levels}
+        sized, boxes = self._sized(images, targets)
+        if wanted.logits and self.training and boxes is not None:
+            return self._own_pass(sized, self._targets(boxes, len(images)), keys, scores=wanted.scores)
         maps = _as_maps(self.network.backbone(sized.tensors))
-        said, asked = None, tuple(proposals)
-        if scores and self.two_stage:
+        said, asked = None, wanted.proposals
+        if wanted.scores and self.two_stage:
             if not asked:
                 raise ValueError(f"{self.name} scores proposals: give it some, or boxes in training mode")
             heads = self.network.roi_heads
             pooled_regions = heads.box_roi_pool(maps, list(asked), sized.image_sizes)
             said = heads.box_predictor(heads.box_head(pooled_regions))[0]
-        elif scores:
+        elif wanted.scores:
             said, asked = self.network.head.classification_head(list(maps.values())), ()
         return Features(
             levels={level: maps[key] for level, key in keys.items()},
@@ -140,7 +144,8 @@ class DetectorExtractor(nn.Module):
             For each image `boxes` (n, 4) in its pixels, `labels` (n,) class indices of the data and `scores` (n,) in
             [0, 1], best first. What the data has no class for is left out.
         """
-        sizes = [tuple(batch.images.shape[-2:])] * len(batch) if batch.boxes is None else batch.boxes.sizes.tolist()
+        whole = batch.targets is None
+        sizes = [batch.images.shape[-2:]] * len(batch) if whole else batch.targets_as(Boxes).sizes.tolist()
         like = first_float(self.network, default=batch.images)
         pairs = zip(batch.images.to(like.dtype), sizes, strict=True)
         images = [image[:, :height, :width] for image, (height, width) in pairs]
@@ -254,7 +259,7 @@ class DetectorExtractor(nn.Module):
             tensors = functional.pad(tensors, (0, missing[1], 0, missing[0]))
         return ImageList(tensors.to(first_float(self.network, default=images).dtype), sizes), boxes
 
-    def _targets(self, boxes: Boxes, count: int) -> Targets:
+    def _targets(self, boxes: Boxes, count: int) -> Labelled:
         outputs = torch.tensor(self.outputs, device=boxes.labels.device)
         targets = []
         for image in range(count):
@@ -262,7 +267,7 @@ class DetectorExtractor(nn.Module):
             targets.append({"boxes": boxes.corners[inside].float(), "labels": outputs[boxes.labels[inside]]})
         return targets
 
-    def _own_pass(self, sized: ImageList, targets: Targets, keys: dict[str, str], *, scores: bool) -> Features:
+    def _own_pass(self, sized: ImageList, targets: Labelled, keys: dict[str, str], *, scores: bool) -> Features:
         """The network's own forward pass in training mode, listened to."""
         maps: dict[str, Tensor] = {}
         said: list[Tensor] = []
@@ -307,11 +312,11 @@ def is_detector(network: nn.Module) -> bool:
 class _SizedAlready(nn.Module):
     """Stands for a detector's transform in a pass whose images are ready."""
 
-    def __init__(self, images: ImageList, targets: Targets) -> None:
+    def __init__(self, images: ImageList, targets: Labelled) -> None:
         super().__init__()
         self.images, self.targets = images, targets
 
-    def forward(self, images: Any, targets: Any) -> tuple[ImageList, Targets]:
+    def forward(self, images: Any, targets: Any) -> tuple[ImageList, Labelled]:
         return self.images, self.targets
 
     def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
@@ -319,7 +324,7 @@ class _SizedAlready(nn.Module):
 
 
 @contextmanager
-def _sized_already(network: Any, images: ImageList, targets: Targets) -> Iterator[None]:
+def _sized_already(network: Any, images: ImageList, targets: Labelled) -> Iterator[None]:
     """Leave the network's resizing out, for one pass."""
     own = network.transform
     network.transform = _SizedAlready(images, targets)

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reldistill.core.checks import UserError
+from reldistill.core.run_files import LAST_WEIGHTS
 from reldistill.core.safe_files import sha256
-from reldistill.networks.saved import LAST_WEIGHTS, NetworkCard, OpenedNetwork, read_card, run_folder
+from reldistill.networks.saved import NetworkCard, OpenedNetwork, read_card, run_folder
 from reldistill.networks.weights import weights_file
 from reldistill.networks.zoo import Role
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
@@ -51,7 +52,7 @@ def open_detector(
             raise UserError(f"{name} is a run of classification: its network finds no boxes")
         name, given = card.name, {**card.arguments, **given}
         weights = weights or str(folder / LAST_WEIGHTS)
-        trained_on = _names_of_outputs(card)
+        trained_on = _names_of_outputs(card.detector, card.classes)
         classes = classes or card.classes
     sizes = {"min_size": min_size, "max_size": max_size}
     loaded = load_detector(
@@ -98,10 +99,9 @@ def _card_of(loaded: LoadedDetector) -> NetworkCard:
     )
 
 
-def _names_of_outputs(card: NetworkCard) -> list[str]:
+def _names_of_outputs(detector: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
     """What the outputs behind the background's stand for; an empty name where none of the run's classes does."""
-    assert card.detector is not None
-    names = [""] * int(card.detector["num_outputs"])
-    for output, name in zip(card.detector["outputs"], card.classes, strict=True):
+    names = [""] * int(detector["num_outputs"])
+    for output, name in zip(detector["outputs"], classes, strict=True):
         names[output] = name
     return names[1:]

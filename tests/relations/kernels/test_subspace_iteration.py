@@ -1,23 +1,20 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from reldistill.relations import subspace_iteration
 from reldistill.relations.channel_graph import channel_adjacency
-from reldistill.relations.spectrum import (
-    broadening,
-    embedding_distance,
-    procrustes_distance,
-    spectral_embedding,
-    spectral_projector,
-    subspace_distance,
-)
-from reldistill.relations.subspace_iteration import block_size
-from reldistill.relations.tracked_subspaces import TrackedSubspaces
+from reldistill.relations.kernels import complement_solve, subspace_iteration
+from reldistill.relations.kernels.subspace_iteration import block_size
+from reldistill.relations.kernels.switch import fast_kernels
+from reldistill.relations.kernels.tracked_subspaces import TrackedSubspaces
+from reldistill.relations.precision import broadening
+from reldistill.relations.spectrum import spectral_embedding, spectral_projector
+from reldistill.relations.subspaces import embedding_distance, procrustes_distance, subspace_distance
 
 CHANNELS, RANK = 256, 4
 
@@ -65,7 +62,8 @@ def test_gradient_is_that_of_the_full_decomposition(signed, weights, dtype, tole
     (gradient,) = torch.autograd.grad(embedding_distance(found, teacher.to(dtype), alignment="subspace").sum(), graph)
     epsilon = broadening(dtype)
     monkeypatch.setattr("reldistill.relations.spectrum.broadening", lambda _: epsilon)
-    reference = spectral_projector(exact, rank=RANK, weights=weights)
+    with fast_kernels(False):
+        reference = spectral_projector(exact, rank=RANK, weights=weights)
     loss = subspace_distance(reference, teacher @ teacher.mT, rank=RANK).sum()
     (expected,) = torch.autograd.grad(loss, exact)
     gradient, expected = ((g + g.mT).double() / 2 for g in (gradient, expected))
@@ -157,9 +155,9 @@ def test_gradient_needs_few_products():
     leaf = steps[1].float().requires_grad_()
     found, _ = tracked(leaf, leaf)
     calls = []
-    original = subspace_iteration._solver_steps
+    original = complement_solve._solver_steps
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subspace_iteration, "_solver_steps", lambda *given: calls.append(given) or original(*given))
+        patch.setattr(complement_solve, "_solver_steps", lambda *given: calls.append(given) or original(*given))
         found[..., 0].square().square().sum().backward()
     assert 0 < len(calls) <= 12
 
@@ -248,6 +246,7 @@ def test_second_derivatives_are_refused():
         torch.autograd.grad(found[..., 0].square().sum(), graph, create_graph=True)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_compiled_without_a_graph_break():
     torch.compiler.reset()
     plain, module = (TrackedSubspaces(rank=RANK, weights="positive") for _ in range(2))
@@ -262,3 +261,21 @@ def test_compiled_without_a_graph_break():
         # compiled, the sums around the operators are taken in another order
         assert_close(slopes[1], slopes[0], rtol=1e-9, atol=1e-15)
     assert_close(module.basis, plain.basis, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_is_accepted_before_a_missed_direction_could_grow(dtype, monkeypatch):
+    """Fiftyfold, also from a start that is right already, and where a single filter grows it by less."""
+    size = block_size(CHANNELS, RANK)
+    values = torch.cat([torch.tensor([1.0, 0.9, 0.8, 0.63]), torch.linspace(0.625, 0.62, size - RANK)])
+    values = torch.cat([values, torch.linspace(0.6, 0.0, CHANNELS - size)]).to(dtype)
+    levels = values[[0, RANK - 1, size - 3, size - 1]][None]
+    start = subspace_iteration.Start(torch.eye(CHANNELS, dtype=dtype)[None, :, :size], levels, 1)
+    filters, plain = [], subspace_iteration._filtered
+    monkeypatch.setattr(
+        subspace_iteration, "_filtered", lambda *given: filters.append((given[-1], given[-2].slowest)) or plain(*given)
+    )
+    found = subspace_iteration.leading(values.diag()[None], start, rank=RANK, semidefinite=True)
+    assert not found.fell_back.any()
+    assert sum(degree * growth for degree, growth in filters) >= math.log(50)
+    assert_close(found.values[0, :RANK], values[:RANK])

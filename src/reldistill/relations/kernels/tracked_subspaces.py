@@ -13,11 +13,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from reldistill.relations.normalised_graph import DEFLATION, gradient_by_edges, inverse_root_degree, trivial_vector
-from reldistill.relations.precision import full_precision
-from reldistill.relations.replay import Replayed
-from reldistill.relations.spectrum import Weights, broadening, graph_weights
-from reldistill.relations.subspace_iteration import Start, block_size, by_eigh, complement_solve, leading
+from reldistill.relations.kernels.complement_solve import complement_solve
+from reldistill.relations.kernels.eigenvector_gradient import gradient_by_edges
+from reldistill.relations.kernels.replay import Replayed
+from reldistill.relations.kernels.subspace_iteration import Start, block_size, by_eigh, leading
+from reldistill.relations.normalised_graph import DEFLATION, Weights, graph_weights, inverse_root_degree, trivial_vector
+from reldistill.relations.precision import broadening, full_precision
 
 
 @Replayed
@@ -184,7 +185,7 @@ class TrackedSubspaces(nn.Module):
 
     Args:
         rank: k.
-        weights: see `spectrum.graph_weights`.
+        weights: see `normalised_graph.graph_weights`.
     """
 
     basis: Tensor
@@ -209,7 +210,7 @@ class TrackedSubspaces(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Adjacencies (G, C, C) → embeddings U (G, C, k), each in some basis of its span.
 
-        The teacher's has no gradient; the student's is for functions of the span, as `spectrum.embedding_distance` is.
+        The teacher's has no gradient; the student's is for functions of the span, as `subspaces.embedding_distance` is.
         """
         pair = student, teacher.detach()
         calls = [*zip(pair, self.basis, self.levels, self.degrees, strict=True)]

@@ -11,10 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from reldistill.relations.attention import Scale
 from reldistill.relations.channel_graph import split_channels
-from reldistill.relations.channel_passes import Results, dense_format, gradient, results, room
-from reldistill.relations.replay import Replayed
+from reldistill.relations.kernels.channel_passes import Results, dense_format, gradient, results, room
+from reldistill.relations.kernels.replay import Replayed
 
 
 class Differences(NamedTuple):
@@ -43,7 +42,7 @@ def channel_differences(
     groups: int = 1,
     attention: bool = True,
     temperature: float = 1.0,
-    scale: Scale = "relative",
+    scale: Literal["relative", "raw"] = "relative",
 ) -> Differences:
     """Vertices and edges compared, and the graphs themselves for their spectra; see `losses.sekd` for the equations.
 

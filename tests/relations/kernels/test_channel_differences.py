@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from reldistill.relations import channel_differences as module
-from reldistill.relations import channel_passes
-from reldistill.relations.channel_differences import channel_differences
 from reldistill.relations.channel_graph import channel_adjacency
+from reldistill.relations.kernels import channel_differences as module
+from reldistill.relations.kernels import channel_passes
+from reldistill.relations.kernels.channel_differences import channel_differences
 
 SETTINGS = [
     {},

@@ -1,21 +1,56 @@
-"""Tokens in the order of the cells of a grid, and what passes between a cell and the 3×3 cells around it."""
+"""Superpixels of tokens that see the 3×3 cells around them only, at a cost of O(9·N) instead of O(N·M).
+
+Tokens are put in the order of the cells they lie in, so that a cell's tokens meet its nine neighbours in one product.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-Grid = tuple[int, int]
+from reldistill.relations.tokens import Grid, home_cells
 
 
-def home_cells(tokens: int, cells: int) -> list[int]:
-    """Along one axis, the cell in which each token's centre lies."""
-    return [(2 * i + 1) * cells // (2 * tokens) for i in range(tokens)]
+def likeness(
+    tokens: Float[Tensor, "B N D"], superpixels: Float[Tensor, "B M D"], token_grid: Grid, superpixel_grid: Grid
+) -> Float[Tensor, "B N 9"]:
+    """⟨t, s⟩ of each token and the superpixels of the cells around its own; 0 for those beyond the border."""
+    cells = Cells(token_grid, superpixel_grid)
+    near = spread_around(superpixels.unflatten(1, superpixel_grid))
+    return cells.join(cells.split(tokens.unflatten(1, token_grid)) @ near.mT).flatten(1, 2)
 
 
+def merged(
+    log_weights: Float[Tensor, "B N 9"],
+    feature_map: Float[Tensor, "B D H W"],
+    mass: Float[Tensor, "H W"] | None,
+    token_grid: Grid,
+    superpixel_grid: Grid,
+) -> Float[Tensor, "B M D"]:
+    """Q̂ᵀ T, with Q̂ the columns of Q scaled to sum 1, each token counted `mass` times (once, if None).
+
+    Args:
+        log_weights: log Q, −∞ beyond the border.
+        feature_map: the tokens on their grid, which is Q's.
+        mass: of each token.
+        token_grid: (H, W).
+        superpixel_grid: (h, w), h·w = M.
+    """
+    cells = Cells(token_grid, superpixel_grid)
+    log_weights = cells.split(log_weights.unflatten(1, token_grid))
+    log_weights = log_weights.masked_fill(~cells.filled(log_weights.device)[..., None], -torch.inf)
+    largest = largest_of_column(log_weights.detach().amax(dim=3))
+    weights = (log_weights - around(largest).unsqueeze(3)).exp()
+    found = gather_around(weights.mT @ cells.split(feature_map.permute(0, 2, 3, 1)))
+    masses = weights if mass is None else weights * cells.split(mass[None, :, :, None])
+    return (found / gather_around(masses.sum(dim=3).unsqueeze(4))).flatten(1, 2)
+
+
+@no_type_check  # see `superpixels.Assignment`
 class Cells:
     """Tokens in the order of the cells they lie in, so that a cell's tokens meet its neighbours in one small product.
 
@@ -33,8 +68,8 @@ class Cells:
             self.sides.append(max([len(cell) for cell in members]))
         self.even = all(len(cell) == side for axis, side in zip(self.members, self.sides, strict=True) for cell in axis)
 
-    def split(self, tokens: Tensor) -> Tensor:
-        """(B, H, W, X) → (B, h, w, P, X), P tokens a cell."""
+    def split(self, tokens: Shaped[Tensor, "B H W X"]) -> Shaped[Tensor, "B h w P X"]:
+        """P tokens a cell."""
         (h, w), (rows, columns) = self.superpixel_grid, self.sides
         if not self.even:
             for axis, side in enumerate(self.sides):
@@ -43,8 +78,8 @@ class Cells:
         shape = (len(tokens), h, rows, w, columns, tokens.shape[3])
         return tokens.reshape(shape).transpose(2, 3).flatten(3, 4)
 
-    def join(self, by_cell: Tensor) -> Tensor:
-        """(B, h, w, P, X) → (B, H, W, X), the fillings left out."""
+    def join(self, by_cell: Shaped[Tensor, "B h w P X"]) -> Shaped[Tensor, "B H W X"]:
+        """The way back, the fillings left out."""
         (h, w), (rows, columns) = self.superpixel_grid, self.sides
         tokens = by_cell.unflatten(3, (rows, columns)).transpose(2, 3).reshape(len(by_cell), h * rows, w * columns, -1)
         if not self.even:
@@ -53,8 +88,8 @@ class Cells:
                 tokens = tokens.index_select(1 + axis, torch.tensor(put, device=tokens.device))
         return tokens
 
-    def filled(self, device: torch.device) -> Tensor:
-        """(h, w, P) whether a place of a cell holds a token of its own."""
+    def filled(self, device: torch.device) -> Bool[Tensor, "h w P"]:
+        """Whether a place of a cell holds a token of its own."""
         rows, columns = (
             torch.tensor([[i < len(cell) for i in range(side)] for cell in axis], device=device)
             for axis, side in zip(self.members, self.sides, strict=True)
@@ -62,15 +97,15 @@ class Cells:
         return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2)
 
 
-def around(grid: Tensor) -> Tensor:
-    """(B, h, w, X) → (B, h, w, 9, X) or (B, h, w) → (B, h, w, 9): the 3×3 around each, zeros beyond the border."""
+def around(grid: Float[Tensor, "B h w *X"]) -> Float[Tensor, "B h w 9 *X"]:
+    """The 3×3 around each, zeros beyond the border."""
     h, w = grid.shape[1:3]
     beyond = (0, 0) * (grid.ndim - 3) + (1, 1, 1, 1)
     padded = F.pad(grid, beyond)
     return torch.stack([padded[:, y : y + h, x : x + w] for y in range(3) for x in range(3)], dim=3)
 
 
-def _gathered(parts: Tensor) -> Tensor:
+def _gathered(parts: Float[Tensor, "B h w 9 X"]) -> Float[Tensor, "B h w X"]:
     batch, h, w, _, width = parts.shape
     padded = parts.new_zeros(batch, h + 2, w + 2, width)
     for slot in range(9):
@@ -78,8 +113,8 @@ def _gathered(parts: Tensor) -> Tensor:
     return padded[:, 1:-1, 1:-1]
 
 
-def largest_of_column(parts: Tensor) -> Tensor:
-    """(B, h, w, 9) → (B, h, w), the largest number that any cell has for this superpixel."""
+def largest_of_column(parts: Float[Tensor, "B h w 9"]) -> Float[Tensor, "B h w"]:
+    """The largest number that any cell has for this superpixel."""
     h, w = parts.shape[1:3]
     padded = F.pad(parts, (0, 0, 1, 1, 1, 1), value=-torch.inf)
     seen = [padded[:, 2 - s // 3 : 2 - s // 3 + h, 2 - s % 3 : 2 - s % 3 + w, s] for s in range(9)]
@@ -107,13 +142,13 @@ class _GatherAround(torch.autograd.Function):
         return spread_around(grads[0])
 
 
-def spread_around(grid: Tensor) -> Tensor:
-    """`around` of (B, h, w, X), with a gradient."""
+def spread_around(grid: Float[Tensor, "B h w X"]) -> Float[Tensor, "B h w 9 X"]:
+    """`around`, with a gradient."""
     spread: Tensor = _SpreadAround.apply(grid)
     return spread
 
 
-def gather_around(parts: Tensor) -> Tensor:
-    """(B, h, w, 9, X) → (B, h, w, X), the transpose of `around`: each part is added to the neighbour it is for."""
+def gather_around(parts: Float[Tensor, "B h w 9 X"]) -> Float[Tensor, "B h w X"]:
+    """The transpose of `around`: each part is added to the neighbour it is for."""
     gathered: Tensor = _GatherAround.apply(parts)
     return gathered

@@ -5,7 +5,14 @@ import itertools
 import pytest
 import torch
 
-from reldistill.relations.cells import Cells, around, gather_around, home_cells, largest_of_column, spread_around
+from reldistill.relations.kernels.local_superpixels import (
+    Cells,
+    around,
+    gather_around,
+    largest_of_column,
+    spread_around,
+)
+from reldistill.relations.tokens import home_cells
 
 # Of tokens and cells: even, uneven, one cell, a token each.
 GRIDS = pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reldistill.relations.attention import Scale, map_attention, relational_attention
-from reldistill.relations.channel_graph import magnitudes
+from reldistill.relations.kernels.attention_products import map_attention_by_products, relational_attention_both_ways
+from reldistill.relations.kernels.unit_rows import magnitudes
 from reldistill.relations.precision import float_type
 
 # Numbers of a map taken at a time: 2 MB in float32 on a CPU, where they should stay in the cache. Elsewhere few large
@@ -135,7 +135,7 @@ def results(
     graphs: str,
     groups: int,
     temperature: float,
-    scale: Scale,
+    scale: str,
 ) -> Results:
     """The first pass over maps (B, C, H, W); a temperature of 0 stands for no attention."""
     into = room(student, teacher, vertex, edge, graphs, groups)
@@ -154,7 +154,9 @@ def results(
             raw = vertex == "raw"
             ours = maps[0] if raw or factor is None else maps[0] * factor
             length = their_inverse if their_factor is None else their_inverse * their_factor
-            attention = map_attention(maps[1], temperature=temperature, scale=scale) if temperature else None
+            attention = None
+            if temperature:
+                attention = map_attention_by_products(maps[1], temperature=temperature, relative=scale == "relative")
             _add_vertices(into, images, ours, maps[1], None if raw else length, attention, work)
         if pair[0] is None or pair[1] is None:
             continue
@@ -208,7 +210,7 @@ def _add_edges(into: Results, images: slice, student: Tensor, teacher: Tensor, t
     difference = student - teacher
     weighted = into.edges[images]
     if temperature:
-        relational_attention(teacher, temperature=temperature, out=weighted).mul_(difference)
+        relational_attention_both_ways(teacher, temperature=temperature, out=weighted).mul_(difference)
     else:
         torch.mul(difference, 2.0, out=weighted)
     into.edge.add_(torch.dot(difference.flatten(), weighted.flatten()), alpha=0.5 / into.edges.numel())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reldistill.relations import replay
+from reldistill.relations.kernels import replay
 
 
 def doubled(tensor: Tensor, factor: float = 2.0) -> tuple[Tensor, ...]:

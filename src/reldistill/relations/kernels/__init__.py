@@ -1,0 +1,1 @@
+"""The relations once more, fast: see README.md beside this file."""
