@@ -8,8 +8,9 @@ import pytest
 import timm
 import torch
 
-from reldistill.core.types import Batch
+from reldistill.core.types import Batch, ClassLabels
 from reldistill.methods.build import build_distiller
+from reldistill.methods.plan import Choices
 from reldistill.networks import cifar
 from reldistill.networks.extract import Extractor
 from reldistill.step.distiller import Distiller
@@ -21,7 +22,7 @@ def build(method: str, student: str, teacher: str, **more: Any) -> Distiller:
     torch.manual_seed(0)
     networks = [Extractor(timm.create_model(cifar.REGISTERED[name], num_classes=5)) for name in (student, teacher)]
     return build_distiller(
-        method, student=networks[0], teacher=networks[1], image_size=32, task=Classification(), **more
+        method, student=networks[0], teacher=networks[1], image_size=32, task=Classification(), choices=Choices(**more)
     )
 
 
@@ -53,7 +54,7 @@ def test_fitnets_of_the_benchmarks() -> None:
     images = torch.rand(3, 3, 32, 32)
     module.train()
     torch.manual_seed(0)
-    value = module(Batch(images, torch.tensor([0, 1, 2]), torch.arange(3))).parts["fitnets"].item()
+    value = module(Batch(images, ClassLabels(torch.tensor([0, 1, 2])), torch.arange(3))).parts["fitnets"].item()
     student, teacher = (one(images, levels=("layer2",)).levels["layer2"] for one in (module.student, module.teacher))
     assert value == pytest.approx(100 * ((student - teacher) ** 2).mean().item(), rel=1e-4)
     (term,) = module.terms
