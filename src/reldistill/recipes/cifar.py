@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def cifar100(
 
     images = DataSettings(data=data, image_size=32, download=download)
     student, student_arguments = _of_the_literature(student)
-    schedule = {"epochs": epochs, "seed": seed, "devices": devices}
+    schedule = partial(_schedule, epochs=epochs, seed=seed, devices=devices)
     teacher_arguments: dict[str, Any] = {}
     if run_folder(teacher) is None:
         teacher, teacher_arguments = _of_the_literature(teacher)
@@ -116,7 +117,7 @@ def cifar100(
             folder = out / "teacher"
             network = ModelSettings(model=teacher, model_arguments=teacher_arguments)
             resumed = (folder / "record.json").is_file()
-            train(images, network, _schedule(teacher, **schedule), out=folder, resume=resumed)
+            train(images, network, schedule(teacher), out=folder, resume=resumed)
             teacher, teacher_arguments = str(folder), {}
     pair = PairSettings(
         teacher=teacher,
@@ -127,7 +128,7 @@ def cifar100(
         method=method,
         weights={"task": 0.1, "kd": 0.9} if method == "kd" else {},
     )
-    return distill(images, pair, _schedule(student, **schedule), out=out, resume=resume)
+    return distill(images, pair, schedule(student), out=out, resume=resume)
 
 
 def _of_the_literature(name: str) -> tuple[str, dict[str, Any]]:
