@@ -144,18 +144,18 @@ class Archive:
         hidden: set[str] = set()
         for info in self._zip().infolist():
             name = info.filename.replace("\\", "/")
-            path = self.key(name)
-            parts = path.split("/")
-            if path == ".":
+            member = self.key(name)
+            parts = member.split("/")
+            if member == ".":
                 continue
             if at := next((i for i, part in enumerate(parts, 1) if _hidden(part)), 0):
                 hidden.add("/".join(parts[:at]))
             elif name.endswith("/"):
-                folders.add(path)
+                folders.add(member)
             else:
-                self.files[path] = f"{info.file_size}:{info.CRC:08x}"
-                if path != info.filename:
-                    self._members[path] = info.filename
+                self.files[member] = f"{info.file_size}:{info.CRC:08x}"
+                if member != info.filename:
+                    self._members[member] = info.filename
         self.left_out = Counter({HIDDEN: len(hidden)} if hidden else {})
         for member in [*folders, *self.files]:
             parent = member.rpartition("/")[0]

@@ -181,7 +181,8 @@ def _copies(train: LabelledImages, held: LabelledImages, reader: FileReader) -> 
     """How many held-out images are training images too, byte by byte."""
 
     def marks(images: LabelledImages) -> list[tuple[int, int, str]]:
-        return [(*size, reader.signature(key)) for key, size in zip(images.keys, images.sizes.tolist(), strict=True)]
+        sizes = images.sizes.tolist()
+        return [(width, height, reader.signature(key)) for key, (width, height) in zip(images.keys, sizes, strict=True)]
 
     @functools.cache
     def content(key: str) -> bytes:
