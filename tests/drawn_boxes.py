@@ -35,6 +35,21 @@ class Drawn:
         Image.fromarray(self.pixels()).save(folder / self.name)
 
 
+def as_held(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """What a camera held as the EXIF orientation says would store of upright pixels (H, W, 3)."""
+    turned = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: np.rot90(pixels, 1),
+        7: pixels[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(pixels, -1),
+    }[orientation]
+    return np.ascontiguousarray(turned)
+
+
 def draw(count: int, *, seed: int = 0, first: int = 0) -> list[Drawn]:
     """Images of several sizes, landscape and portrait, each with one object of every class, the last with none.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,7 @@ class DiscImages:
     image_size: int = SIDE
     skipped: tuple[str, ...] = ()
     augment: str = "none"
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 # What is minimised, and how it is measured ---------------------------------------------------------------------------
@@ -295,8 +296,6 @@ class Discs:
         """UserError where the mean radius would do as well."""
         if found["explained"] <= 0:
             raise UserError(f"the teacher {teacher.card.name} explains nothing of the radii: it was not used")
-
-    methods = RadiusError.methods
 
     def objective(self, training, images) -> RadiusError:  # type: ignore[no-untyped-def]
         """The mean squared error."""

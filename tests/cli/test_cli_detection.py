@@ -184,6 +184,8 @@ sys.modules["reldistill"] = None  # importing it fails
 sys.path.insert(0, sys.argv[1])
 import numpy, torch
 import export_detector
+
+pytestmark = pytest.mark.slow
 with torch.no_grad():
     found = export_detector.load()([torch.from_numpy(numpy.load(sys.argv[2]))])[0]
 print(json.dumps({name: values.tolist() for name, values in found.items()}))
@@ -387,7 +389,10 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(DISTILL, teacher="resnet18"), "teacher resnet18: no such detector"),
     (with_options(DISTILL, teacher="fcos_resnet18_fpn"), "no pretrained detector of this name exists"),
     (with_options(DISTILL, data="coco:other"), "its weights don't know the class purple of the data"),
-    (with_options(DISTILL, cache_teacher="cache"), "--cache-teacher: what a detector says"),
+    (
+        with_options(DISTILL, cache_teacher="cache"),
+        "what a teacher says of images for detection is not kept",
+    ),
     (with_options(DISTILL, method="kd"), "method 'kd' is not for detection: there are none, fitnets"),
     (with_options(DISTILL, method="deit_hard"), "method 'deit_hard' is not for detection"),
     (with_options(DISTILL, method="sekd+simkd"), "method 'simkd' is not for detection"),

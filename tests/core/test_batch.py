@@ -59,3 +59,12 @@ def test_what_places_a_network_is_asked_for() -> None:
     proposals = (torch.rand(3, 4),)
     found = Wanted.at(["scores", "dense", "distilled", "pooled"], proposals=proposals)
     assert found == Wanted((), False, True, True, True, True, proposals)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+    "labels", [torch.rand(4, 3), torch.randint(0, 2, (4, 3)), torch.rand(4), torch.zeros(4, 8, 8, dtype=torch.int64)]
+)
+def test_several_or_soft_labels_an_image_are_refused(labels: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"labels: expected \(B,\) class indices, one for each image, got torch\."):
+        ClassLabels(labels)

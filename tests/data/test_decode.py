@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drawn_boxes import as_held
 from reldistill.core.checks import UserError
 from reldistill.data.decode import BadImage, check, decode, fit, header_size, to_rgb
 
@@ -84,9 +85,9 @@ def test_cmyk_jpeg() -> None:
 @pytest.mark.parametrize(("value", "expected"), [(0, 0), (65535, 255), (32768, 128), (257, 1), (128, 0), (129, 1)])
 def test_16_bit_greys_use_their_full_range(value: int, expected: int) -> None:
     assert corner(encoded(grey_array(value, np.uint16))) == (expected,) * 3
-    assert corner(encoded(grey_array(value, np.int32), "TIFF")) == (expected,) * 3
-    if value > 1:
-        assert corner(encoded(grey_array(value, np.float32), "TIFF")) == (expected,) * 3
+    stream = io.BytesIO()
+    stream.write(b"P5 4 4 65535\n" + np.full(16, value, dtype=">u2").tobytes())  # Pillow gives it 32 bits
+    assert corner(stream.getvalue()) == (expected,) * 3
 
 
 def test_integers_beyond_16_bits_are_clipped() -> None:
@@ -94,9 +95,26 @@ def test_integers_beyond_16_bits_are_clipped() -> None:
     assert corner(encoded(grey_array(1 << 20, np.int32), "TIFF")) == (255, 255, 255)
 
 
-def test_floats_up_to_one_are_fractions_and_nan_is_black() -> None:
-    assert corner(encoded(grey_array(0.5, np.float32), "TIFF")) == (128, 128, 128)
-    assert corner(encoded(grey_array(float("nan"), np.float32), "TIFF")) == (0, 0, 0)
+@pytest.mark.parametrize(
+    ("largest", "value", "expected"),
+    [(1, 0.5, 128), (0.25, 0.25, 64), (255, 100, 100), (128, 100, 100), (1.5, 1.5, 2), (256, 256, 1),
+     (65535, 32768, 128), (65535, 100, 0), (70000, 70000, 255), (1, -3, 0), (255, float("nan"), 0),
+     (1, float("inf"), 255), (255, float("inf"), 255), (255, float("-inf"), 0)],
+)  # fmt: skip
+def test_floats_are_scaled_by_the_range_their_largest_is_within(largest: float, value: float, expected: int) -> None:
+    values = np.full((4, 4), value, dtype=np.float32)
+    values[3, 3] = largest
+    assert corner(encoded(Image.fromarray(values), "TIFF")) == (expected,) * 3
+
+
+@pytest.mark.parametrize(
+    ("largest", "value", "expected"),
+    [(1, 1, 1), (255, 100, 100), (100, 100, 100), (256, 256, 1), (65535, 32768, 128), (65535, 100, 0), (255, -7, 0)],
+)
+def test_so_are_integers_of_32_bits(largest: int, value: int, expected: int) -> None:
+    values = np.full((4, 4), value, dtype=np.int32)
+    values[3, 3] = largest
+    assert corner(encoded(Image.fromarray(values), "TIFF")) == (expected,) * 3
 
 
 def test_big_endian_16_bit_tiff() -> None:
@@ -111,23 +129,13 @@ def test_premultiplied_alpha() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     upright = np.zeros((16, 32, 3), dtype=np.uint8)
     upright[:8, :16] = 255  # top left is white
-    undo = {  # what a camera held so would have stored
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-        8: lambda a: np.rot90(a, -1),
-    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    raw = encoded(Image.fromarray(np.ascontiguousarray(undo(upright))), kind, exif=exif)
+    raw = encoded(Image.fromarray(as_held(upright, orientation)), kind, exif=exif)
     found = np.asarray(decode(raw, where="x")).astype(int)
     assert found.shape == upright.shape
     assert np.abs(found - upright).mean() < 3

@@ -12,8 +12,9 @@ from PIL import Image
 
 from reldistill.core.checks import UserError
 from reldistill.data import files
+from reldistill.data.class_folders import read_splits
 from reldistill.data.decode import BadImage
-from reldistill.data.files import Archive, Folder, Store, read_splits
+from reldistill.data.files import Archive, Folder, Store
 from reldistill.data.samples import Splits
 
 Opened = Callable[..., Store]

@@ -7,6 +7,7 @@ import torch
 
 from reldistill.core.checks import UserError
 from reldistill.core.run_files import LAST_WEIGHTS, RECORD_FILE
+from reldistill.core.safe_files import sha256
 from reldistill.networks.saved import NetworkCard, open_network, read_card, run_folder, write_weights
 
 
@@ -45,6 +46,37 @@ def test_a_folder_called_like_a_network_is_not_taken_for_it(tmp_path: Path, monk
         )
         > 200_000
     )
+
+
+def test_a_folder_called_like_a_detector_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("fcos_resnet18_fpn", "fcos_resnet18"):
+        _finished(tmp_path / name)
+    assert run_folder("fcos_resnet18_fpn") is None
+    assert run_folder("fcos_resnet18") == Path("fcos_resnet18")
+
+
+def test_a_run_of_another_task_says_what_it_needs(tmp_path: Path) -> None:
+    made = _finished(tmp_path / "run")
+    card = NetworkCard("fcos_resnet18_fpn", 1, 64, (0.0,) * 3, (1.0,) * 3, ("a",), detector={"outputs": [1]})
+    write_weights(tmp_path / "run" / LAST_WEIGHTS, made.state_dict(), card)
+    with pytest.raises(
+        UserError, match=r"run is a run of detection: labelled boxes are given as coco:DIR, voc:DIR, yo"
+    ):
+        open_network(str(tmp_path / "run"), role="model", num_classes=None, image_size=None)
+    with pytest.raises(UserError, match=r"student fcos_resnet18_fpn: a network for detection only: labelled boxes are"):
+        open_network("fcos_resnet18_fpn", role="student", num_classes=3, image_size=32)
+
+
+def test_how_a_run_s_network_was_fed_and_made_is_kept(tmp_path: Path) -> None:
+    _finished(tmp_path / "run")
+    opened = open_network(str(tmp_path / "run"), role="model", num_classes=None, image_size=None)
+    weights = tmp_path / "run" / LAST_WEIGHTS
+    assert opened.card == read_card(weights)
+    assert opened.extractor.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert opened.extractor.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    assert opened.pretrained == str(weights)
+    assert opened.weights_sha256 == sha256(weights)
 
 
 def test_a_folder_without_a_run_is_a_name(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from reldistill.networks.zoo import load_network
 from reldistill.recipes import RECIPES
 from small_runs import TRAIN, reldistill, with_options, write_images, write_world
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

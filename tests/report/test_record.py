@@ -43,6 +43,17 @@ def test_file_is_plain_json_that_begins_with_its_schema(tmp_path: Path, make_rec
     assert "folder" not in raw
 
 
+def test_what_was_left_out_is_kept_and_older_records_say_nothing_of_it(tmp_path: Path, make_record) -> None:
+    record = make_record("kd")
+    record.data.left_out = {".heic files": 3, "files in extra/": 1200}
+    path = write_record(tmp_path, record)
+    assert read_record(tmp_path).data.left_out == {".heic files": 3, "files in extra/": 1200}
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    del raw["data"]["left_out"]
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    assert read_record(tmp_path).data.left_out == {}
+
+
 def test_numbers_json_cannot_hold_come_back_as_nan(tmp_path: Path, make_record) -> None:
     record = make_record("kd")
     record.history[2].train["kd"] = math.inf

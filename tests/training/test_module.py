@@ -153,6 +153,27 @@ def test_a_part_that_outweighs_the_task_is_warned_of_once() -> None:
     assert module.notes == ours
 
 
+@pytest.mark.parametrize(
+    ("method", "size", "idle"), [("rkd", 1, {"rkd.distance", "rkd.angle"}), ("pkt", 1, {"pkt"}), ("rkd", 8, set())]
+)
+def test_a_part_that_is_zero_by_construction_is_warned_of_once(method: str, size: int, idle: set[str]) -> None:
+    module = make(method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(max_epochs=3).fit(module, loader(8, size))
+    said = [note for note in module.notes if "was 0 in every batch of an epoch" in note]
+    assert sorted(note.partition(" ")[0] for note in said) == sorted(idle)
+
+
+def test_a_part_that_does_not_count_yet_is_not_idle() -> None:
+    module = make()
+    (term,) = module.distiller.terms
+    module.batches_done, module.total_batches = 3, 10
+    term.curriculum = lambda progress: float(progress > 0.25)
+    module._watch_idle({"kd": 0.0, "task": 0.0})
+    assert module.notes == []
+
+
 def test_moving_average_is_what_is_validated_and_exported() -> None:
     module = make(ema_decay=0.75, schedule="constant", lr_warm_up=0.0)
     seen: list[Tensor] = []

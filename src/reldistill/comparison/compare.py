@@ -24,13 +24,13 @@ from reldistill.comparison.cells import (
 from reldistill.comparison.pool import Failure, Job, run_all
 from reldistill.comparison.worker import LOG_FILE, run_cell, run_reference
 from reldistill.core.checks import UserError
+from reldistill.core.run_files import RECORD_FILE
 from reldistill.core.safe_files import write_text
 from reldistill.data.samples import cores
 from reldistill.methods.build import method_names
 from reldistill.report.comparison.cell_records import FAILED_FILE, REFERENCE, read_cell, read_json
 from reldistill.report.comparison.comparison_files import write_comparison, write_tables
 from reldistill.report.comparison.summary import Comparison, Head, Kind, gather, kind_in
-from reldistill.report.record import RECORD_FILE
 from reldistill.runs.folders import (
     MAY_CHANGE_ON_RESUME,
     command_line,

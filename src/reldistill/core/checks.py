@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, halves of characters and ends of lines."""
+
+
+def printable(text: str) -> str:
+    """A text in which no character of a file's name can move the cursor or colour the terminal.
+
+    >>> printable("a\\x1b[31m.png")
+    'a\\\\x1b[31m.png'
+    """
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in CONTROLS else c for c in text)
+
+
+def check_printable(names: Iterable[str], where: str) -> None:
+    """UserError for a class name with control characters, or one that is no Unicode text."""
+    for name in names:
+        if printable(name) != name:
+            raise UserError(f"{where}: class name {name!r} has characters that cannot be printed; rename it")
+
 
 class UserError(ValueError):
     """Bad input: says in one line what is wrong, where, and what to do. The command line prints it and exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

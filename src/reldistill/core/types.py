@@ -43,9 +43,19 @@ class ClassLabels:
 
     Args:
         labels: (B,) class indices, int64, 0 … K − 1.
+
+    Raises:
+        ValueError: when they are something else, such as several labels or soft ones for each image.
     """
 
     labels: Int64[Tensor, "B"]
+
+    def __post_init__(self) -> None:
+        if self.labels.ndim != 1 or self.labels.is_floating_point():
+            raise ValueError(
+                f"labels: expected (B,) class indices, one for each image, got {self.labels.dtype} of shape "
+                f"{tuple(self.labels.shape)}; several labels or soft ones need a task of your own"
+            )
 
     def for_loss(self, name: str, images: Tensor) -> Tensor | None:
         """`labels` (B,); see `Targets`."""

@@ -1,11 +1,13 @@
 """One image file → 8-bit RGB, whatever its mode.
 
-Transparency is composited on white, the EXIF orientation is applied, 16-bit greys are scaled by their full range
-(65535 → 255), and of an animation the first frame is taken.
+Transparency is composited on white, the EXIF orientation is applied, and of an animation the first frame is taken.
+16-bit greys are scaled by their full range (65535 → 255). Floats and 32-bit integers declare no range: it is taken to
+be the smallest of 1 (floats only), 255 and 65535 that their largest value is within.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import zlib
 
@@ -17,10 +19,24 @@ from reldistill.core.checks import UserError
 ORIENTATION_TAG = 0x0112
 ORIENTATIONS_ON_THE_SIDE = (5, 6, 7, 8)
 
+HEIF_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})
+
+
+def _reads_heif() -> bool:
+    """Let Pillow read HEIC, where pillow-heif is installed."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return True
+
+
 EXTENSIONS = frozenset(
     f".{ending}"
     for ending in "jpg jpeg jpe jfif png bmp dib gif webp tif tiff ppm pgm pbm pnm jp2 j2k avif tga ico".split()  # noqa: SIM905
-)
+) | (HEIF_EXTENSIONS if _reads_heif() else frozenset())
+"""What is read as an image. AVIF is among them whether or not this Pillow can: then it is refused by name."""
 
 
 class BadImage(UserError):
@@ -34,15 +50,14 @@ class BadImage(UserError):
         self.where, self.reason = where, reason
 
 
-def _grey_16_bit(image: Image.Image) -> Image.Image:
-    """Modes I;16*, I and F → L.
-
-    Integers run over 0 … 65535. Floats do too, unless none of them exceeds 1: then they run over 0 … 1.
-    """
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Modes I;16*, I and F → L. Pillow gives mode I to 32-bit TIFFs, and to 16-bit greys of other formats."""
     values = np.asarray(image)
-    if image.mode == "F":
-        values = np.nan_to_num(values, nan=0.0, posinf=65535.0, neginf=0.0)
-        values = np.round(values * (65535.0 if values.size and values.max() <= 1 else 1.0))
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        largest = values.max(initial=0, where=np.isfinite(values))
+        ranges = (1.0, 255.0) if image.mode == "F" else (255.0,)
+        values = values * (65535.0 / next((top for top in ranges if largest <= top), 65535.0))
+        values = np.round(np.nan_to_num(values, nan=0.0, posinf=65535.0, neginf=0.0))
     grey = Image.fromarray(((np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if isinstance(clear := image.info.get("transparency"), int):
         grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
@@ -58,7 +73,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _grey_16_bit(image)
+        image = _deep_grey(image)
     if image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.mode in ("LA", "PA", "P", "RGBA") or "transparency" in image.info:
@@ -90,16 +105,19 @@ def _verify_png(raw: bytes) -> None:
 def _decode(raw: bytes, where: str, *, reduced: bool) -> tuple[Image.Image, tuple[int, int]]:
     try:
         with Image.open(io.BytesIO(raw)) as image:
-            width, height = image.size
+            whole = image.size
             if reduced:
                 image.draft(None, (1, 1))
-            on_the_side = _orientation(image) in ORIENTATIONS_ON_THE_SIDE
+            shrunk = image.size != whole
             if image.format == "PNG":
                 _verify_png(raw)
             image.load()
-            if _orientation(image) != 1:
+            orientation = _orientation(image)  # read after loading: Pillow has turned a TIFF by then
+            if orientation != 1:
                 ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image), (height, width) if on_the_side else (width, height)
+            if shrunk:
+                return to_rgb(image), whole[::-1] if orientation in ORIENTATIONS_ON_THE_SIDE else whole
+            return to_rgb(image), image.size
     except UnidentifiedImageError:
         raise BadImage(where, "empty file" if not raw else "not in an image format that Pillow reads") from None
     except Image.DecompressionBombError:
@@ -125,7 +143,7 @@ def check(raw: bytes, *, where: str) -> tuple[int, int]:
 
 
 def header_size(raw: bytes) -> tuple[int, int] | None:
-    """(width, height) from the header alone, before any rotation; None if there is none."""
+    """(width, height) from the header alone, for most formats before any rotation; None if there is none."""
     try:
         with Image.open(io.BytesIO(raw)) as image:
             return image.size

@@ -1,21 +1,25 @@
-"""Class folders on disk or inside a zip archive (which is read in place, never unpacked)."""
+"""Files of a folder on disk or inside a zip archive (which is read in place, never unpacked)."""
 
 from __future__ import annotations
 
 import os
+import posixpath
+import stat
 import threading
 import zipfile
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
 from reldistill.core.checks import UserError
-from reldistill.data.decode import EXTENSIONS, BadImage, check, decode, header_size
-from reldistill.data.samples import Samples, Splits, hold_out, split_by_name
+from reldistill.data.decode import BadImage, check, decode, header_size
 
-VAL_FOLDERS = ("val", "valid", "validation", "test")  # in order of preference
+HIDDEN = "hidden files"
+SPECIAL = "special files such as pipes"
+CIRCLES = "links in a circle"
 MEMBER_LIMIT = 1 << 30  # bytes; a larger member of an archive is no photograph
 
 
@@ -25,6 +29,16 @@ class Store(Protocol):
 
     files: dict[str, str]  # path → a signature that changes with the content
     folders: frozenset[str]
+    left_out: Counter[str]  # what is not among them, in words → how often
+
+    def key(self, path: str) -> str:
+        """The path by which `files` has a file, however it was written; one that leads out of the root stays so."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file, be it hidden or outside the root."""
+
+    def signature(self, path: str) -> str:
+        """What `files` says of a file; for one that is hidden or outside the root, what it would say."""
 
     def read(self, path: str) -> bytes:
         """The content of a file; BadImage if it cannot be had."""
@@ -33,34 +47,68 @@ class Store(Protocol):
         """What to call a file in a message."""
 
 
-def _hidden(path: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def leads_out(key: str) -> bool:
+    """Whether a file's key is that of a file outside the root."""
+    return key.startswith(("/", "../"))
 
 
 class Folder:
-    """A folder on disk. Links are followed, except one that leads to a folder it lies in."""
+    """A folder on disk. Links are followed, except one that leads to a folder it lies in; pipes are never opened."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files: dict[str, str] = {}
+        self.left_out: Counter[str] = Counter()
         folders: set[str] = set()
         self._walk("", (os.path.realpath(root),), folders)
         self.folders = frozenset(folders)
 
     def _walk(self, prefix: str, ancestors: tuple[str, ...], folders: set[str]) -> None:
-        with os.scandir(self.root / prefix) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
-                path = prefix + entry.name
-                if _hidden(entry.name):
-                    continue
-                if entry.is_dir():
-                    real = os.path.realpath(entry.path)
-                    if real not in ancestors:
-                        folders.add(path)
-                        self._walk(path + "/", (*ancestors, real), folders)
+        try:
+            with os.scandir(self.root / prefix) as found:
+                entries = sorted(found, key=lambda e: e.name)
+        except OSError as error:
+            raise UserError(f"{self.where(prefix)}: cannot be listed ({error.strerror or error})") from None
+        for entry in entries:
+            path = prefix + entry.name
+            if _hidden(entry.name):
+                self.left_out[HIDDEN] += 1
+            elif entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real in ancestors:
+                    self.left_out[CIRCLES] += 1
                 else:
-                    broken_link = not os.path.exists(entry.path)
-                    self.files[path] = "missing" if broken_link else str(entry.stat().st_size)
+                    folders.add(path)
+                    self._walk(path + "/", (*ancestors, real), folders)
+            elif not os.path.exists(entry.path):
+                self.files[path] = "missing"  # a broken link
+            elif entry.is_file():
+                self.files[path] = str(entry.stat().st_size)
+            else:
+                self.left_out[SPECIAL] += 1
+
+    def key(self, path: str) -> str:
+        """The path inside the folder; of a file elsewhere, as it was written."""
+        path = posixpath.normpath(path)
+        if path in self.files or not leads_out(path):
+            return path
+        for root in (os.path.abspath(self.root), os.path.realpath(self.root)):
+            whole = posixpath.normpath(posixpath.join(root, path))
+            if whole.startswith(f"{root}/"):
+                return whole[len(root) + 1 :]
+        return path
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        return path in self.files or os.path.isfile(self.root / path)
+
+    def signature(self, path: str) -> str:
+        """The file's size."""
+        return self.files.get(path) or str(os.stat(self.root / path).st_size)
 
     def where(self, path: str) -> str:
         """The path as the user would type it."""
@@ -69,21 +117,46 @@ class Folder:
     def read(self, path: str) -> bytes:
         """The content of a file."""
         try:
+            if not stat.S_ISREG(os.stat(self.root / path).st_mode):
+                raise BadImage(self.where(path), "a folder, pipe or device, not a file")
             return (self.root / path).read_bytes()
         except OSError as error:
             raise BadImage(self.where(path), error.strerror or "cannot be read") from None
+        except ValueError as error:
+            if isinstance(error, BadImage):
+                raise
+            raise BadImage(self.where(path), f"not a file's name ({error})") from None
 
 
 class Archive:
-    """A zip archive. Every process opens it for itself: a handle shared by a fork would share its file position."""
+    """A zip archive. Every process opens it for itself: a handle shared by a fork would share its file position.
+
+    Members that were packed with `\\` between folders, or with `./` in front, are found by their usual paths.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle: tuple[int, zipfile.ZipFile] | None = None
         self._lock = threading.Lock()
-        infos = [info for info in self._zip().infolist() if not _hidden(info.filename.rstrip("/"))]
-        self.files = {i.filename: f"{i.file_size}:{i.CRC:08x}" for i in infos if not i.is_dir()}
-        folders = {i.filename.rstrip("/") for i in infos if i.is_dir()}
+        self.files: dict[str, str] = {}
+        self._members: dict[str, str] = {}  # path → the name in the archive, where it is another
+        folders: set[str] = set()
+        hidden: set[str] = set()
+        for info in self._zip().infolist():
+            name = info.filename.replace("\\", "/")
+            member = self.key(name)
+            parts = member.split("/")
+            if member == ".":
+                continue
+            if at := next((i for i, part in enumerate(parts, 1) if _hidden(part)), 0):
+                hidden.add("/".join(parts[:at]))
+            elif name.endswith("/"):
+                folders.add(member)
+            else:
+                self.files[member] = f"{info.file_size}:{info.CRC:08x}"
+                if member != info.filename:
+                    self._members[member] = info.filename
+        self.left_out = Counter({HIDDEN: len(hidden)} if hidden else {})
         for member in [*folders, *self.files]:
             parent = member.rpartition("/")[0]
             while parent and parent not in folders:
@@ -110,18 +183,32 @@ class Archive:
                     raise UserError(f"{self.path}: {error.strerror or error}") from None
             return self._handle[1]
 
+    def key(self, path: str) -> str:
+        """The path of a member."""
+        return posixpath.normpath(path).lstrip("/")
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a member; a hidden one is as good as none."""
+        return path in self.files
+
+    def signature(self, path: str) -> str:
+        """The member's size and checksum."""
+        return self.files[path]
+
     def where(self, path: str) -> str:
         """archive.zip:member."""
         return f"{self.path}:{path}"
 
     def read(self, path: str) -> bytes:
         """The content of a member, its checksum verified."""
-        archive = self._zip()
-        size = archive.getinfo(path).file_size
+        if path not in self.files:
+            raise BadImage(self.where(path), "no such file in the archive")
+        archive, member = self._zip(), self._members.get(path, path)
+        size = archive.getinfo(member).file_size
         if size > MEMBER_LIMIT:
             raise BadImage(self.where(path), f"{size:,} bytes, too large for an image")
         try:
-            return archive.read(path)
+            return archive.read(member)
         except Exception as error:  # wrong checksum, unknown compression, encryption, broken stream, input/output
             raise BadImage(self.where(path), " ".join(str(error).split()) or type(error).__name__) from None
 
@@ -148,100 +235,9 @@ class FileReader:
             return None
 
     def name(self, key: str) -> str:
-        """The path inside the folder or archive."""
+        """The path inside the folder or archive; of a file elsewhere, as the annotations write it."""
         return key
 
     def signature(self, key: str) -> str:
         """Size, and in an archive the checksum."""
-        return self.store.files[key]
-
-
-def _subfolders(store: Store, folder: str) -> list[str]:
-    """Names of the folders directly inside `folder` ("" = the root), sorted."""
-    prefix = f"{folder}/" if folder else ""
-    inside = (f[len(prefix) :] for f in store.folders if f.startswith(prefix))
-    return sorted(f for f in inside if f and "/" not in f)
-
-
-def _images_by_class(store: Store, folder: str) -> dict[str, list[str]]:
-    """Class folder directly inside `folder` → paths of the images below it; both sorted."""
-    prefix = f"{folder}/" if folder else ""
-    classes: dict[str, list[str]] = {name: [] for name in _subfolders(store, folder)}
-    for path in sorted(store.files):
-        if path.startswith(prefix) and os.path.splitext(path)[1].lower() in EXTENSIONS:
-            name, slash, _ = path[len(prefix) :].partition("/")
-            if slash:
-                classes[name].append(path)
-    return classes
-
-
-def _look_through(store: Store) -> str:
-    """The folder that holds the data: single folders that only hold folders are passed by."""
-    folder = ""
-    while len(inside := _subfolders(store, folder)) == 1:
-        below = f"{folder}/{inside[0]}" if folder else inside[0]
-        if inside[0].lower() in VAL_FOLDERS or not _subfolders(store, below):
-            break
-        folder = below
-    return folder
-
-
-def _split_folders(store: Store, top: str, where: str) -> tuple[str | None, str | None, str | None]:
-    """(training, validation, test folder) inside `top`; a folder only counts if it holds folders.
-
-    Where nothing else could validate, the test folder does, and there is none to test on.
-    """
-    prefix = f"{top}/" if top else ""
-    found = {name.lower(): prefix + name for name in _subfolders(store, top) if _subfolders(store, prefix + name)}
-    val = next((found[name] for name in VAL_FOLDERS if name in found), None)
-    if val and "train" not in found:
-        raise UserError(f"{where}: has {val}/ but no train/ beside it; name the training folder train")
-    test = found.get("test")
-    return found.get("train"), val, test if test != val else None
-
-
-def _labelled(reader: FileReader, images: dict[str, list[str]], classes: tuple[str, ...]) -> Samples:
-    pairs = [(path, label) for label, name in enumerate(classes) for path in images.get(name, ())]
-    return Samples(reader, [path for path, _ in pairs], [label for _, label in pairs])
-
-
-def read_splits(store: Store, *, where: str, val_fraction: float, hold_out_test: bool = False) -> Splits:
-    """Find the class folders of a Store, and its training, validation and (if asked for) test images."""
-    top = _look_through(store)
-    train_folder, val_folder, test_folder = _split_folders(store, top, where)
-    folder = top if train_folder is None else train_folder
-    train_images = _images_by_class(store, folder)
-    classes = tuple(train_images)
-    _check_classes(store, train_images, where if train_folder is None else f"{where}: {train_folder}/")
-    train = _labelled(FileReader(store), train_images, classes)
-    if val_folder is None:
-        train, val = split_by_name(train, val_fraction, classes=classes, where=where, prefix=f"{folder}/")
-    else:
-        val = _same_classes(store, val_folder, classes, train_folder=folder, where=where)
-    splits = Splits(train, val, classes, where)
-    if hold_out_test and test_folder is not None:
-        return replace(splits, test=_same_classes(store, test_folder, classes, train_folder=folder, where=where))
-    return hold_out(splits, val_fraction, prefix=f"{folder}/") if hold_out_test else splits
-
-
-def _same_classes(store: Store, folder: str, classes: tuple[str, ...], *, train_folder: str, where: str) -> Samples:
-    """The images of a part that is not for training; UserError unless it holds the training folder's classes."""
-    images = _images_by_class(store, folder)
-    for name in sorted(set(images) ^ set(classes)):
-        there, lacking = (train_folder, folder) if name in classes else (folder, train_folder)
-        raise UserError(
-            f"{where}: class {name!r} is in {there}/ but not in {lacking}/; both must hold the same classes"
-        )
-    return _labelled(FileReader(store), images, classes)
-
-
-def _check_classes(store: Store, images: dict[str, list[str]], where: str) -> None:
-    layout = "expected one folder of images per class"
-    if not any(images.values()):
-        others = sorted(path for path in store.files if os.path.splitext(path)[1].lower() not in EXTENSIONS)
-        loose = len(store.files) - len(others)
-        found = f"{loose} images outside class folders" if loose else "no images"
-        also = f" ({len(others)} other files, e.g. {others[0]})" if others else ""
-        raise UserError(f"{where}: no class folders with images: found {found}{also}; {layout}")
-    if len(images) == 1:
-        raise UserError(f"{where}: only one class, {next(iter(images))!r}; {layout}, at least two")
+        return self.store.signature(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from reldistill.data.loader import Loader
@@ -45,6 +45,11 @@ class Images(Protocol):
     @property
     def skipped(self) -> Sequence[str]:
         """Names of bad images that were left out."""
+        ...
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """What else lies with the data and is not used, in words → how often."""
         ...
 
     @property

@@ -21,7 +21,7 @@ Key = tuple[int, int, int]  # seed, epoch, index
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """One batch to make.
 
     Args:
@@ -39,7 +39,7 @@ class Pixels(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
+    def batches(self, seed: int, epoch: int, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
         """The planned batches, in order."""
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class MemoryPixels:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
+    def batches(self, seed: int, epoch: int, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
         """The planned batches, in order."""
         draws = self._draws(seed, epoch)
         for plan in plans:
@@ -121,7 +121,7 @@ class _KeyBatches:
 
     def __init__(self) -> None:
         self.seed, self.epoch = 0, 0
-        self.plans: Sequence[Plan] = ()
+        self.plans: Sequence[BatchPlan] = ()
 
     def __iter__(self) -> Iterator[list[Key]]:
         seed, epoch = self.seed, self.epoch
@@ -157,7 +157,7 @@ class Workers:
         """End the processes, which are the loader's; the next answers start others."""
         self._loader = self._make_loader()
 
-    def answers(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[tuple[Tensor, Any]]:
+    def answers(self, seed: int, epoch: int, plans: Sequence[BatchPlan]) -> Iterator[tuple[Tensor, Any]]:
         """The indices of each planned batch that are this rank's, and what the data set made of them."""
         self._runs += 1
         run = self._runs
@@ -183,7 +183,7 @@ class DiskPixels:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
+    def batches(self, seed: int, epoch: int, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
         """The planned batches, in order."""
         for mine, pixels in self._workers.answers(seed, epoch, plans):
             yield Batch(to_float(pixels), ClassLabels(self.labels[mine]), mine)
@@ -284,13 +284,13 @@ class Loader:
             return parts
         return [parts[i] for i in torch.randperm(len(parts), generator=generator)]
 
-    def _plans(self, epoch: int, first: int) -> list[Plan]:
+    def _plans(self, epoch: int, first: int) -> list[BatchPlan]:
         if self._training:
             parts = self._shuffled(epoch)
         else:
             parts = torch.arange(self.images).tensor_split(self._count)
         return [
-            Plan(
+            BatchPlan(
                 part,
                 slice(
                     len(part) * self._rank // self._world_size,

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -88,6 +88,7 @@ class Splits:
         default_size: image size to use when none is asked for; None = judge by the images.
         flips: whether a mirrored image still belongs to its class.
         test: images that nothing is chosen by, where some were asked for.
+        left_out: what is not used, in words → how often.
     """
 
     train: Samples
@@ -97,6 +98,7 @@ class Splits:
     default_size: int | None = None
     flips: bool = True
     test: Samples | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Samples]:

@@ -136,8 +136,10 @@ class Extractor(FeatureSource):
         return self.ask(images, Wanted(levels, logits, pooled, distilled, dense))
 
     def ask(self, images: Tensor, wanted: Wanted, *, targets: Targets | None = None) -> Features:
-        """Features of images (B, 3, H, W) in [0, 1], whatever they are labelled with; a network without class scores
-        of anchors has no `scores`.
+        """Features of images (B, 3, H, W) in [0, 1]; what they are labelled with makes no difference.
+
+        Raises:
+            ValueError: when a detector's `scores` are wanted.
         """
         if wanted.scores:
             raise ValueError(f"{self.name} is no detector: it has no class scores of anchors or proposals")

@@ -73,7 +73,18 @@ class NetworkRecord:
 
 @dataclass
 class DataRecord:
-    """The images. `fingerprint` changes with any image, label or split; `skipped` counts the unreadable ones."""
+    """The images.
+
+    Args:
+        name: what the user asked for.
+        classes: class names.
+        train_images: how many there are to learn from.
+        val_images: how many there are to validate by.
+        image_size: pixels.
+        skipped: how many could not be read and were left out.
+        fingerprint: changes with any image, label or split.
+        left_out: what else lay with the data and was not used, in words → how often.
+    """
 
     name: str
     classes: list[str]
@@ -82,6 +93,7 @@ class DataRecord:
     image_size: int
     skipped: int = 0
     fingerprint: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -51,6 +51,7 @@ def evaluate(
         **task.measures(found, images.val.images),
         "parameters": sum(p.numel() for p in opened.extractor.network.parameters()),
         "skipped": list(images.skipped),
+        "left_out": dict(images.left_out),
         "summary": f"{network.model}: {task.in_words(found, images.val.images)}",
     }
 

@@ -304,6 +304,7 @@ def data_record(images: Images) -> DataRecord:
         image_size=images.image_size,
         skipped=len(images.skipped),
         fingerprint=images.fingerprint,
+        left_out=dict(images.left_out),
     )
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reldistill.core.safe_files import write_arrays
-from reldistill.core.types import Batch, ClassLabels, Features
+from reldistill.core.types import Batch, ClassLabels, FeatureSource, Wanted
 from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
@@ -26,8 +26,8 @@ _LARGEST_GRAPH = 1024
 def write_relation_pictures(
     folder: Path,
     *,
-    student: nn.Module,
-    teacher: nn.Module,
+    student: FeatureSource,
+    teacher: FeatureSource,
     levels: tuple[str, str],
     batch: Batch,
     classes: tuple[str, ...],
@@ -52,7 +52,7 @@ def write_relation_pictures(
     if isinstance(batch.targets, ClassLabels):
         drawn["labels"] = batch.targets.labels[:images].cpu().numpy()
     for name, network, level in (("student", student.eval(), levels[0]), ("teacher", teacher.eval(), levels[1])):
-        features: Features = network(batch.images, levels=(level,), logits=False, pooled=False)
+        features = network.ask(batch.images, Wanted(levels=(level,), logits=False))
         feature_map = features.levels[level].float()
         drawn[f"{name}_superpixels"] = _superpixels(feature_map[:images]).cpu().numpy().astype(np.int16)
         adjacency = channel_adjacency(feature_map).mean(dim=0)  # of this process's images: only one draws

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch, FeatureSource
 from reldistill.step.distiller import TASK, Distiller
+from reldistill.step.term import Term
 from reldistill.training.defaults import DEFAULTS, OptimizerName
 from reldistill.training.optimisers import Schedule, lr_factor, make_optimizer
 from reldistill.training.teacher_cache import TeacherCache
@@ -171,7 +172,9 @@ class DistillationModule(L.LightningModule):
             torch.distributed.all_reduce(means)
             means /= self.trainer.world_size
         self.part_sums, self.part_batches = {}, 0
-        return dict(zip(names, means.tolist(), strict=True))
+        found = dict(zip(names, means.tolist(), strict=True))
+        self._watch_idle(found)
+        return found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the teachers out."""
@@ -202,6 +205,23 @@ class DistillationModule(L.LightningModule):
                 self.note(
                     f"{name} is {float(value):.3g}, more than a hundred times the task's loss ({task:.3g}) at batch "
                     f"{self.batches_done + 1}: lower its weight (--weights '{{\"{name}\": …}}')"
+                )
+
+    def _watch_idle(self, means: dict[str, float]) -> None:
+        """Say once when a part was 0 in every batch of an epoch although it counted in the last."""
+        progress = (self.batches_done - 1) / self.total_batches if self.total_batches else 0.0
+        scales = {
+            name: scale
+            for term in self.distiller.terms
+            if isinstance(term, Term)
+            for name, scale in term.scales(progress).items()
+        }
+        for name, mean in means.items():
+            if mean == 0 and scales.get(name) and name not in self.warned:
+                self.warned.add(name)
+                self.note(
+                    f"{name} was 0 in every batch of an epoch, so it teaches nothing: relations between "
+                    f"images need at least two of them on each device, other losses a network that differs"
                 )
 
     def note(self, text: str) -> None:

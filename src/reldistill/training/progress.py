@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from reldistill.core.checks import printable
 from reldistill.step.distiller import TASK
 from reldistill.training.keeper import RunKeeper
 from reldistill.training.module import DistillationModule
@@ -34,7 +35,7 @@ def console() -> Console:
 @rank_zero_only
 def say(text: str) -> None:
     """One line to the user."""
-    console().print(text, markup=False)
+    console().print(printable(text), markup=False)
 
 
 class Progress(L.Callback):

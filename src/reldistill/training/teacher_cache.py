@@ -112,7 +112,9 @@ class TeacherCache:
             self._check(self._read(indices[there], batch.images.device), ask(batch.images[known]))
         if not there.all():
             self._write(indices[~there], ask(batch.images[torch.from_numpy(~there)]))
-        return dataclasses.replace(batch, teachers={TEACHER: self._read(indices, batch.images.device)})
+        return dataclasses.replace(
+            batch, teachers={**batch.teachers, TEACHER: self._read(indices, batch.images.device)}
+        )
 
     def flush(self) -> None:
         """Put everything on disk, and only then say that it is there."""

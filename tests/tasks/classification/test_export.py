@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from reldistill.core.checks import UserError
-from reldistill.networks.saved import LAST_WEIGHTS, NetworkCard, open_network, write_weights
+from reldistill.core.run_files import LAST_WEIGHTS
+from reldistill.networks.saved import NetworkCard, open_network, write_weights
 from reldistill.tasks.classification.export import classifier_graph
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import Batch
 from reldistill.tasks.classification import images as classification
 from reldistill.tasks.classification.images import ImageData, load_images
+from reldistill.tasks.classification.task import ClassificationTask
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -49,7 +51,7 @@ def assert_same(found: list[Batch], expected: list[Batch]) -> None:
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours.images, theirs.images)
-        assert torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.targets.labels, theirs.targets.labels)
         assert torch.equal(ours.indices, theirs.indices)
 
 
@@ -61,7 +63,7 @@ def test_the_real_archive(real_zip: str) -> None:
     batch = next(iter(data.train))
     assert batch.images.shape == (64, 3, 32, 32)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    labels = torch.cat([b.labels for b in data.val])
+    labels = torch.cat([b.targets.labels for b in data.val])
     assert torch.equal(labels, torch.arange(10).repeat_interleave(10))
     assert_same(list(load_images(real_zip, batch_size=64).train), list(load_images(real_zip, batch_size=64).train))
 
@@ -161,7 +163,7 @@ def test_what_does_not_fit_stays_on_disk(tmp_path: Path, monkeypatch: pytest.Mon
 def test_limit(tmp_path: Path) -> None:
     data = load_images(make_folder(tmp_path / "data"), batch_size=4, limit=6)
     assert (data.train.images, data.val.images) == (6, 6)
-    assert sorted(torch.cat([b.labels for b in data.val]).tolist()) == [0, 0, 0, 1, 1, 1]
+    assert sorted(torch.cat([b.targets.labels for b in data.val]).tolist()) == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -181,7 +183,7 @@ def test_bad_images_stop_before_training_or_are_left_out(tmp_path: Path, in_memo
     assert data.skipped == ("train/dog/03.png", "val/cat/05.png")
     assert (data.train.images, data.val.images) == (23, 11)
     expected = [0] * 5 + [1] * 6
-    assert torch.cat([b.labels for b in data.val]).tolist() == expected
+    assert torch.cat([b.targets.labels for b in data.val]).tolist() == expected
     sound = load_images(make_folder(tmp_path / "sound"), **settings)
     kept = torch.cat([b.images for b in sound.val])
     assert torch.equal(torch.cat([b.images for b in data.val]), torch.cat([kept[:5], kept[6:]]))
@@ -196,6 +198,20 @@ def test_a_bad_image_in_an_archive_is_named_with_it(tmp_path: Path) -> None:
             z.write(path, path.relative_to(folder))
     with pytest.raises(UserError, match=rf"bad image {archive}:val/cat/05\.png: not in an image format"):
         load_images(str(archive), batch_size=4)
+
+
+def test_what_is_not_used_is_said_in_the_line_about_the_data(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "data")
+    task = ClassificationTask()
+    assert "not used" not in task.summary(load_images(folder, batch_size=4))
+    for name in ("train/cat/a.raw", "train/dog/b.raw", "notes.txt"):
+        (tmp_path / "data" / name).write_text("x")
+    shutil.copytree(tmp_path / "data" / "val", tmp_path / "data" / "test")
+    data = load_images(folder, batch_size=4)
+    assert data.left_out == {"files in test/": 12, ".raw files": 2, ".txt files": 1}
+    said = task.summary(data)
+    assert said.endswith(" at 16x16; not used: 12 files in test/, 1 .txt file, 2 .raw files")
+    assert "test" not in " ".join(load_images(folder, batch_size=4, hold_out_test=True).left_out)
 
 
 def test_a_class_whose_images_are_all_bad(tmp_path: Path) -> None:
@@ -247,6 +263,15 @@ def test_an_empty_class_folder(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / "data" / split / "mouse").mkdir()
     with pytest.raises(UserError, match="class 'mouse' has no images in train; add some, or remove the class"):
+        load_images(folder, batch_size=4)
+
+
+def test_a_class_of_files_that_cannot_be_read_says_what_they_are(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "data")
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "mouse").mkdir()
+        (tmp_path / "data" / split / "mouse" / "1.CR2").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"class 'mouse' has no images in train; .*; not used: 2 \.cr2 files$"):
         load_images(folder, batch_size=4)
 
 
@@ -319,6 +344,9 @@ def test_from_tensors() -> None:
         ({"val_labels": torch.zeros(4, dtype=torch.long)}, "val_labels: expected n = 5"),
         ({"train_labels": torch.full((12,), 3)}, r"train_labels: expected values in 0 … 2"),
         ({"batch_size": 13}, "larger than the 12 training images"),
+        ({"train_labels": torch.full((12, 3), 1 / 3)}, r"train_labels: expected \(n\)"),
+        ({"train_labels": torch.full((12,), 0.9)}, "train_labels: expected whole numbers, one class an image, got"),
+        ({"val_labels": torch.ones(5, dtype=torch.bool)}, "val_labels: expected whole numbers, one class an image"),
     ],
 )
 def test_tensors_that_do_not_fit(change: dict[str, Any], message: str) -> None:
@@ -345,7 +373,7 @@ def test_digits_three_parts() -> None:
     assert held.test is not None
     assert held.train.images + held.val.images + held.test.images == 1797
     assert held.test.images == load_images("digits", batch_size=64).val.images
-    assert len(set(torch.cat([b.labels for b in held.val]).tolist())) == 10
+    assert len(set(torch.cat([b.targets.labels for b in held.val]).tolist())) == 10
 
 
 def test_bad_images_of_the_test_part_are_found_too(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from reldistill.core.checks import UserError, check_axes
 from reldistill.data.augment import Augment, ImageTransform
+from reldistill.data.class_folders import read_splits
 from reldistill.data.decode import BadImage
-from reldistill.data.files import Archive, Folder, read_splits
+from reldistill.data.files import Archive, Folder
+from reldistill.data.left_out import in_words
 from reldistill.data.loader import DiskPixels, Loader, MemoryPixels
 from reldistill.data.named import CIFAR, NAMES, TIMM_PREFIXES, cifar, digits, from_timm
 from reldistill.data.samples import (
@@ -56,6 +58,7 @@ class ImageData:
         augment: what is done to training images, `auto` resolved.
         in_memory: whether all images are held in memory.
         test: every held-out image once, in order; None where none were asked for.
+        left_out: what else lies with the data and is not used, in words → how often.
     """
 
     name: str
@@ -68,6 +71,7 @@ class ImageData:
     augment: str
     in_memory: bool
     test: Loader | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
     def from_tensors(
@@ -101,6 +105,9 @@ class ImageData:
             rank: this process.
             world_size: number of processes.
 
+        Raises:
+            ValueError: when shapes or types are others; several labels an image, or soft ones, are not read.
+
         >>> images, labels = torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.arange(8) % 2
         >>> data = ImageData.from_tensors(images, labels, images, labels, ["a", "b"], batch_size=4)
         >>> tuple(tuple(batch.images.shape) for batch in data.train)
@@ -111,6 +118,8 @@ class ImageData:
         for split, images, labels in (("train", train_images, train_labels), ("val", val_images, val_labels)):
             check_axes(images, "n 3 S S", name=f"{split}_images", **{"3": 3, "S": side})
             check_axes(labels, "n", name=f"{split}_labels", n=len(images))
+            if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+                raise ValueError(f"{split}_labels: expected whole numbers, one class an image, got {labels.dtype}")
             if images.shape[-2] != side or images.dtype != torch.uint8:
                 raise ValueError(
                     f"{split}_images: expected square uint8 images of side {side}, got {images.dtype} "
@@ -158,9 +167,9 @@ def load_images(
     """Open a data set, look at every image once, and make its loaders.
 
     Args:
-        data: a folder of class folders, with `train/` and `val/` (or `valid/`, `validation/`, `test/`) inside or to
-            be split here; a `.zip` of the same; `digits`, `cifar10`, `cifar100`; or one of timm's names such as
-            `hfds/owner/name`, `torch/fashion_mnist`, `wds/FOLDER`.
+        data: a folder of class folders, with `train/` and `val/` or `test/` (or other usual names, see
+            `data.class_folders.ROLES`) inside or to be split here; a `.zip` of the same; `digits`, `cifar10`,
+            `cifar100`; or one of timm's names such as `hfds/owner/name`, `torch/fashion_mnist`, `wds/FOLDER`.
         image_size: side of the square images to make. None: the images' own, where all are square, alike and at most
             64 pixels wide, else 224.
         batch_size: images in a batch over all ranks.
@@ -227,6 +236,7 @@ def load_images(
         fingerprint=fingerprint(splits, side),
         augment=how.word,
         in_memory=keep,
+        left_out=splits.left_out,
     )
 
 
@@ -326,5 +336,5 @@ def _check_every_class(splits: Splits, *, after: str = "") -> None:
         for label in sorted(set(range(len(splits.classes))) - set(samples.labels)):
             raise UserError(
                 f"{splits.where}: class {splits.classes[label]!r} has no images in {split}{after}; "
-                f"add some, or remove the class from train and val"
+                f"add some, or remove the class from train and val{in_words(splits.left_out)}"
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
+from reldistill.data.left_out import in_words
 from reldistill.report.intervals import wilson_interval
 from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
 from reldistill.tasks.classification.reporting import REPORT
@@ -75,6 +76,7 @@ class ClassificationTask:
         return (
             f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images{test} of "
             f"{len(images.classes)} classes at {images.image_size}x{images.image_size}{skipped}"
+            f"{in_words(images.left_out)}"
         )
 
     def names_network(self, name: str) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, printable
 from reldistill.data.decode import BadImage
-from reldistill.data.files import Archive, FileReader, Folder, Store
+from reldistill.data.files import Archive, FileReader, Folder, Store, leads_out
+from reldistill.data.left_out import in_words, is_image, kind_of
 from reldistill.data.loader import Loader
 from reldistill.data.samples import by_hash, check_counts, check_settings, held_out, over_all, processes
 from reldistill.tasks.detection.data.box_augment import BoxAugment, BoxTransform
@@ -23,9 +26,12 @@ from reldistill.tasks.detection.data.labels import (
     EMPTY,
     IMAGES,
     LEFT_OUT,
+    OUTSIDE,
+    UNLISTED,
     Annotated,
     LabelledImages,
     Labels,
+    Watched,
     fingerprint,
     mend,
 )
@@ -57,6 +63,7 @@ class DetectionData:
         counts: what the data hold and what was mended or left aside, in words → how often.
         splits: the images of `train`, `val` and, where there is one, `test`, with their objects.
         test: every held-out image once, in order; None where none were asked for.
+        left_out: what else lies with the data and is not used, in words → how often.
     """
 
     name: str
@@ -72,11 +79,13 @@ class DetectionData:
     counts: Mapping[str, int]
     splits: Mapping[str, LabelledImages]
     test: Loader | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
         """The counts in one line."""
-        return f"{self.name}: " + ", ".join(f"{number:,} {word}" for word, number in self.counts.items())
+        counted = ", ".join(f"{number:,} {word}" for word, number in self.counts.items())
+        return f"{self.name}: {counted}{in_words(self.left_out)}"
 
 
 def load_detection(
@@ -125,13 +134,22 @@ def load_detection(
     side = image_size or (DEFAULT_SQUARE_SIZE if square else DEFAULT_SIZE)
     how = BoxAugment.named(augment, side=side, longest=longest_size, square=square)
     layout, store = _open(data)
-    annotated = READERS[layout](store, data)
-    parts = {
-        name: _limited(images, limit)
-        for name, images in _parts(annotated.parts, val_fraction, hold_out_test, data).items()
-    }
+    watched = Watched(store)
+    annotated = READERS[layout](watched, data)
+    whole = _parts(annotated.parts, val_fraction, hold_out_test, data)
+    parts = {name: _limited(images, limit) for name, images in whole.items()}
     counts = Counter(annotated.counts)
-    splits, skipped = _sound(parts, FileReader(store), counts, skip=skip_bad_images, quiet=rank > 0)
+    reader = FileReader(store)
+    splits, skipped = _sound(parts, reader, counts, data, skip=skip_bad_images, quiet=rank > 0)
+    if splits["train"].boxes == splits["train"].ignored:
+        raise UserError(
+            f"{data}: none of the {len(splits['train']):,} training images has an object to learn from"
+            f"{_said(counts, UNLISTED)}"
+        )
+    for name, images in splits.items():
+        counts[OUTSIDE] += sum(map(leads_out, images.keys))
+        if name != "train":
+            counts[f"{name} images that are training images too"] += _copies(splits["train"], images, reader)
     check_counts(len(splits["train"]), len(splits["val"]), batch_size, rank, world_size, data)
     loaders = _loaders(splits, how, batch_size=batch_size, seed=seed, workers=workers, rank=rank, world_size=world_size)
     made = DetectionData(
@@ -148,10 +166,49 @@ def load_detection(
         augment=how.word,
         counts=_counted(splits, counts, len(skipped), annotated.ignored_word),
         splits=splits,
+        left_out=_left_out(store, watched.opened, annotated.parts, whole),
     )
     if rank == 0:
-        print(made.summary, file=sys.stderr, flush=True)
+        print(printable(made.summary), file=sys.stderr, flush=True)
     return made
+
+
+def _said(counts: Counter[str], word: str) -> str:
+    return f" ({counts[word]:,} {word})" if counts[word] else ""
+
+
+def _copies(train: LabelledImages, held: LabelledImages, reader: FileReader) -> int:
+    """How many held-out images are training images too, byte by byte."""
+
+    def marks(images: LabelledImages) -> list[tuple[int, int, str]]:
+        sizes = images.sizes.tolist()
+        return [(width, height, reader.signature(key)) for key, (width, height) in zip(images.keys, sizes, strict=True)]
+
+    @functools.cache
+    def content(key: str) -> bytes:
+        return hashlib.blake2b(reader.store.read(key)).digest()
+
+    alike: defaultdict[tuple[int, int, str], list[str]] = defaultdict(list)
+    for key, mark in zip(train.keys, marks(train), strict=True):
+        alike[mark].append(key)
+    return sum(
+        any(key == other or content(key) == content(other) for other in alike.get(mark, ()))
+        for key, mark in zip(held.keys, marks(held), strict=True)
+    )
+
+
+def _left_out(
+    store: Store, opened: Collection[str], found: Mapping[str, list[Labels]], used: Mapping[str, list[Labels]]
+) -> Counter[str]:
+    """What is in a Store beside the images in use and the files that describe them."""
+    in_use = {labels.key for images in used.values() for labels in images}
+    part_of = {labels.key: part for part, images in found.items() for labels in images}
+    counts = Counter(store.left_out)
+    for path in store.files:
+        if path not in in_use and path not in opened:
+            part = f"images of the {part_of[path]} part" if path in part_of else "images in no part"
+            counts[part if is_image(path) else kind_of(path)] += 1
+    return counts
 
 
 def _open(data: str) -> tuple[str, Store]:
@@ -202,7 +259,7 @@ def _limited(images: list[Labels], limit: int | None) -> list[Labels]:
 
 
 def _sound(
-    parts: Mapping[str, list[Labels]], reader: FileReader, counts: Counter[str], *, skip: bool, quiet: bool
+    parts: Mapping[str, list[Labels]], reader: FileReader, counts: Counter[str], where: str, *, skip: bool, quiet: bool
 ) -> tuple[dict[str, LabelledImages], tuple[str, ...]]:
     """The images that can be decoded, with mended objects; the names of the others, unless one of them is an error."""
     splits: dict[str, LabelledImages] = {}
@@ -218,6 +275,11 @@ def _sound(
                 skipped.append(reader.name(labels.key))
             else:
                 good.append((labels, size))
+        if images and not good:
+            raise UserError(
+                f"{where}: all {len(images):,} {part} images would be left out, the first for {bad[0].where}: "
+                f"{bad[0].reason}"
+            )
         splits[part] = LabelledImages(
             reader,
             [labels.key for labels, _ in good],

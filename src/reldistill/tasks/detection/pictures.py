@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reldistill.core.types import Batch, Evaluator
+from reldistill.core.types import Batch, Evaluator, FeatureSource, Wanted
 from reldistill.relations.attention import map_attention
 from reldistill.tasks.base import FinishedRun
 from reldistill.tasks.detection.boxes import Boxes
@@ -83,10 +82,14 @@ def _found(image: ImageResult, shares: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def _attention(network: Any, level: str, batch: Batch) -> Tensor:
+def _attention(network: FeatureSource, level: str, batch: Batch) -> Tensor:
     """The teacher's spatial attention (B, h, w), mean 1, as SEKD weighs positions by it."""
     with torch.autocast(batch.images.device.type, enabled=False):
-        features = network(batch.images, levels=(level,), logits=False, targets=batch.targets).levels[level].float()
+        features = (
+            network.ask(batch.images, Wanted(levels=(level,), logits=False), targets=batch.targets)
+            .levels[level]
+            .float()
+        )
     spatial, _ = map_attention(features.flatten(2), temperature=1.0, scale="relative")
     return spatial.unflatten(1, features.shape[2:])
 

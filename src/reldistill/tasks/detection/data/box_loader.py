@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from reldistill.core.types import Batch
 from reldistill.data.augment import seed_of, to_float
 from reldistill.data.decode import BadImage
-from reldistill.data.loader import Key, Plan, Workers, bad_by_now
+from reldistill.data.loader import BatchPlan, Key, Workers, bad_by_now
 from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.data.box_augment import BoxTransform
 from reldistill.tasks.detection.data.labels import LabelledImages
@@ -103,7 +103,7 @@ class DetectionPixels:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batches(self, seed: int, epoch: int, plans: Sequence[Plan]) -> Iterator[Batch]:
+    def batches(self, seed: int, epoch: int, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
         """The planned batches, in order."""
         for mine, made in self._workers.answers(seed, epoch, plans):
             yield Batch(to_float(made.images), made.boxes, mine)

@@ -10,8 +10,16 @@ from collections import Counter
 from typing import Any
 
 from reldistill.core.checks import UserError
-from reldistill.data.files import Store
-from reldistill.tasks.detection.data.labels import UNLISTED, Annotated, BadLabels, Labels, check_classes, read_text
+from reldistill.data.files import Store, leads_out
+from reldistill.tasks.detection.data.labels import (
+    LISTED_AGAIN,
+    UNLISTED,
+    Annotated,
+    BadLabels,
+    Labels,
+    check_classes,
+    read_text,
+)
 
 SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|test)(?![a-z])")
 PARTS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
@@ -32,6 +40,8 @@ def read_coco(store: Store, where: str) -> Annotated:
     for part, path in files.items():
         content = _content(store, path)
         named = {_field(c, "id", int, store.where(path)): c for c in content["categories"]}
+        if len(named) < len(content["categories"]):
+            raise UserError(f"{store.where(path)}: two categories have one id; give each its own")
         names = check_classes((_field(c, "name", str, store.where(path)) for c in named.values()), store.where(path))
         if categories is None:
             categories, classes = {identity: i for i, identity in enumerate(named)}, names
@@ -76,9 +86,9 @@ def _content(store: Store, path: str) -> dict[str, Any]:
     where = store.where(path)
     try:
         content = json.loads(read_text(store, path))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     for name in ("images", "annotations", "categories"):
         values = content.get(name) if isinstance(content, dict) else None
@@ -89,7 +99,7 @@ def _content(store: Store, path: str) -> dict[str, Any]:
 
 def _field(entry: dict[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
     value = entry.get(name)
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{where}: {name!r} is missing or wrong in {str(entry)[:100]}")
     return value
 
@@ -103,7 +113,8 @@ def _folder_of_images(store: Store, path: str, names: list[str]) -> str:
     folders += ["images", "", beside, f"{beside}/images"]
 
     def found(folder: str) -> int:
-        return sum(posixpath.join(folder, name) in store.files for name in names)
+        keys = (store.key(posixpath.join(folder, name)) for name in names)
+        return sum(key in store.files or (leads_out(key) and store.exists(key)) for key in keys)
 
     best = max(folders, key=found)  # the first of the best
     if names and not found(best):
@@ -128,11 +139,18 @@ def _read_part(
             raise UserError(f"{where}: two images have the id {identity}; give each its own")
         sides = [image.get(side) for side in ("width", "height")]
         size = (int(sides[0]), int(sides[1])) if all(_is_number(side) and side > 0 for side in sides) else None
-        by_identity[identity] = Labels(posixpath.join(folder, name), identity, size)
+        by_identity[identity] = Labels(store.key(posixpath.join(folder, name)), identity, size)
+    twins = {_digits(identity): identity for identity in by_identity}
     for annotation in content["annotations"]:
         identity = annotation.get("image_id")
-        labels = by_identity.get(identity) if isinstance(identity, int | str) else None
+        known = isinstance(identity, int | str) and not isinstance(identity, bool)
+        labels = by_identity.get(identity) if known else None
         if labels is None:
+            if (twin := twins.get(_digits(identity))) is not None:
+                raise UserError(
+                    f"{where}: annotation {annotation.get('id')} is of image {identity!r}, but that image's id is "
+                    f"{twin!r}; write the ids of images and the image_id of annotations alike, best as whole numbers"
+                )
             counts[UNLISTED] += 1
         elif reason := _wrong(annotation, categories):
             labels.fault = labels.fault or BadLabels(f"{where}: annotation {annotation.get('id')}", reason)
@@ -144,11 +162,23 @@ def _read_part(
                 ignored=bool(annotation.get("iscrowd", 0)),
                 area=annotation.get("area"),
             )
+    counts[LISTED_AGAIN] += len(by_identity) - len({labels.key for labels in by_identity.values()})
     return list(by_identity.values())
 
 
+def _digits(identity: Any) -> str:
+    """What ids of different types have in common: 7, 7.0, "7" and "007" are one."""
+    try:
+        return str(int(identity))
+    except (TypeError, ValueError, OverflowError):
+        return str(identity)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _wrong(annotation: dict[str, Any], categories: dict[int, int]) -> str | None:
@@ -157,8 +187,11 @@ def _wrong(annotation: dict[str, Any], categories: dict[int, int]) -> str | None
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"expected 'bbox' to be [left, top, width, height], found {str(box)[:60]}"
     category = annotation.get("category_id")
-    if not isinstance(category, int) or category not in categories:
-        return f"category {category} is not in the file's categories"
+    if not isinstance(category, int) or isinstance(category, bool) or category not in categories:
+        alike = next((f", which has {known}" for known in categories if _digits(known) == _digits(category)), "")
+        return f"category {category!r} is not in the file's categories{alike}"
+    if annotation.get("iscrowd") not in (None, 0, 1):
+        return f"expected 'iscrowd' to be 0 or 1, found {str(annotation['iscrowd'])[:60]!r}"
     if area is not None and not _is_number(area):
         return f"expected 'area' to be a number, found {str(area)[:60]}"
     return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, check_printable
 from reldistill.data.decode import BadImage
 from reldistill.data.files import Store
 from reldistill.data.samples import Reader
@@ -25,6 +25,10 @@ UNLISTED = "boxes dropped: their image is not listed"
 CLIPPED = "boxes clipped to their image"
 FLAT = "boxes dropped: without area inside their image"
 POLYGONS = "polygons taken as boxes"
+KEYPOINTS = "objects with keypoints, which are not read"
+DUPLICATED = "boxes that are another's copy"
+LISTED_AGAIN = "images listed more than once"
+OUTSIDE = "images from outside the data folder"
 LEFT_OUT = "images left out"
 
 
@@ -123,6 +127,7 @@ def mend(labels: Labels, size: tuple[int, int], counts: Counter[str]) -> Objects
     sides = inside[:, 2:] - inside[:, :2]
     kept = np.asarray((sides > TOLERANCE).all(axis=1))
     moved = (np.abs(inside - boxes) > TOLERANCE).any(axis=1)
+    counts[DUPLICATED] += len(labels.boxes) - len(set(zip(labels.labels, labels.boxes, strict=True)))
     counts[CLIPPED] += int((moved & kept).sum())
     counts[FLAT] += int((~kept).sum())
     areas = [side if area is None else area for area, side in zip(labels.areas, sides.prod(axis=1), strict=True)]
@@ -215,10 +220,38 @@ def check_classes(names: Iterable[str], where: str) -> tuple[str, ...]:
     classes = tuple(names)
     if not classes:
         raise UserError(f"{where}: names no classes; give at least one")
+    check_printable(classes, where)
     for name, times in Counter(classes).items():
         if times > 1:
             raise UserError(f"{where}: {times} classes are called {name!r}; give each a name of its own")
     return classes
+
+
+def check_objects(images: Sequence[Labels], where: str) -> None:
+    """UserError where no label file has an object: for layouts whose classes are named by the objects alone."""
+    faults = [labels.fault for labels in images if labels.fault is not None]
+    if faults:
+        raise UserError(
+            f"{where}: no object can be read: the labels of {len(faults):,} of {len(images):,} images are faulty, the "
+            f"first are {faults[0].where}: {faults[0].reason}"
+        )
+    if not any(labels.boxes for labels in images):
+        raise UserError(f"{where}: none of its {len(images):,} images has an object, so there is nothing to learn")
+
+
+class Watched:
+    """A Store that remembers which files were read through it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.opened: set[str] = set()
+        self.files, self.folders, self.left_out = store.files, store.folders, store.left_out
+        self.key, self.exists, self.signature, self.where = store.key, store.exists, store.signature, store.where
+
+    def read(self, path: str) -> bytes:
+        """The content of a file."""
+        self.opened.add(path)
+        return self._store.read(path)
 
 
 def read_text(store: Store, path: str) -> str:

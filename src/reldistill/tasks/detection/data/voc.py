@@ -6,7 +6,10 @@ edges 0 and 10.
 
 from __future__ import annotations
 
+import codecs
+import math
 import posixpath
+import re
 from collections import Counter
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -14,11 +17,29 @@ from xml.etree import ElementTree
 from reldistill.core.checks import UserError
 from reldistill.data.decode import EXTENSIONS, BadImage
 from reldistill.data.files import Store
-from reldistill.tasks.detection.data.labels import Annotated, BadLabels, Labels, check_classes, read_text
+from reldistill.tasks.detection.data.labels import (
+    Annotated,
+    BadLabels,
+    Labels,
+    check_classes,
+    check_objects,
+    read_text,
+)
 
 IMAGE_FOLDERS = ("JPEGImages", "images")
 LISTS = ("train", "val", "trainval", "test")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+DECLARED = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)""")
+MARKS = {  # how a file begins → its encoding, whatever it declares
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    b"<\0?": "utf-16-le",
+    b"\0<\0": "utf-16-be",
+}
+SUBSETS_OF_GB18030 = ("gb2312", "gbk")  # what is declared as one often holds characters of the next
 LAYOUT = "expected VOC2007/ or VOC2012/ (or the folder itself) with Annotations/ and JPEGImages/ inside"
 
 
@@ -46,6 +67,8 @@ def read_voc(store: Store, where: str) -> Annotated:
     if not known["train"]:
         raise UserError(f"{where}: no images to train on: its lists in ImageSets/Main/ are empty")
     names = sorted({name for images in known.values() for _, found in images for name in found})
+    if not names:
+        check_objects([labels for images in known.values() for labels, _ in images], where)
     classes = check_classes(names, where)
     for images in known.values():
         for labels, found in images:
@@ -91,7 +114,7 @@ def _read_list(store: Store, year: _Year, name: str) -> list[tuple[Labels, list[
     endings = {stem: ending for stem, ending in inside if ending.lower() in EXTENSIONS}
     images = []
     for identity in year.lists.get(name, ()):
-        labels = Labels(f"{prefix}{identity}{endings.get(identity, '.jpg')}", identity)
+        labels = Labels(store.key(f"{prefix}{identity}{endings.get(identity, '.jpg')}"), identity)
         path = f"{year.annotations}/{identity}.xml"
         try:
             images.append((labels, _read_xml(store, path, labels)))
@@ -101,14 +124,31 @@ def _read_list(store: Store, year: _Year, name: str) -> list[tuple[Labels, list[
     return images
 
 
+def _parsed(raw: bytes, where: str) -> ElementTree.Element:
+    """The document, in whatever encoding it declares; UserError where nobody here knows that encoding."""
+    encoding = next((encoding for mark, encoding in MARKS.items() if raw.startswith(mark)), None)
+    if encoding is None:
+        declared = DECLARED.match(raw)
+        encoding = "utf-8" if declared is None else declared[1].decode().lower()
+        if encoding.startswith(("utf-16", "utf-32")):
+            encoding = "utf-8"  # a declaration that can be read byte by byte is in neither
+    try:
+        text = raw.decode("gb18030" if encoding in SUBSETS_OF_GB18030 else encoding)
+    except LookupError:
+        raise UserError(
+            f"{where}: declares the encoding {encoding!r}, which Python does not know; save it as UTF-8"
+        ) from None
+    return ElementTree.fromstring(text)
+
+
 def _read_xml(store: Store, path: str, labels: Labels) -> list[str]:
     """Fill in the size and the boxes, and return the class names; BadLabels if that cannot be done."""
     where = store.where(path)
     try:
-        root = ElementTree.fromstring(store.read(path))
+        root = _parsed(store.read(path), where)
     except BadImage as bad:
         raise BadLabels(where, bad.reason) from None
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, UnicodeError) as error:
         raise BadLabels(where, f"not XML ({error})") from None
     sides = [root.findtext(f"size/{side}", "").strip() for side in ("width", "height")]
     if all(side.isdigit() and int(side) for side in sides):
@@ -119,8 +159,10 @@ def _read_xml(store: Store, path: str, labels: Labels) -> list[str]:
         if not name:
             raise BadLabels(where, f"object {number} has no name")
         try:
-            left, top, right, bottom = (float(entry.findtext(f"bndbox/{corner}", "")) for corner in CORNERS)
+            left, top, right, bottom = corners = [float(entry.findtext(f"bndbox/{c}", "")) for c in CORNERS]
             difficult = bool(int(entry.findtext("difficult", "0")))
+            if not all(map(math.isfinite, corners)):
+                raise ValueError
         except ValueError:
             reason = f"object {number} ({name}) needs numbers {', '.join(CORNERS)} in its bndbox"
             raise BadLabels(where, reason) from None

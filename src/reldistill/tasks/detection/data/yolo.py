@@ -13,17 +13,20 @@ from reldistill.core.checks import UserError
 from reldistill.data.decode import EXTENSIONS, BadImage
 from reldistill.data.files import Store
 from reldistill.tasks.detection.data.labels import (
+    KEYPOINTS,
     POLYGONS,
     UNLABELLED,
     Annotated,
     BadLabels,
     Labels,
     check_classes,
+    check_objects,
     read_text,
 )
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 ROUNDING = 0.01  # how far a centre may lie outside the image; further out the numbers are no fractions
+FAR = 0.5  # how far a polygon's corner may; the 2 by which poses say that a keypoint is visible is further
 LAYOUT = "expected data.yaml, or images/train and images/val with labels/train and labels/val beside them"
 
 
@@ -34,7 +37,12 @@ def read_yolo(store: Store, where: str) -> Annotated:
     if not images["train"]:
         raise UserError(f"{where}: no images to train on; {LAYOUT}")
     counts: Counter[str] = Counter()
-    parts = {part: [_read_labels(store, path, counts) for path in paths] for part, paths in images.items() if paths}
+    keypoints = _keypoint_numbers(settings, store.where(described))
+    parts = {
+        part: [_read_labels(store, path, counts, keypoints) for path in paths]
+        for part, paths in images.items()
+        if paths
+    }
     total = sum(map(len, parts.values()))
     if counts[UNLABELLED] == total:
         raise UserError(f"{where}: none of its {total:,} images has a label file; {LAYOUT}")
@@ -80,10 +88,10 @@ def _images(store: Store, part: str, settings: dict[str, Any], described: str) -
 
 def _listed(store: Store, part: str, entry: str, base: str, described: str) -> list[str]:
     """The images of a folder, or those that a text file lists."""
-    inside = entry
+    inside = entry = entry.replace("\\", "/")
     while inside.startswith(("../", "./")):  # exporters write ../train/images for the folder beside data.yaml
         inside = inside.partition("/")[2]
-    tries = [posixpath.normpath(path) for path in (posixpath.join(base, entry), entry, inside)]
+    tries = [store.key(path) for path in (posixpath.join(base, entry), entry, inside)]
     for path in tries:
         if path in store.folders:
             return [
@@ -94,7 +102,7 @@ def _listed(store: Store, part: str, entry: str, base: str, described: str) -> l
         if path in store.files:
             beside = posixpath.dirname(path)
             lines = [line.strip() for line in read_text(store, path).splitlines()]
-            return [posixpath.normpath(posixpath.join(beside, line)) for line in lines if line]
+            return [store.key(posixpath.join(beside, line.replace("\\", "/"))) for line in lines if line]
     if part == "test":  # exporters write this line whether or not there is such a part
         return []
     where = store.where(described)
@@ -111,16 +119,27 @@ def _label_path(image: str) -> str:
     return "/".join([*folders, f"{posixpath.splitext(name)[0]}.txt"])
 
 
-def _read_labels(store: Store, image: str, counts: Counter[str]) -> Labels:
+def _keypoint_numbers(settings: dict[str, Any], where: str) -> int | None:
+    """How many numbers follow each box in the labels of a pose data set; None for labels without keypoints."""
+    if "kpt_shape" not in settings:
+        return None
+    shape = settings["kpt_shape"]
+    whole = isinstance(shape, list) and len(shape) == 2 and all(type(number) is int for number in shape)
+    if not whole or shape[0] < 1 or shape[1] not in (2, 3):
+        raise UserError(f"{where}: expected 'kpt_shape' to be [keypoints, 2 or 3], found {str(shape)[:60]!r}")
+    return shape[0] * shape[1]
+
+
+def _read_labels(store: Store, image: str, counts: Counter[str], keypoints: int | None) -> Labels:
     labels = Labels(image, image, fractions=True)
     path = _label_path(image)
-    if path not in store.files:
+    if not store.exists(path):
         counts[UNLABELLED] += 1
         return labels
     try:
         for number, line in enumerate(store.read(path).decode("utf-8-sig", "replace").splitlines(), 1):
             if line.strip():
-                _read_line(line, f"{store.where(path)} line {number}", labels, counts)
+                _read_line(line, f"{store.where(path)} line {number}", labels, counts, keypoints)
     except BadLabels as bad:
         labels.fault = bad
     except BadImage as bad:
@@ -128,14 +147,27 @@ def _read_labels(store: Store, image: str, counts: Counter[str]) -> Labels:
     return labels
 
 
-def _read_line(line: str, where: str, labels: Labels, counts: Counter[str]) -> None:
+def _read_line(line: str, where: str, labels: Labels, counts: Counter[str], keypoints: int | None) -> None:
     try:
         first, *numbers = (float(word) for word in line.split())
     except ValueError:
         raise BadLabels(where, f"expected a class and 4 fractions, found {line.strip()[:60]!r}") from None
     if not first.is_integer() or first < 0:
         raise BadLabels(where, f"expected a class number first, found {line.strip()[:60]!r}")
+    if keypoints is not None:
+        if len(numbers) != 4 + keypoints:
+            raise BadLabels(
+                where,
+                f"expected a class, 4 fractions and {keypoints} numbers of keypoints (kpt_shape), found "
+                f"{len(numbers)} numbers after the class",
+            )
+        counts[KEYPOINTS] += 1
+        numbers = numbers[:4]
     if len(numbers) >= 6 and len(numbers) % 2 == 0:
+        if not all(-FAR <= at <= 1 + FAR for at in numbers):
+            raise BadLabels(
+                where, "expected a polygon's corners as fractions (are they keypoints? name their kpt_shape)"
+            )
         counts[POLYGONS] += 1
         left, right, top, bottom = (pick(numbers[i::2]) for i in (0, 1) for pick in (min, max))
     elif len(numbers) == 4:
@@ -161,10 +193,13 @@ def _classes(
             names = [names[i] for i in range(len(names))]
         if not isinstance(names, list):
             raise UserError(f"{store.where(described)}: 'names' must be a list of class names")
+        if not all(isinstance(name, str | int | float) for name in names):
+            raise UserError(f"{store.where(described)}: 'names' must be a list of class names, each a text")
         return check_classes((str(name) for name in names), store.where(described))
     for path in ("classes.txt", "labels/classes.txt"):
         if path in store.files:
             lines = (line.strip() for line in read_text(store, path).splitlines())
             return check_classes((line for line in lines if line), store.where(path))
+    check_objects(images, where)
     count = max((label for labels in images for label in labels.labels), default=-1) + 1
     return check_classes((str(i) for i in range(count)), where)
