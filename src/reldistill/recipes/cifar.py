@@ -103,6 +103,7 @@ def cifar100(
         devices: how many devices, or auto.
         resume: continue the runs in out.
     """
+    from reldistill.methods.build import method_names
     from reldistill.networks.saved import run_folder
     from reldistill.runs.distill import distill
     from reldistill.runs.train import train
@@ -126,7 +127,7 @@ def cifar100(
         student=student,
         student_arguments=student_arguments,
         method=method,
-        weights={"task": 0.1, "kd": 0.9} if method == "kd" else {},
+        weights={"task": 0.1, "kd": 0.9} if method_names(method) == ["kd"] else {},
     )
     return distill(images, pair, schedule(student), out=out, resume=resume)
 
