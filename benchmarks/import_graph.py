@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 import sys
 from pathlib import Path
 
@@ -16,18 +17,24 @@ from benchmarks.pictures import frame
 SOURCE = Path(__file__).parents[1] / "src" / "reldistill"
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "imports.svg"
 
-ROWS = (
-    {"cli": "commands"},
-    {"recipes": "one reproduction a file", "comparison": "many runs", "export": "safetensors, ONNX"},
-    {"runs": "settings → a folder of results"},
-    {"tasks": "what images are labelled for"},
-    {"methods": "names → terms → a Distiller", "training": "epochs, resume, cache", "report": "records → pages"},
-    {"step": "Term, Distiller, balance", "networks": "any network → Features", "data": "files → batches"},
-    {"losses": "one method a file"},
-    {"relations": "distances, graphs, spectra"},
-    {"core": "Batch, Features, checks"},
-)
-"""Folders from top to bottom, as the imports are allowed to go, with what each holds."""
+HOLDS = {
+    "cli": "commands",
+    "recipes": "one reproduction a file",
+    "comparison": "many runs",
+    "export": "safetensors, ONNX",
+    "runs": "settings → a folder of results",
+    "tasks": "what images are labelled for",
+    "methods": "names → terms → a Distiller",
+    "training": "epochs, resume, cache",
+    "report": "records → pages",
+    "step": "Term, Distiller, balance",
+    "networks": "any network → Features",
+    "data": "files → batches",
+    "losses": "one method a file",
+    "relations": "distances, graphs, spectra",
+    "core": "Batch, Features, checks",
+}
+"""What each folder holds, in a few words."""
 
 STATIONS = ("data", "networks", "relations", "losses", "step", "training", "report")
 """The way of a batch."""
@@ -47,6 +54,16 @@ def folders() -> set[str]:
     return {file.parent.name for file in SOURCE.glob("*/__init__.py")}
 
 
+def rows() -> list[list[str]]:
+    """The folders from top to bottom, as `pyproject.toml` allows them to import."""
+    settings = (SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    layers = re.search(r'name = "Imports go one way".*?layers = (\[.*?\])', settings, re.DOTALL)
+    assert layers is not None
+    return [
+        [name.strip().removeprefix("reldistill.") for name in layer.split("|")] for layer in ast.literal_eval(layers[1])
+    ]
+
+
 def imports() -> set[tuple[str, str]]:
     """(folder, another one that a file in it imports); what is imported for types alone counts too."""
     found = set()
@@ -63,7 +80,7 @@ def imports() -> set[tuple[str, str]]:
 
 def shown(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """Without those that follow from others: a → c where a → b and b → c."""
-    level = {name: row for row, names in enumerate(ROWS) for name in names}
+    level = {name: row for row, names in enumerate(rows()) for name in names}
     down = {(a, b) for a, b in edges if level[a] < level[b]}
     reach = set(down)
     for via in sorted(level, key=level.__getitem__, reverse=True):
@@ -74,16 +91,15 @@ def shown(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 def picture() -> str:
     """The SVG."""
-    missing = folders() ^ {name for names in ROWS for name in names}
-    if missing:
+    unlike = {name for names in rows() for name in names} ^ folders() | HOLDS.keys() ^ folders()
+    if unlike:
         raise SystemExit(
-            f"ROWS in benchmarks/import_graph.py and src/reldistill differ in: {', '.join(sorted(missing))}"
+            f"src/reldistill, its layers and HOLDS in {Path(__file__).name} differ in: {', '.join(sorted(unlike))}"
         )
     places = _places()
     parts = [_edge(places[a], places[b]) for a, b in sorted(shown(imports()))]
-    for row in ROWS:
-        parts += [_box(name, what, *places[name]) for name, what in row.items()]
-    height = _ROW * len(ROWS)
+    parts += [_box(name, HOLDS[name], *places[name]) for names in rows() for name in names]
+    height = _ROW * len(rows())
     tip = '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
@@ -95,7 +111,7 @@ def picture() -> str:
 def _places() -> dict[str, tuple[float, float]]:
     """The middle of each box."""
     places = {}
-    for row, names in enumerate(ROWS):
+    for row, names in enumerate(rows()):
         gap = _WIDTH / len(names)
         places |= {name: (gap * (column + 0.5), _ROW * (row + 0.5)) for column, name in enumerate(names)}
     return places

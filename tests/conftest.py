@@ -23,7 +23,14 @@ def each_form(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def unchecked_types() -> Iterator[None]:
-    """Types are not checked, as in a run: what the guards say of wrong axes, and what torch.compile is given."""
+    """Types are not checked, as in a run: for what the guards say of wrong axes."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def traceable(request: pytest.FixtureRequest, unchecked_types: None) -> None:
+    """What torch.compile is given: types are not checked, and what is marked `no_type_check` is not wrapped either."""
+    if sys.version_info < (3, 11) and request.config.getoption("--jaxtyping-packages"):
+        pytest.skip("the jaxtyping of Python 3.10 wraps what torch.compile traces: give --jaxtyping-packages=")

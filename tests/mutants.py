@@ -76,8 +76,8 @@ MUTANTS = (
     Mutant(
         "a run's card: its mean and std are ignored",
         "networks/saved.py",
-        "(loaded.mean, loaded.std) if card is None else (card.mean, card.std)",
-        "(loaded.mean, loaded.std)",
+        "loaded = replace(loaded, mean=card.mean, std=card.std)",
+        "pass",
         "networks/test_saved.py",
     ),
     Mutant(
@@ -382,7 +382,7 @@ MUTANTS = (
         "teacher_cache.py",
         "_TOLERANCE = 0.05",
         "_TOLERANCE = 0.5",
-        "training/test_teacher_cache.py",
+        "training/test_teacher_cache.py::test_values_may_be_off_by_a_twentieth_of_the_largest",
     ),
     Mutant(
         "resume: what was warned of is warned of again",

@@ -4,7 +4,8 @@
 
 A moment is `batch:N`, after N training batches of that life, or `replace:N`, when a file is about to be put in its
 place for the Nth time, or `file:NAME`, when that file is. Each process is a fork of one that has only imported, so that
-a life costs no imports. The exit statuses (minus the signal's number where one was killed) are printed as JSON.
+a life costs no imports. The exit statuses (minus the signal's number where one was killed) are printed as JSON. With
+STILL_CLOCK in the environment no time passes, so that records can be compared whole.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,8 @@ def _live(arguments: list[str], moment: str) -> int:
 
 
 if __name__ == "__main__":
+    if os.environ.get("STILL_CLOCK"):
+        time.perf_counter = lambda: 0.0
     import reldistill.runs.distill  # noqa: F401 - everything heavy, once
 
     print(json.dumps([_live(command.split(), moment) for command, moment in json.loads(sys.argv[1])]))

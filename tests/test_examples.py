@@ -13,6 +13,8 @@ import pytest
 import torch
 from examples.notebooks.make import NOTEBOOKS, notebook
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 

@@ -85,6 +85,7 @@ def test_seconds_of_a_call_by_operator() -> None:
 
 
 @pytest.mark.parametrize("one", [one for one in relations.all_cases(True) if one.pieces], ids=lambda one: one.part)
+@pytest.mark.slow
 def test_every_cases_pieces(one: Case) -> None:
     assert one.pieces is not None
     found = one.pieces()
@@ -109,6 +110,7 @@ def test_rows_are_replaced_by_part_sizes_and_device(tmp_path: Path) -> None:
     assert [r["ratio"] for r in json.loads(out.read_text())] == [4, 2, 3]
 
 
+@pytest.mark.slow
 def test_quick_run_writes_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the superpixels and one measured in processes of its own; each other case is called once."""
     out = tmp_path / "rows.json"

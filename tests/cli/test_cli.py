@@ -139,6 +139,7 @@ ALL_KINDS = with_options(
 )
 
 
+@pytest.mark.slow
 def test_print_config_and_config_give_the_same_run(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
     printed = Said(capfd, [*ALL_KINDS, "--print_config"])
     assert printed.code == 0
@@ -441,6 +442,7 @@ def test_json_is_one_document_and_nothing_else(
     assert json.loads(said.out)
 
 
+@pytest.mark.slow
 def test_what_libraries_print_stays_out_of_standard_output(world: Path, tmp_path: Path) -> None:
     """Also what a child process or compiled code prints, which no Python stream sees."""
     noisy = (world / "nets.py").read_text() + "\nimport os\nos.system('echo NOISE')\nprint('NOISE')\n"
@@ -508,6 +510,7 @@ def test_a_run_leaves_no_process_behind(world: Path, tmp_path: Path, monkeypatch
     assert not left
 
 
+@pytest.mark.slow
 def test_closed_pipe_is_no_traceback(world: Path) -> None:
     process = subprocess.run(
         f"{sys.executable} -m reldistill list models | head -n 1",

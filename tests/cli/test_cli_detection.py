@@ -184,6 +184,8 @@ sys.modules["reldistill"] = None  # importing it fails
 sys.path.insert(0, sys.argv[1])
 import numpy, torch
 import export_detector
+
+pytestmark = pytest.mark.slow
 with torch.no_grad():
     found = export_detector.load()([torch.from_numpy(numpy.load(sys.argv[2]))])[0]
 print(json.dumps({name: values.tolist() for name, values in found.items()}))

@@ -22,6 +22,8 @@ from reldistill.cli.main import main
 from reldistill.comparison.compare import teacher_notes
 from small_runs import COLOURS, TRAIN, environment, with_options, write_images, write_world
 
+pytestmark = pytest.mark.slow
+
 SHARED = ["--data", "pics", "--val-fraction", "0.3", "--batch-size", "10", "--lr", "0.05", "--teacher", "teacher"]
 COMPARE = ["compare", *SHARED, "--student", "nets.py:small", "--epochs", "2", "--precision", "32-true"]
 METHODS = ["--methods", "none", "kd", "serkd"]

@@ -11,6 +11,7 @@ from reldistill.comparison.pool import Failure, Job, run_all
 from reldistill.report.comparison.cell_records import read_json
 
 
+@pytest.mark.slow
 def test_what_fails_or_dies_leaves_the_others_alone(tmp_path: Path) -> None:
     work = {
         "first": partial(Path.touch, tmp_path / "done-1"),

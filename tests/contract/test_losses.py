@@ -347,6 +347,7 @@ def test_inputs_are_left_as_they_were(row: Row) -> None:
 
 
 @every_loss
+@pytest.mark.slow
 def test_gradcheck(row: Row) -> None:
     inputs, loss = row.inputs(0), fresh(row)
     several = isinstance(inputs.student, tuple)
@@ -480,9 +481,11 @@ def test_parts_are_what_the_loss_sums(row: Row) -> None:
         call(loss.parts, inputs, names=["nonsense"])
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @every_loss
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's, at a graph break
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("traceable")
+@pytest.mark.slow
 def test_compiled_value_and_gradient_are_the_same(row: Row) -> None:
     torch._dynamo.reset()
     inputs = row.inputs(0)
@@ -493,6 +496,7 @@ def test_compiled_value_and_gradient_are_the_same(row: Row) -> None:
     assert_close(gradients, slopes, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @every_loss
 @pytest.mark.usefixtures("unchecked_types")
 def test_other_numbers_of_samples_are_refused(row: Row) -> None:
@@ -538,6 +542,7 @@ def two_processes() -> list[dict[str, dict[str, Any]]]:
 
 
 @every_loss
+@pytest.mark.slow
 def test_two_processes_are_one(row: Row, two_processes: list[dict[str, dict[str, Any]]]) -> None:
     """Each with half of the samples; the mean of the ranks' values and, as DDP takes it, of their gradients."""
     expected, slopes = value_and_gradient(fresh(row), row.inputs(0))
@@ -642,9 +647,10 @@ def test_a_gpu_repeats_itself_when_told_to(row: Row, monkeypatch: pytest.MonkeyP
     assert all(torch.equal(gradient, slope) for gradient, slope in zip(gradients, slopes, strict=True))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @on_a_gpu
 @every_loss
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("traceable")
 def test_compiled_for_a_gpu(row: Row) -> None:
     torch._dynamo.reset()
     inputs = row.inputs(0).to(torch.float32).on_the_gpu()

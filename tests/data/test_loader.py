@@ -324,6 +324,7 @@ def test_an_image_that_breaks_during_training_is_named(workers: int, tmp_path: P
 
 
 @pytest.mark.parametrize("word", ["none", "strong"])
+@pytest.mark.slow
 def test_what_workers_need_can_be_sent_to_spawned_ones(word: str, samples: Samples) -> None:
     here = make("disk", samples, word=word)._pixels._workers._loader.dataset  # type: ignore[attr-defined]
     there = pickle.loads(pickle.dumps(here))

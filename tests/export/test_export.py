@@ -24,6 +24,8 @@ from reldistill.export.student_files import export_run
 from reldistill.tasks.base import GraphForm
 from small_runs import DISTILL, TRAIN, with_options, write_world
 
+pytestmark = pytest.mark.slow
+
 VIT = {"patch_size": 4, "img_size": 12, "embed_dim": 24, "depth": 2, "num_heads": 2}
 
 

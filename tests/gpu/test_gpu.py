@@ -83,6 +83,7 @@ def test_value_and_gradient_are_the_cpus(name: str, dtype: torch.dtype, last: bo
 
 
 @every_loss
+@pytest.mark.usefixtures("traceable")
 def test_compiled_for_a_gpu_without_a_graph_break(name: str) -> None:
     torch._dynamo.reset()
     make, ours, theirs = LOSSES[name]

@@ -169,6 +169,7 @@ def steps(rank, world_size):
     return {"values": torch.stack(values), **loss.state_dict()}
 
 
+@pytest.mark.slow
 def test_two_processes_keep_one_bank():
     whole, (first, second) = steps(0, 1), run_on_ranks(steps)
     torch.testing.assert_close((first["values"] + second["values"]) / 2, whole["values"], rtol=1e-10, atol=0)

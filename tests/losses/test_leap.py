@@ -144,6 +144,7 @@ def aligned(rank, world_size):
     return loss.alignment
 
 
+@pytest.mark.slow
 def test_ranks_see_the_alignment_of_the_whole_batch():
     first, second = run_on_ranks(aligned)
     assert torch.equal(first, second)

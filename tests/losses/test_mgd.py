@@ -106,6 +106,7 @@ def masks(rank, world_size):
     return made()._mask(maps()[0].chunk(world_size)[rank])
 
 
+@pytest.mark.slow
 def test_ranks_have_the_masks_of_one_process():
     assert torch.equal(torch.cat(run_on_ranks(masks)), masks(0, 1))
 

@@ -75,6 +75,7 @@ def halves(rank, world_size):
     return {"margins": margins(teacher[0]), "value": ofd_loss(student, teacher)}
 
 
+@pytest.mark.slow
 def test_margins_are_those_of_all_ranks():
     student, teacher = maps()
     ranks = run_on_ranks(halves)

@@ -14,29 +14,49 @@ def vectors(seed=0):
     return normal((5, 3), (5, 7), seed=seed)
 
 
-def slow_probabilities(samples):
+def slow_probabilities(samples, diagonal):
     rows = []
     for i, one in enumerate(samples):
         kernel = []
         for j, other in enumerate(samples):
             product = math.fsum(a * b for a, b in zip(one, other, strict=True))
             lengths = math.sqrt(math.fsum(a * a for a in one) * math.fsum(b * b for b in other))
-            kernel.append(0.0 if i == j else (1 + product / lengths) / 2 + 1e-6)
+            left_out = i == j and diagonal == "left_out"
+            kernel.append(0.0 if left_out else (1 + product / lengths) / 2 + 1e-6)
         rows.append([k / math.fsum(kernel) for k in kernel])
     return rows
 
 
-def slow(student, teacher):
-    ours, theirs = slow_probabilities(student.tolist()), slow_probabilities(teacher.tolist())
-    count = len(ours)
-    terms = [theirs[i][j] * math.log(theirs[i][j] / ours[i][j]) for i in range(count) for j in range(count) if i != j]
+def slow(student, teacher, diagonal="kept"):
+    ours, theirs = (slow_probabilities(side.tolist(), diagonal) for side in (student, teacher))
+    terms = [
+        q * math.log(q / p)
+        for of_student, of_teacher in zip(ours, theirs, strict=True)
+        for p, q in zip(of_student, of_teacher, strict=True)
+        if q
+    ]
     return math.fsum(terms) / len(terms)
 
 
-def test_matches_the_loop():
+@pytest.mark.parametrize("diagonal", ["kept", "left_out"])
+def test_matches_the_loop(diagonal):
     student, teacher = vectors()
-    assert pkt_loss(student, teacher).item() == pytest.approx(slow(student, teacher), rel=1e-9)
-    assert PKT()(student, teacher).item() == pytest.approx(slow(student, teacher), rel=1e-9)
+    expected = slow(student, teacher, diagonal)
+    assert pkt_loss(student, teacher, diagonal=diagonal).item() == pytest.approx(expected, rel=1e-9)
+    assert PKT(diagonal=diagonal)(student, teacher).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_diagonal_is_kept_unless_it_is_asked_for_and_makes_another_loss():
+    student, teacher = vectors()
+    kept, left_out = (pkt_loss(student, teacher, diagonal=one).item() for one in ("kept", "left_out"))
+    assert pkt_loss(student, teacher).item() == PKT()(student, teacher).item() == kept
+    assert abs(kept / left_out - 1) > 0.1
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_another_word_is_refused():
+    with pytest.raises(ValueError, match="diagonal must be one of kept, left_out, got 'out'"):
+        PKT(diagonal="out")
 
 
 def test_float32_of_nearly_equal_samples():
@@ -46,14 +66,14 @@ def test_float32_of_nearly_equal_samples():
     assert pkt_loss(student.float(), teacher.float()).item() == pytest.approx(slow(student, teacher), rel=1e-2)
 
 
-def test_one_or_two_samples_have_no_choice_of_neighbours():
+@pytest.mark.parametrize(("diagonal", "count"), [("kept", 1), ("left_out", 1), ("left_out", 2)])
+def test_too_few_samples_have_no_choice_of_neighbours(diagonal, count):
     student, teacher = vectors()
-    for count in (1, 2):
-        few_samples = student[:count].clone().requires_grad_()
-        loss = pkt_loss(few_samples, teacher[:count])
-        assert loss.item() == 0.0
-        loss.backward()
-        assert not few_samples.grad.any()
+    few_samples = student[:count].clone().requires_grad_()
+    loss = pkt_loss(few_samples, teacher[:count], diagonal=diagonal)
+    assert loss.item() == 0.0
+    loss.backward()
+    assert not few_samples.grad.any()
 
 
 def test_opposite_samples_are_finite():

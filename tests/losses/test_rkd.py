@@ -89,6 +89,7 @@ def shares(rank, world_size):
     return {"gradient": student.grad} | {name: part.detach() for name, part in parts.items()}
 
 
+@pytest.mark.slow
 def test_two_processes_relate_the_samples_of_both():
     """Each rank has the whole batch's value; gradients, averaged over ranks as DDP does, are the whole batch's."""
     student, teacher = embeddings()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from ddp_helpers import run_on_ranks
-from reldistill.losses.sekd import PARTS, SEKD, sekd_loss
+from reldistill.losses.sekd import PARTS, SEKD, SEKDSettings, sekd_loss
 from reldistill.relations import spectrum
 from reldistill.relations.kernels import full_decompositions
 from reldistill.relations.subspaces import subspace_distance
@@ -626,12 +629,37 @@ def test_shapes_that_differ_ask_for_an_adapter():
         ({"rank": 0}, "rank must be at least 1, got 0"),
         ({"edge_weight": -0.1}, "edge_weight must be at least 0, got -0.1"),
         ({"spectral_weight": float("nan")}, "spectral_weight must be at least 0, got nan"),
+        ({"rank": 2.5}, "rank must be a whole number, got 2.5"),
+        ({"rank": "8"}, "rank must be a whole number, got '8'"),
+        ({"groups": True}, "groups must be a whole number, got True"),
+        ({"heat_time": "1"}, "heat_time must be a number, got '1'"),
+        ({"vertex_weight": False}, "vertex_weight must be a number, got False"),
+        ({"attention": 1}, "attention must be true or false, got 1"),
+        ({"scope": None}, "scope must be one of batch, sample, got None"),
     ],
 )
 @pytest.mark.usefixtures("unchecked_types")
 def test_bad_settings_are_refused_when_the_loss_is_made(setting, message):
-    with pytest.raises(ValueError, match=message):
-        SEKD(**setting)
+    for made in (SEKD, SEKDSettings, lambda **given: sekd_loss(*pair(1, 2, 2, 2), **given)):
+        with pytest.raises(ValueError, match=message):
+            made(**setting)
+
+
+def test_a_setting_that_does_not_exist_is_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ranks'"):
+        SEKD(ranks=2)
+
+
+def test_function_class_and_docstring_have_the_settings_of_the_dataclass():
+    fields = {field.name: field.default for field in dataclasses.fields(SEKDSettings)}
+    for made in (SEKD, sekd_loss):
+        keywords = [p for p in inspect.signature(made).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        assert {p.name: p.default for p in keywords} == fields
+    assert re.findall(r"^    (\w+): ", inspect.getdoc(SEKDSettings), re.M)[: len(fields)] == list(fields)
+    changed = SEKD(rank=3, heat_time=2).settings
+    assert changed == SEKDSettings(rank=3, heat_time=2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        changed.rank = 4
 
 
 @pytest.mark.usefixtures("unchecked_types")
@@ -648,7 +676,8 @@ def test_groups_that_do_not_divide_and_unknown_parts():
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("traceable")
+@pytest.mark.slow
 def test_compiled_value_and_gradient_are_the_same_without_a_graph_break(alignment):
     student, teacher = pair(2, 6, 3, 3, dtype=torch.float32)
     student.requires_grad_()
@@ -680,6 +709,7 @@ def half_of_the_images(rank: int, world_size: int) -> dict[str, torch.Tensor]:
     return parts_and_gradients(slice(2 * rank, 2 * rank + 2))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_values_and_gradients_of_one():
     ranks, whole = run_on_ranks(half_of_the_images), parts_and_gradients(slice(None))
     for name, expected in whole.items():

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 
 import pytest
 import torch
@@ -9,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import slow_references as slow
-from reldistill.losses.serkd import SeRKD, serkd_loss
+from reldistill.losses.serkd import SeRKD, SeRKDSettings, serkd_loss
 from reldistill.relations.pairwise import angle_loss, distance_loss
-from reldistill.relations.superpixels import superpixels_and_assignment
+from reldistill.relations.superpixels import merge, superpixels_and_assignment
 from reldistill.relations.tokens import map_to_tokens, tokenise
 
 SEEDS = st.integers(0, 2**31)
@@ -83,9 +85,12 @@ def test_default_weights_are_one_to_two():
     torch.testing.assert_close(serkd_loss(*pair, distance_weight=0, angle_weight=3), 3 * parts["angle"])
 
 
-def test_function_and_class_take_the_same_settings():
+def test_function_and_class_take_the_settings_of_the_dataclass():
+    fields = {field.name: field.default for field in dataclasses.fields(SeRKDSettings)}
     function = dict(list(inspect.signature(serkd_loss).parameters.items())[2:])
     assert function == dict(inspect.signature(SeRKD).parameters)
+    assert {name: parameter.default for name, parameter in function.items()} == fields
+    assert re.findall(r"^    (\w+): ", inspect.getdoc(SeRKDSettings), re.M)[: len(fields)] == list(fields)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +253,8 @@ def test_half_precision_of_any_magnitude(assignment, neighbourhood):
 @pytest.mark.usefixtures("unchecked_types")
 @ASSIGNMENTS
 @NEIGHBOURHOODS
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("traceable")
+@pytest.mark.slow
 def test_compiled_under_autocast_it_is_one_graph_of_the_same_value(assignment, neighbourhood):
     """Tokens of bf16 networks on uneven cells; what is inside is computed in float32.
 
@@ -274,7 +280,7 @@ def test_superpixels_that_are_compared_are_those_drawn():
     ours, theirs = SeRKD(assignment="teacher").superpixels(student, teacher)
     merged, assignment = superpixels_and_assignment(teacher, grid=(3, 3))
     assert torch.equal(theirs, merged)
-    assert torch.equal(ours, assignment.merge(student))
+    assert torch.equal(ours, merge(student, assignment))
 
 
 # Misuse.
@@ -291,6 +297,8 @@ def test_superpixels_that_are_compared_are_those_drawn():
         ({"student_tokeniser": "mean"}, "student_tokeniser must be one of average, max, none, got 'mean'"),
         ({"teacher_tokeniser": "mean"}, "teacher_tokeniser must be one of average, max, none, got 'mean'"),
         ({"largest_grid": 0}, "largest_grid must be at least 1, got 0"),
+        ({"cell": 2.0}, "cell must be a whole number, got 2.0"),
+        ({"angle_weight": "2"}, "angle_weight must be a number, got '2'"),
     ],
 )
 @pytest.mark.usefixtures("unchecked_types")

@@ -342,6 +342,7 @@ def test_networks_of_other_classes_where_no_class_scores_are_compared() -> None:
         ),
         ({"settings": {"kd": {"temperature": 0}}}, r"^settings of kd: temperature must be above 0, got 0$"),
         ({"settings": {"kd": {"temperature": "warm"}}}, r"^settings of kd: "),
+        ({"settings": {"serkd": {"cell": 2.5}}}, r"^settings of serkd: cell must be a whole number, got 2.5$"),
         (
             {"settings": {"serkd": {"student_tokeniser": "median"}}},
             r"^settings of serkd: student_tokeniser must be one of .*convolution, got 'median'$",

@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional as F
 
 from reldistill.networks import cifar
+from reldistill.networks.extract import Extractor
 
 # Trainable parameters at 100 classes, as the distillation literature's definitions give them.
 PARAMETERS = {
@@ -19,6 +21,7 @@ PARAMETERS = {
     "resnet110": 1_736_564,
     "resnet8x4": 1_233_540,
     "resnet32x4": 7_433_860,
+    "resnet50": 23_705_252,
     "wrn_16_1": 180_916,
     "wrn_16_2": 703_284,
     "wrn_40_1": 569_780,
@@ -32,7 +35,7 @@ PARAMETERS = {
     "shufflenetv1": 949_258,
     "shufflenetv2": 1_355_528,
 }
-ONE_PER_FAMILY = ["resnet8", "wrn_16_2", "vgg8", "mobilenetv2_half", "shufflenetv1", "shufflenetv2"]
+ONE_PER_FAMILY = ["resnet8", "resnet50", "wrn_16_2", "vgg8", "mobilenetv2_half", "shufflenetv1", "shufflenetv2"]
 
 
 def create(name: str, **arguments: object) -> cifar.CifarNet:
@@ -75,11 +78,11 @@ def test_resnet20_by_hand() -> None:
 
 def test_names_of_timm_are_not_taken_over() -> None:
     clashing = {name for name, registered in cifar.REGISTERED.items() if registered != name}
-    assert clashing == {"vgg11", "vgg13", "vgg16", "vgg19"}
+    assert clashing == {"resnet50", "vgg11", "vgg13", "vgg16", "vgg19"}
     for name in clashing:
         assert cifar.REGISTERED[name] == f"{name}_cifar"
         assert timm.get_pretrained_cfg(name).num_classes == 1000
-        assert timm.models.model_entrypoint(name).__module__ == "timm.models.vgg"
+        assert timm.models.model_entrypoint(name).__module__ == f"timm.models.{name.rstrip('0123456789')}"
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -127,6 +130,53 @@ def test_stage_maps_are_rectified(name: str) -> None:
     network(torch.rand(2, 3, 32, 32))
     assert len(lowest) == len(network.feature_info)
     assert min(lowest) >= 0
+
+
+def test_resnet50_computes_what_torchvisions_does_with_a_small_stem() -> None:
+    network = randomised("resnet50")
+    other = torchvision.models.resnet50(num_classes=7).eval()
+    other.conv1, other.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    other.load_state_dict({key.replace("shortcut", "downsample"): value for key, value in network.state_dict().items()})
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), other(images))
+
+
+# The thirteen (teacher, student) pairs that papers since CRD compare on CIFAR-100.
+PAIRS = (
+    *(("wrn_40_2", "wrn_16_2"), ("wrn_40_2", "wrn_40_1"), ("resnet56", "resnet20"), ("resnet110", "resnet20")),
+    *(("resnet110", "resnet32"), ("resnet32x4", "resnet8x4"), ("vgg13", "vgg8"), ("vgg13", "mobilenetv2_half")),
+    *(("resnet50", "mobilenetv2_half"), ("resnet50", "vgg8"), ("resnet32x4", "shufflenetv1")),
+    *(("resnet32x4", "shufflenetv2"), ("wrn_40_2", "shufflenetv1")),
+)
+
+
+def test_all_thirteen_classic_pairs_can_be_built() -> None:
+    assert len(set(PAIRS)) == 13
+    for pair in PAIRS:
+        with torch.device("meta"):
+            teacher, student = (create(name, num_classes=100) for name in pair)
+        sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in (teacher, student)]
+        assert sizes[0] > sizes[1]
+
+
+DEEPEST = {"mobilenetv2_half": "layer4", "resnet50": "layer4", "vgg8": "layer5", "wrn_16_2": "layer3"}
+
+
+@pytest.mark.parametrize("name", DEEPEST)
+def test_the_deepest_level_is_the_last_stage(name: str) -> None:
+    assert Extractor(create(name)).stages(32)[-1].name == DEEPEST[name]
+
+
+def test_wide_resnets_say_where_the_map_before_a_relu_is() -> None:
+    network = randomised("wrn_16_2")
+    seen: dict[str, torch.Tensor] = {}
+    for path in (*network.before_relu, *network.before_relu.values()):
+        network.get_submodule(path).register_forward_hook(lambda _m, _i, out, path=path: seen.__setitem__(path, out))
+    network(torch.rand(2, 3, 32, 32))
+    assert set(network.before_relu) == {info["module"] for info in network.feature_info}
+    for stage, norm in network.before_relu.items():
+        torch.testing.assert_close(seen[norm], network.get_submodule(norm)(seen[stage]))
 
 
 def test_wide_resnet_taps_the_sum_and_pools_the_rectified_map() -> None:
@@ -179,6 +229,7 @@ def test_he_initialisation() -> None:
 # The first residual or inverted block of a stage as other codebases name it, and the classifier.
 LITERATURE_KEYS = {
     "resnet20": {"layer2.0.downsample.0.weight": "layer2.0.downsample.0.weight", "fc.bias": "fc.bias"},
+    "resnet50": {"layer4.0.shortcut.1.bias": "layer4.0.shortcut.1.bias", "linear.weight": "fc.weight"},
     "wrn_16_2": {
         "block1.layer.0.convShortcut.weight": "layer1.0.shortcut.weight",
         "block3.layer.1.bn2.running_var": "layer3.1.bn2.running_var",

@@ -602,7 +602,7 @@ STAGES: dict[str, tuple[Callable[[], nn.Module], int, list[str]]] = {
     "mobilenetv2": (
         lambda: torchvision.models.mobilenet_v2(num_classes=CLASSES, width_mult=0.5),
         64,
-        ["features.1 32", "features.3 16", "features.6 8", "features.13 4", "features.18 2"],
+        ["features.1 32", "features.3 16", "features.6 8", "features.13 4", "features.17 2"],
     ),
     "densenet": (
         lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=CLASSES),

@@ -18,6 +18,8 @@ from reldistill.recipes import RECIPES
 from reldistill.recipes.detection import Family, Pair
 from reldistill.tasks.detection.networks.plain_detectors import make_detector
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("coco-detector", "voc-detector")
 DATA = {"coco-detector": "coco:coco", "voc-detector": "voc:voc"}
 # p7 of smaller images is made from a map one cell wide: PyTorch 2.15 may get that wrong in bfloat16

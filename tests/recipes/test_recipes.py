@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 
+import reldistill.runs.distill
+import reldistill.runs.train
 from reldistill.cli.main import main
+from reldistill.networks.zoo import load_network
 from reldistill.recipes import RECIPES
 from small_runs import TRAIN, reldistill, with_options, write_images, write_world
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +74,36 @@ def test_cifar100_trains_its_teacher_first_and_resumes(world: Path) -> None:
         assert settings["milestones"] == [0.625, 0.75, 0.875]
         assert settings["weight_decay"] == 5e-4
         assert settings["batch_size"] == 64
+        assert settings["nesterov"] is False
     assert [epoch["learning_rate"] for epoch in record["history"]] == pytest.approx(
         [0.05] * 4 + [0.005, 0.0005, 5e-5, 5e-5]
     )
     assert run("cifar100", *arguments, "--resume")["created"] == record["created"]
+
+
+class Asked(Exception):
+    """Carries what a recipe asked for."""
+
+
+def test_cifar100_has_the_literatures_networks_normalisation_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(reldistill.runs.train, "train", lambda *given, **_: asked.append(given))
+    monkeypatch.setattr(reldistill.runs.distill, "distill", lambda *given, **_: asked.append(given))
+    RECIPES["cifar100"](out=Path("out"), teacher="resnet50", student="mobilenetv2_half", method="kd")
+    (_, network, taught), (_, pair, schedule) = asked
+    assert (network.model, taught.lr, taught.nesterov) == ("resnet50_cifar", 0.05, False)
+    assert (pair.teacher, pair.student, schedule.lr) == ("out/teacher", "mobilenetv2_half", 0.01)
+    assert pair.weights == {"task": 0.1, "kd": 0.9}
+    for name, arguments in ((network.model, network.model_arguments), (pair.student, pair.student_arguments)):
+        loaded = load_network(name, num_classes=100, arguments=arguments)
+        assert (loaded.mean, loaded.std) == ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+    asked.clear()
+    weights = {"teacher_weights": "vgg13.pth", "method": "rkd"}
+    RECIPES["cifar100"](out=Path("out"), teacher="vgg13", student="resnet18", **weights)
+    ((_, pair, schedule),) = asked
+    assert (pair.teacher, pair.student, schedule.lr) == ("vgg13_cifar", "resnet18", 0.05)
+    assert (pair.weights, pair.student_arguments) == ({}, {})
+    assert load_network(pair.teacher, num_classes=100, arguments=pair.teacher_arguments).std == (0.2675, 0.2565, 0.2761)
 
 
 def test_imagenet_resnet18(world: Path) -> None:

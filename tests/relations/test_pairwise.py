@@ -373,6 +373,8 @@ def test_second_derivative_is_refused_rather_than_wrong():
         ),
     ],
 )
+@pytest.mark.usefixtures("traceable")
+@pytest.mark.slow
 def test_compiled_in_one_graph_value_and_gradient_are_the_same(backend):
     """The gradient too: `_unit_distances` tells what a compiled backward pass once got wrong, at this size."""
     torch._dynamo.reset()
@@ -409,6 +411,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_is_well_below_all_triples():
     pytest.importorskip("resource", reason="the operating system does not tell peak memory")
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, timeout=120)

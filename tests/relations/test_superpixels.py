@@ -16,6 +16,7 @@ from reldistill.relations.superpixels import (
     assign,
     common_grid,
     initial_superpixels,
+    merge,
     nearest_superpixels,
     superpixel_grid,
     superpixel_tokens,
@@ -282,7 +283,7 @@ def test_autocast_does_not_shorten_it():
     features = feature_map((6, 6)).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, assignment = superpixels_and_assignment(features, grid=(3, 3))
-        merged = assignment.merge(features)
+        merged = merge(features, assignment)
     expected = superpixel_tokens(features, grid=(3, 3))
     assert torch.equal(found, expected)
     assert torch.equal(merged, expected)

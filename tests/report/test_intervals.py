@@ -115,6 +115,7 @@ def test_pairing_narrows_the_interval_of_networks_that_fail_together() -> None:
     assert paired.margin < 0.7 * unpaired.margin
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_19_times_in_20() -> None:
     random = np.random.default_rng(0)
     both, this, other, images, trials = 0.85, 0.06, 0.03, 360, 1500

@@ -84,6 +84,7 @@ def test_order_of_seeds_and_images_does_not_matter() -> None:
     assert difference_over_seeds(hits[:, images], others[:, images]) == own
 
 
+@pytest.mark.slow
 def test_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     """200 comparisons of two methods that are equal on average, with chance from images and from seeds."""
     random = np.random.default_rng(1)

@@ -583,6 +583,7 @@ def share_of_a_step(rank: int, world_size: int) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_values_and_gradients_of_one() -> None:
     ranks = run_on_ranks(share_of_a_step)
     for method in METHODS:

@@ -72,8 +72,10 @@ def test_the_curriculum_multiplies_every_weight() -> None:
     term = Term(
         "t", Parts(), student="a", teacher="b", weights={"gap": 3.0, "square": 0.5}, curriculum=WarmUp(over=0.5)
     )
-    values = term(STUDENT, TEACHER, progress=0.25)
-    assert {name: float(value) for name, value in values.items()} == {"t.gap": 3.0, "t.square": 1.25}
+    values = term(STUDENT, TEACHER, progress=0.1)
+    assert {name: float(value) for name, value in values.items()} == pytest.approx({"t.gap": 1.2, "t.square": 0.5})
+    alone = Term("t", Gap(), student="a", teacher="b", weights=3, curriculum=WarmUp(over=0.5))
+    assert float(alone(STUDENT, TEACHER, progress=0.1)["t"]) == pytest.approx(1.2)
 
 
 def test_a_term_is_active_while_anything_counts() -> None:

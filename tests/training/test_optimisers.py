@@ -65,10 +65,11 @@ def test_default_rates_grow_with_the_batch() -> None:
     assert DEFAULTS.lr_for("adamw", 512) == pytest.approx(2e-3)
 
 
-def test_sgd_step_is_that_of_nesterov_momentum() -> None:
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_sgd_step_is_that_of_its_momentum(nesterov: bool) -> None:
     module = nn.Linear(1, 1, bias=False)
     nn.init.ones_(module.weight)
-    optimizer = make_optimizer([module], optimizer="sgd", lr=0.1, weight_decay=0.01)
+    optimizer = make_optimizer([module], optimizer="sgd", lr=0.1, weight_decay=0.01, nesterov=nesterov)
     weight, velocity = 1.0, 0.0
     for _ in range(3):
         optimizer.zero_grad()
@@ -76,7 +77,7 @@ def test_sgd_step_is_that_of_nesterov_momentum() -> None:
         optimizer.step()
         gradient = 2.0 + 0.01 * weight
         velocity = 0.9 * velocity + gradient
-        weight -= 0.1 * (gradient + 0.9 * velocity)
+        weight -= 0.1 * (gradient + 0.9 * velocity if nesterov else velocity)
         assert module.weight.item() == pytest.approx(weight, rel=1e-6)
 
 

@@ -18,6 +18,8 @@ import several_lives
 from reldistill.training.checkpoint import unpack
 from small_runs import DISTILL, TRAIN, environment, reldistill, with_options, write_world
 
+pytestmark = pytest.mark.slow
+
 KILLED = -signal.SIGKILL
 # 42 training images make 3 batches an epoch: steps after batches 2 and 3.
 LONG = {"epochs": 6, "ema": 0.9, "accumulate": 2, "checkpoint_every": 1, "augment": "strong", "method": "serkd+sekd"}

@@ -22,6 +22,8 @@ from reldistill.training.settings import DataSettings, ModelSettings, PairSettin
 from reldistill.training.teacher_cache import TeacherCache, fingerprint_of
 from small_runs import write_world
 
+pytestmark = pytest.mark.slow
+
 ROWS = {"logits": (3,), "layer2": (4, 2, 2)}
 GIVEN: dict[str, Any] = {"made_of": {"teacher": "abc", "augmentation": "crop"}, "rows": ROWS, "images": 10, "views": 2}
 
@@ -114,6 +116,25 @@ def test_values_of_other_views_are_found_out(tmp_path: Path) -> None:
     later = TeacherCache(tmp_path, **GIVEN, seed=0)
     with pytest.raises(UserError, match="does not hold what the teacher says of these images"):
         later.complete(batch(0, 1, seed=1), says)
+
+
+@pytest.mark.parametrize(("off", "found_out"), [(0.04, False), (-0.04, False), (0.06, True), (-0.06, True)])
+def test_values_may_be_off_by_a_twentieth_of_the_largest(off: float, found_out: bool, tmp_path: Path) -> None:
+    said_by(cache := TeacherCache(tmp_path, **GIVEN, seed=0), batch(0, 1), says)
+    cache.flush()
+
+    def says_otherwise(images: Tensor) -> dict[str, Tensor]:
+        said = says(images)
+        smallest = said["layer2"][1].flatten().argmin()  # so that the largest stays what it is
+        said["layer2"][1].view(-1)[smallest] += off * said["layer2"][1].amax()
+        return said
+
+    again = TeacherCache(tmp_path, **GIVEN, seed=0)
+    if found_out:
+        with pytest.raises(UserError, match=r"does not hold what the teacher says of these images \(layer2 differs\)"):
+            again.complete(batch(0, 1), says_otherwise)
+    else:
+        again.complete(batch(0, 1), says_otherwise)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "no json", "no card"])

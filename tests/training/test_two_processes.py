@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from small_runs import DISTILL, TRAIN, reldistill, with_options, write_world
 
+pytestmark = pytest.mark.slow
+
 # Small weights and steps: training amplifies the float32 rounding that two halves of a sum differ by.
 WEIGHTS = json.dumps(
     {

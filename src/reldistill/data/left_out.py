@@ -37,12 +37,12 @@ def unused(store: Store, used: Collection[str], roots: Iterable[str]) -> Counter
         used: paths of the images in use.
         roots: the folders that hold the class folders in use.
     """
-    inside = [root.split("/") if root else [] for root in roots]
+    tops = [root.split("/") if root else [] for root in roots]
 
     def aside(folders: list[str]) -> str | None:
         """The outermost folder around a file that has nothing to do with any root."""
         for depth in range(1, len(folders) + 1):
-            if not any(folders[: min(depth, len(root))] == root[:depth] for root in inside):
+            if not any(folders[: min(depth, len(root))] == root[:depth] for root in tops):
                 return "/".join(folders[:depth])
         return None
 

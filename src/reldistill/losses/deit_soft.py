@@ -35,7 +35,8 @@ def deit_soft_loss(
         - the order of the samples, and a common permutation of the classes.
 
     Differences from the paper: its equation has the two distributions of KL in the other order; this is the order of
-    its code, and of KD. τ is the paper's 3; the weights of this and of the class token's loss, 0.1 and 0.9, too.
+    its code, and of KD. The code's mean is over the classes too, so that its value is 1 / K of this. τ is the paper's
+    3; the weights of this and of the class token's loss, 0.1 and 0.9, too.
 
     Example:
         >>> import torch

@@ -69,8 +69,8 @@ def dist_loss(
         - the order of the samples, and a common permutation of the classes.
 
     Differences from the paper: the factor τ², of the authors' code. The defaults are the paper's for CIFAR-100; for
-    ImageNet it takes τ = 1 and both weights 1. A row or column of constant probabilities, a batch of one included, has
-    correlation 0 [ours].
+    ImageNet τ is 1, both weights 1 in its text and 2 in its authors' configurations. A row or column of constant
+    probabilities, a batch of one included, has correlation 0 [ours].
 
     Example:
         >>> import torch

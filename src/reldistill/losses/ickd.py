@@ -34,8 +34,8 @@ def ickd_loss(student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H_t
         - the order of the samples, and a common permutation of the channels.
 
     Differences from the paper: the rows' scaling is the authors' code's; the paper's equation has the products as they
-    are. Of its two forms this is the one for classification, without a grid of patches. A dead channel has correlation
-    0 to all, itself included.
+    are, and embeds the student's map by a batch norm besides. Of its two forms this is the one for classification,
+    without a grid of patches. A dead channel has correlation 0 to all, itself included.
 
     Example:
         >>> import torch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from reldistill.core.checks import check_axes, check_same_batch
 from reldistill.relations.across_ranks import gather_batch, share_of_rank, shared_seed
 from reldistill.relations.precision import full_precision
+
+Masked = Literal["positions", "channels"]
 
 
 class MGD(nn.Module):
@@ -23,19 +27,19 @@ class MGD(nn.Module):
     Args:
         channels: C of the teacher's map.
         ratio: λ, the share of masked positions, in [0, 1).
+        masked: `positions` as above; `channels` masks whole channels, M_c, as the authors' code for classification.
 
     Call with student s and teacher t (B, C, H, W) of one shape; t is taken without gradient. Returns a scalar, at least
     0. The masks differ from image to image and from call to call, and follow torch's random generator; those of several
     ranks are what one process would have drawn for the same images.
 
     Raises:
-        ValueError: the shapes differ (an adapter has to match them first), C is not `channels`, or the ratio is out of
+        ValueError: the shapes differ (an adapter has to match them first), C is not `channels`, or a setting is out of
             range.
 
     Invariances: the order of the samples, but for their masks.
 
-    Differences from the paper: none in the equation. The authors' code for classification masks channels; this masks
-    positions, as the paper writes it.
+    Differences from the paper: none in the equation. The authors' code for classification masks channels, 0.15 of them.
 
     Example:
         >>> import torch
@@ -43,14 +47,17 @@ class MGD(nn.Module):
         torch.Size([])
     """
 
-    def __init__(self, *, channels: int, ratio: float = 0.5) -> None:
+    def __init__(self, *, channels: int, ratio: float = 0.5, masked: Masked = "positions") -> None:
         super().__init__()
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
         if not 0 <= ratio < 1:
             raise ValueError(f"ratio must lie in [0, 1), got {ratio}")
+        if masked not in get_args(Masked):
+            raise ValueError(f"masked must be one of {', '.join(get_args(Masked))}, got {masked!r}")
         self.channels = channels
         self.ratio = ratio
+        self.masked: Masked = masked
         self.generation = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.ReLU(),
@@ -68,8 +75,9 @@ class MGD(nn.Module):
 
     @torch.no_grad()
     @torch.compiler.disable
-    def _mask(self, student: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
-        """(B, 1, H, W) of 0 and 1."""
+    def _mask(self, student: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _C _H _W"]:
+        """0 and 1, (B, 1, H, W) or (B, C, 1, 1)."""
         generator = torch.Generator(student.device).manual_seed(shared_seed())
-        size = (len(gather_batch(student[:, 0, 0, 0])), 1, *student.shape[2:])
+        places = (1, *student.shape[2:]) if self.masked == "positions" else (student.shape[1], 1, 1)
+        size = (len(gather_batch(student[:, 0, 0, 0])), *places)
         return (share_of_rank(torch.rand(size, generator=generator, device=student.device)) >= self.ratio).to(student)

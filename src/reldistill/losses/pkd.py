@@ -37,8 +37,8 @@ def pkd_loss(student: Float[Tensor, "B C H W"], teacher: Float[Tensor, "B C H W"
         - a positive scale and a shift of any channel, of either network;
         - the order of the samples, and a common permutation of the channels or of the positions.
 
-    Differences from the paper: none in the loss; a channel that is constant counts as uncorrelated, with a deviation
-    of 10⁻⁶.
+    Differences from the paper: none in the loss, where the authors' code divides the variance by n − 1; a channel that
+    is constant counts as uncorrelated, with a deviation of 10⁻⁶.
 
     Example:
         >>> import torch

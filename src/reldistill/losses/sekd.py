@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_parts, check_same_batch
-from reldistill.losses._settings import check_above, check_at_least, check_kinds, takes
+from reldistill.losses._settings import Settings, takes
 from reldistill.relations.across_ranks import mean_over_batch
 from reldistill.relations.attention import Scale, map_attention, relational_attention
 from reldistill.relations.channel_graph import channel_adjacency, split_channels, unit_channels
@@ -27,7 +27,7 @@ PARTS = ("vertex", "edge", "spectral")
 
 
 @dataclass(frozen=True)
-class SEKDSettings:
+class SEKDSettings(Settings):
     """What `SEKD` and `sekd_loss` can be told, each a keyword of theirs.
 
     Args:
@@ -67,10 +67,10 @@ class SEKDSettings:
     spectral_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_kinds(self)
-        check_above(self, 0, "attention_temperature", "heat_time")
-        check_at_least(self, 1, "groups", "rank")
-        check_at_least(self, 0, "vertex_weight", "edge_weight", "spectral_weight")
+        super().__post_init__()
+        self.check_above(0, "attention_temperature", "heat_time")
+        self.check_at_least(1, "groups", "rank")
+        self.check_at_least(0, "vertex_weight", "edge_weight", "spectral_weight")
 
 
 def vertex_part(
@@ -260,7 +260,7 @@ def sekd_loss(
     >>> sekd_loss(maps, maps).item()
     0.0
     """
-    value: Tensor = SEKD(**vars(settings))(student, teacher)
+    value: Tensor = SEKD(settings=settings)(student, teacher)
     return value
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.core.checks import check_axes, check_same_batch
-from reldistill.losses._settings import check_at_least, check_kinds, takes
+from reldistill.losses._settings import Settings, takes
 from reldistill.relations.pairwise import PARTS, distance_and_angle
 from reldistill.relations.precision import full_precision
 from reldistill.relations.superpixels import (
@@ -27,7 +27,7 @@ AssignmentOf = Literal["own", "teacher"]
 
 
 @dataclass(frozen=True)
-class SeRKDSettings:
+class SeRKDSettings(Settings):
     """What `SeRKD` and `serkd_loss` can be told, each a keyword of theirs.
 
     Args:
@@ -56,8 +56,8 @@ class SeRKDSettings:
     angle_weight: float = 2.0
 
     def __post_init__(self) -> None:
-        check_kinds(self)
-        check_at_least(self, 1, "cell", "iterations", "largest_grid")
+        super().__post_init__()
+        self.check_at_least(1, "cell", "iterations", "largest_grid")
 
 
 class SeRKD(nn.Module):
@@ -159,5 +159,5 @@ def serkd_loss(
         >>> serkd_loss(cnn, vit).shape
         torch.Size([])
     """
-    value: Tensor = SeRKD(**vars(settings))(student, teacher)
+    value: Tensor = SeRKD(settings=settings)(student, teacher)
     return value

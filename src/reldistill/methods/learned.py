@@ -64,8 +64,13 @@ def vid(plan: Plan) -> list[Term]:
 
 
 def ofd(plan: Plan) -> list[Term]:
-    """One term on up to four pairs of stages."""
+    """One term on up to four pairs of stages, by their maps in front of a ReLU where a network says where these are."""
     pairs = plan.pairs(4)
+    if not plan.levels:
+        pairs = [
+            (_before_relu(plan.student, student, plan.image_size), _before_relu(plan.teacher, teacher, plan.image_size))
+            for student, teacher in pairs
+        ]
     students, teachers = (tuple(pair[side].name for pair in pairs) for side in (0, 1))
     name = f"{'+'.join(students)}->{'+'.join(teachers)}:normed"
     plan.adapters[name] = EachLevel(
@@ -163,6 +168,12 @@ def leap(plan: Plan) -> list[Term]:
     loss = plan.loss("leap", LEAP, sizes={"layers": len(blocks), "loss": None})
     adapter = plan.adapter(student, blocks[-1])
     return [plan.term("leap", loss, student.name, tuple(block.name for block in blocks), 1.0, adapter=adapter)]
+
+
+def _before_relu(network: Extractor, level: LevelInfo, image_size: int) -> LevelInfo:
+    """The normalised map that a ReLU rectifies next, or the level itself where no module says it."""
+    named = getattr(network.network, "before_relu", {}).get(level.name)
+    return network.level(named, image_size) if named else level
 
 
 def _size(level: LevelInfo) -> tuple[int, int]:

@@ -154,9 +154,14 @@ def _read_tokens(output: Tensor, network: nn.Module) -> tuple[Layout, int, int, 
 
 
 def _is_block(network: nn.Module, info: LevelInfo) -> bool:
-    # A norm may hold its activation as a child, but no matrix.
     module = network.get_submodule(info.name)
-    return next(module.children(), None) is not None and any(p.ndim > 1 for p in module.parameters())
+    if next(module.children(), None) is None:
+        return False
+    # A norm may hold its activation as a child, but no matrix; a lone 1×1 convolution with its norm and activation,
+    # as MobileNets have in front of the classifier, belongs to no stage.
+    holders = [m for m in module.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
+    pointwise = len(holders) == 1 and isinstance(holders[0], nn.Conv2d) and set(holders[0].kernel_size) == {1}
+    return bool(holders) and not pointwise
 
 
 def _outermost(module: nn.Module, name: str, infos: dict[str, LevelInfo]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -24,12 +25,12 @@ def shared_seed() -> int:
     return int(seed)
 
 
-def share_of_rank(whole: Tensor) -> Tensor:
+def share_of_rank(whole: Shaped[Tensor, " B *axes"]) -> Shaped[Tensor, " local *axes"]:
     """(B, …) → (B_local, …), the part of a tensor over all samples that belongs to this rank's: undoes a gathering."""
     return whole if _world_size() == 1 else whole.chunk(_world_size())[dist.get_rank()]
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
+def sum_over_ranks(tensor: Shaped[Tensor, "*axes"]) -> Shaped[Tensor, "*axes"]:
     """The sum of all ranks' tensors of one shape, without gradient."""
     total = tensor.clone()
     if _world_size() > 1:
@@ -70,12 +71,12 @@ class _MeanOverRanks(torch.autograd.Function):
         return total / _world_size()
 
 
-def gather_batch(local: Tensor) -> Tensor:
+def gather_batch(local: Shaped[Tensor, " local *axes"]) -> Shaped[Tensor, " B *axes"]:
     """(B_local, …) → (B, …), the samples of all ranks in rank order. Every rank must hold equally many."""
     return local if _world_size() == 1 else _GatherBatch.apply(local)
 
 
-def mean_over_batch(local: Tensor) -> Tensor:
+def mean_over_batch(local: Shaped[Tensor, " local *axes"]) -> Shaped[Tensor, "*axes"]:
     """(B_local, …) → (…), the mean over the samples of all ranks. Every rank must hold equally many."""
     mean = local.mean(dim=0)
     return mean if _world_size() == 1 else _MeanOverRanks.apply(mean)

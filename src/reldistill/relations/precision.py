@@ -1,4 +1,4 @@
-"""Relations are computed in float32 (float64 stays float64), whatever autocast says."""
+"""Relations are computed in float32 (float64 stays float64) whatever autocast is set to, and where digits run out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, no_type_check
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,7 +26,7 @@ def float_type(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
-def as_float(tensor: Tensor) -> Tensor:
+def as_float(tensor: Shaped[Tensor, "*axes"]) -> Shaped[Tensor, "*axes"]:
     """`tensor` in float32, or unchanged where it already holds float32 or float64."""
     return tensor.to(float_type(tensor.dtype))
 

@@ -7,8 +7,7 @@ scaling the columns in the logarithm finds it, where dividing by the column's su
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args, no_type_check
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -57,9 +56,7 @@ def initial_superpixels(feature_map: Float[Tensor, "B D H W"], *, grid: Grid) ->
     return map_to_tokens(average_pool(feature_map, grid))
 
 
-@no_type_check  # torch.compile builds one inside its graph, and could not with checks around its methods
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(NamedTuple):
     """To which superpixels the tokens of each image belong.
 
     Args:
@@ -94,40 +91,6 @@ class Assignment:
         if self.neighbours is not None:
             best = self.neighbours.expand(len(best), -1, -1).gather(2, best.unsqueeze(2)).squeeze(2)
         return best.unflatten(1, self.token_grid)
-
-    @full_precision
-    def merge(self, feature_map: Float[Tensor, "B D H W"]) -> Float[Tensor, "B M D"]:
-        """The superpixel tokens Q̂ᵀ T, with Q̂ the assignment's columns scaled to sum 1.
-
-        A map on another grid than the assignment's is merged by the assignment resampled bilinearly to the map's grid.
-        Resampling Q is a product U Q, and (U Q)ᵀ T = Qᵀ (Uᵀ T): the map is laid on the assignment's grid instead,
-        which costs no (N, M) matrix.
-
-        Args:
-            feature_map: (B, D, H, W).
-
-        Returns:
-            (B, M, D).
-        """
-        check_axes(feature_map, "B D H W", name="feature_map", B=self.log_weights.shape[0])
-        log_weights, mass = self.log_weights, None
-        if _token_grid(feature_map) != self.token_grid:
-            rows, columns = (
-                _resampler(here, there, like=feature_map)
-                for here, there in zip(_token_grid(feature_map), self.token_grid, strict=True)
-            )
-            feature_map = torch.einsum("bdhw,hp,wq->bdpq", feature_map, rows, columns)
-            mass = rows.sum(dim=0)[:, None] * columns.sum(dim=0)
-            # A token of the assignment's grid that no token of the map falls on must not set a column's scale.
-            log_weights = log_weights.masked_fill(mass.flatten()[:, None] <= 0, -torch.inf)
-        if self.neighbours is not None:
-            grids = self.token_grid, self.superpixel_grid
-            return local_superpixels.merged(log_weights, feature_map, mass, *grids)
-        tokens = map_to_tokens(feature_map)
-        if mass is None:
-            return log_weights.softmax(dim=1).mT @ tokens
-        weights = (log_weights - log_weights.detach().amax(dim=1, keepdim=True)).exp()
-        return (weights.mT @ tokens) / (weights.mT @ mass.flatten()).unsqueeze(2)
 
 
 @full_precision
@@ -170,6 +133,42 @@ def assign(
     return Assignment(likeness.log_softmax(dim=2), token_grid, superpixel_grid)
 
 
+@full_precision
+def merge(feature_map: Float[Tensor, "B D H W"], assignment: Assignment) -> Float[Tensor, "B M D"]:
+    """The superpixel tokens Q̂ᵀ T, with Q̂ the assignment's columns scaled to sum 1.
+
+    A map on another grid than the assignment's is merged by the assignment resampled bilinearly to the map's grid.
+    Resampling Q is a product U Q, and (U Q)ᵀ T = Qᵀ (Uᵀ T): the map is laid on the assignment's grid instead,
+    which costs no (N, M) matrix.
+
+    Args:
+        feature_map: (B, D, H, W).
+        assignment: of its own tokens, or of another network's.
+
+    Returns:
+        (B, M, D).
+    """
+    check_axes(feature_map, "B D H W", name="feature_map", B=assignment.log_weights.shape[0])
+    log_weights, mass = assignment.log_weights, None
+    if _token_grid(feature_map) != assignment.token_grid:
+        rows, columns = (
+            _resampler(here, there, like=feature_map)
+            for here, there in zip(_token_grid(feature_map), assignment.token_grid, strict=True)
+        )
+        feature_map = torch.einsum("bdhw,hp,wq->bdpq", feature_map, rows, columns)
+        mass = rows.sum(dim=0)[:, None] * columns.sum(dim=0)
+        # A token of the assignment's grid that no token of the map falls on must not set a column's scale.
+        log_weights = log_weights.masked_fill(mass.flatten()[:, None] <= 0, -torch.inf)
+    if assignment.neighbours is not None:
+        grids = assignment.token_grid, assignment.superpixel_grid
+        return local_superpixels.merged(log_weights, feature_map, mass, *grids)
+    tokens = map_to_tokens(feature_map)
+    if mass is None:
+        return log_weights.softmax(dim=1).mT @ tokens
+    weights = (log_weights - log_weights.detach().amax(dim=1, keepdim=True)).exp()
+    return (weights.mT @ tokens) / (weights.mT @ mass.flatten()).unsqueeze(2)
+
+
 def nearest_superpixels(
     token_grid: Grid, superpixel_grid: Grid, *, device: torch.device | None = None
 ) -> Int[Tensor, "N 9"]:
@@ -208,7 +207,7 @@ def superpixel_tokens(
     if assignment is not None:
         if assignment.superpixel_grid != grid:
             raise ValueError(f"assignment: its grid is {assignment.superpixel_grid}, expected {grid}")
-        return assignment.merge(feature_map)
+        return merge(feature_map, assignment)
     superpixels, _ = superpixels_and_assignment(
         feature_map, grid=grid, iterations=iterations, neighbourhood=neighbourhood
     )
@@ -241,7 +240,7 @@ def superpixels_and_assignment(
             token_grid=_token_grid(feature_map),
             superpixel_grid=grid,
         )
-        superpixels = assignment.merge(feature_map)
+        superpixels = merge(feature_map, assignment)
     return superpixels, assignment
 
 

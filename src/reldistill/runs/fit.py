@@ -193,6 +193,7 @@ def _module(distiller: Distiller, images: Images, training: TrainSettings, *, ta
         optimizer=name,
         lr=training.lr if training.lr is not None else defaults.lr_for(name, training.step_images),
         weight_decay=defaults.weight_decay[name] if training.weight_decay is None else training.weight_decay,
+        nesterov=training.nesterov,
         schedule=training.schedule,
         lr_warm_up=training.lr_warm_up,
         milestones=training.milestones,

@@ -35,6 +35,7 @@ class DistillationModule(L.LightningModule):
         optimizer: `sgd` or `adamw`.
         lr: peak learning rate.
         weight_decay: by default 5e-4 (sgd), 0.05 (adamw).
+        nesterov: whether the momentum of sgd is Nesterov's.
         schedule: course of the learning rate, see `optimisers.lr_factor`.
         lr_warm_up: fraction of training over which the learning rate rises.
         milestones: fractions of training at which the step schedule goes down.
@@ -52,6 +53,7 @@ class DistillationModule(L.LightningModule):
         optimizer: OptimizerName = "sgd",
         lr: float = 0.1,
         weight_decay: float | None = None,
+        nesterov: bool = True,
         schedule: Schedule = "one-cycle",
         lr_warm_up: float | None = None,
         milestones: Sequence[float] = (0.625, 0.75, 0.875),
@@ -63,6 +65,7 @@ class DistillationModule(L.LightningModule):
         self.optimizer_name: OptimizerName = optimizer
         self.lr = lr
         self.weight_decay = DEFAULTS.weight_decay[optimizer] if weight_decay is None else weight_decay
+        self.nesterov = nesterov
         self.schedule: Schedule = schedule
         self.lr_warm_up = lr_warm_up
         self.milestones = milestones
@@ -103,7 +106,11 @@ class DistillationModule(L.LightningModule):
                 raise UserError("the Trainer does not say when training ends: give it max_epochs or max_steps")
             self.total_batches = int(steps) * self.trainer.accumulate_grad_batches
         optimizer = make_optimizer(
-            [self.distiller], optimizer=self.optimizer_name, lr=self.lr, weight_decay=self.weight_decay
+            [self.distiller],
+            optimizer=self.optimizer_name,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: self._lr_factor())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -15,9 +15,9 @@ Schedule = Literal["one-cycle", "cosine", "step", "constant"]
 
 
 def make_optimizer(
-    modules: Sequence[nn.Module], *, optimizer: OptimizerName, lr: float, weight_decay: float
+    modules: Sequence[nn.Module], *, optimizer: OptimizerName, lr: float, weight_decay: float, nesterov: bool = True
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum 0.9, or AdamW that does not decay biases, norms and what a network wants left alone.
+    """SGD with momentum 0.9, or AdamW that does not decay biases, norms and what a network wants left alone.
 
     A network says so by timm's `no_weight_decay()`: the names of its position embeddings and class tokens.
 
@@ -26,10 +26,11 @@ def make_optimizer(
         optimizer: its name.
         lr: peak learning rate.
         weight_decay: of the weights.
+        nesterov: whether SGD's momentum is Nesterov's.
     """
     parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
     if optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov)
     asked = {id(p) for m in modules for p in _left_alone(m)}
     free = [p.ndim <= 1 or id(p) in asked for p in parameters]
     groups = [

@@ -127,7 +127,8 @@ class TrainSettings:
         batch_size: images a step, over all devices together; by default 128, for detection 8.
         lr: peak learning rate; by default 0.1 for each 128 images (sgd), 0.001 for each 256 (adamw); for detection
             0.01 and 0.0002 for each 16.
-        optimizer: auto is adamw for networks of tokens and sgd (Nesterov, momentum 0.9) for all others.
+        optimizer: auto is adamw for networks of tokens and sgd (momentum 0.9) for all others.
+        nesterov: whether the momentum of sgd is Nesterov's.
         weight_decay: by default 5e-4 (sgd; for detection 1e-4), 0.05 (adamw, not on biases and norms).
         schedule: course of the learning rate: one-cycle, cosine (after the warm-up), step (a tenth at each milestone),
             or constant.
@@ -153,6 +154,7 @@ class TrainSettings:
     batch_size: int | None = None
     lr: float | None = None
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
+    nesterov: bool = True
     weight_decay: float | None = None
     schedule: Literal["one-cycle", "cosine", "step", "constant"] = "one-cycle"
     milestones: list[float] = field(default_factory=lambda: [0.625, 0.75, 0.875])

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from reldistill.relations.kernels.local_superpixels import (
-    Cells,
     around,
+    cells_of,
+    filled,
     gather_around,
+    join,
     largest_of_column,
+    split,
     spread_around,
 )
 from reldistill.relations.tokens import home_cells
@@ -22,22 +25,22 @@ GRIDS = pytest.mark.parametrize(
 
 @GRIDS
 def test_split_puts_every_token_into_its_cell_once(grid, cells):
-    layout = Cells(grid, cells)
+    layout = cells_of(grid, cells)
     tokens = torch.arange(grid[0] * grid[1]).view(1, *grid, 1)
-    split = layout.split(tokens)[0, ..., 0]
-    filled = layout.filled(torch.device("cpu"))
-    assert split.shape == filled.shape
-    assert sorted(split[filled].tolist()) == list(range(grid[0] * grid[1]))
+    by_cell = split(tokens, layout)[0, ..., 0]
+    own = filled(layout, torch.device("cpu"))
+    assert by_cell.shape == own.shape
+    assert sorted(by_cell[own].tolist()) == list(range(grid[0] * grid[1]))
     homes = home_cells(grid[0], cells[0]), home_cells(grid[1], cells[1])
     for row, column in itertools.product(range(cells[0]), range(cells[1])):
-        for token in split[row, column].tolist():
+        for token in by_cell[row, column].tolist():
             assert (homes[0][token // grid[1]], homes[1][token % grid[1]]) == (row, column)
 
 
 @GRIDS
 def test_join_undoes_split(grid, cells):
-    layout, tokens = Cells(grid, cells), torch.randn(2, *grid, 3)
-    assert torch.equal(layout.join(layout.split(tokens)), tokens)
+    layout, tokens = cells_of(grid, cells), torch.randn(2, *grid, 3)
+    assert torch.equal(join(split(tokens, layout), layout), tokens)
 
 
 def test_around_is_the_3x3_with_zeros_beyond_the_border():

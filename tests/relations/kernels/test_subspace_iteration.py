@@ -246,7 +246,7 @@ def test_second_derivatives_are_refused():
         torch.autograd.grad(found[..., 0].square().sum(), graph, create_graph=True)
 
 
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("traceable")
 def test_compiled_without_a_graph_break():
     torch.compiler.reset()
     plain, module = (TrackedSubspaces(rank=RANK, weights="positive") for _ in range(2))

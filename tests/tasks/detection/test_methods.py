@@ -102,6 +102,7 @@ def test_a_step_reaches_the_student_and_what_the_method_learns(method: str, fami
 def test_levels_are_paired_by_stride() -> None:
     pairs = [("p3", "p3"), ("p4", "p4"), ("p5", "p5"), ("p6", "p6")]
     assert places(build("pkd", "retinanet", "fasterrcnn"), "pkd") == pairs
+    assert places(build("pkd", "fasterrcnn", "retinanet"), "pkd") == pairs[:3]
     assert places(build("pkd", "retinanet", "fcos"), "pkd") == [*pairs, ("p7", "p7")]
     # of 320 pixels squeezed from 128, 16 pixels a cell are 6.4
     finest = places(build("pkd", "ssd", "fcos"), "pkd")[0]
@@ -109,6 +110,16 @@ def test_levels_are_paired_by_stride() -> None:
     assert places(build("fgd", levels=[("p3", "p4")]), "fgd") == [("p3", "p4")]
     with pytest.raises(UserError, match="level 'p2' not in retinanet of 32: it has p3, p4, p5, p6, p7"):
         build("fgd", levels=[("p2", "p3")])
+
+
+@pytest.mark.parametrize("method", ["fgd", "mgd", "pkd"])
+def test_the_level_that_faster_rcnn_only_subsamples_is_left_out(method: str) -> None:
+    """As in the authors' configurations: P2 to P5. P6 is every other cell of P5."""
+    learned = [(name, name) for name in ("p2", "p3", "p4", "p5")]
+    assert places(build(method, "fasterrcnn", "fasterrcnn"), method) == learned
+    assert places(build(method, "fasterrcnn", "fasterrcnn", levels=[("p6", "p6")]), method) == [("p6", "p6")]
+    assert places(build("cwd", "fasterrcnn", "fasterrcnn"), "cwd") == [*learned, ("p6", "p6")]
+    assert len(places(build(method), method)) == 5, "RetinaNet's p6 and p7 have weights of their own"
 
 
 def test_levels_without_a_common_stride() -> None:

@@ -2,7 +2,7 @@
 
 After `import reldistill.networks.cifar`, `timm.create_model("resnet20", num_classes=100)` finds them. Structure and
 parameter counts are those of the distillation literature since CRD (Tian et al., ICLR 2020). A name that timm has
-already, such as its ImageNet `vgg13`, is never taken over: ours is then registered as `vgg13_cifar`.
+already, such as its ImageNet `resnet50`, is never taken over: ours is then registered as `resnet50_cifar`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from reldistill.networks.cifar.base import CifarNet
 from reldistill.networks.cifar.mobile import MobileNetV2, ShuffleNetV1, ShuffleNetV2
-from reldistill.networks.cifar.resnet import CifarResNet, WideResNet
+from reldistill.networks.cifar.resnet import CifarBottleneckResNet, CifarResNet, WideResNet
 from reldistill.networks.cifar.vgg import CifarVGG
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -24,6 +24,7 @@ STD = (0.2470, 0.2435, 0.2616)
 NETWORKS: dict[str, tuple[type[CifarNet], dict[str, Any]]] = {
     **{f"resnet{depth}": (CifarResNet, {"depth": depth}) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": (CifarResNet, {"depth": depth, "widths": (32, 64, 128, 256)}) for depth in (8, 32)},
+    "resnet50": (CifarBottleneckResNet, {"blocks": (3, 4, 6, 3)}),
     **{f"wrn_{depth}_{k}": (WideResNet, {"depth": depth, "widen": k}) for depth in (16, 40) for k in (1, 2)},
     **{f"vgg{depth}": (CifarVGG, {"depth": depth}) for depth in (8, 11, 13, 16, 19)},
     "mobilenetv2_half": (MobileNetV2, {"width": 0.5}),

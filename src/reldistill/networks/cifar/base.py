@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class CifarNet(nn.Module, abc.ABC):
 
     # (pattern, replacement) pairs that turn the parameter names of the usual KD codebases into ours.
     literature_names: tuple[tuple[str, str], ...] = ()
+    # Stage → the normalised map in front of the ReLU that follows it, where a module says it.
+    before_relu: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, *, num_features: int, num_classes: int, stages: Sequence[tuple[str, int, int]]) -> None:
         super().__init__()

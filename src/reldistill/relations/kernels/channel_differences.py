@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from reldistill.relations.channel_graph import split_channels
@@ -26,15 +27,15 @@ class Differences(NamedTuple):
         teacher: the same of the teacher.
     """
 
-    vertex: Tensor
-    edge: Tensor
-    student: Tensor
-    teacher: Tensor
+    vertex: Float[Tensor, ""]
+    edge: Float[Tensor, ""]
+    student: Float[Tensor, " ..."]
+    teacher: Float[Tensor, " ..."]
 
 
 def channel_differences(
-    student: Tensor,
-    teacher: Tensor,
+    student: Float[Tensor, "B C H W"],
+    teacher: Float[Tensor, "B C H W"],
     *,
     vertex: Literal["unit", "raw", "none"] = "unit",
     edge: bool = True,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from reldistill.relations.kernels.attention_products import map_attention_by_products, relational_attention_both_ways
@@ -46,7 +47,14 @@ class Results(NamedTuple):
     adjacency: Tensor
 
 
-def room(student: Tensor, teacher: Tensor, vertex: str, edge: bool, graphs: str, groups: int) -> Results:
+def room(
+    student: Float[Tensor, "B C H W"],
+    teacher: Float[Tensor, "B C H W"],
+    vertex: str,
+    edge: bool,
+    graphs: str,
+    groups: int,
+) -> Results:
     """To be filled; what is summed up starts at 0."""
     batch, channels, height, width = student.shape
     each = (batch, groups, channels // groups, channels // groups)
@@ -66,7 +74,7 @@ def _working_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
     return torch.promote_types(float_type(student.dtype), float_type(teacher.dtype))
 
 
-def dense_format(tensor: Tensor) -> torch.memory_format:
+def dense_format(tensor: Float[Tensor, "B C H W"]) -> torch.memory_format:
     """Channels last where the channels lie next to each other, else contiguous."""
     nhwc = tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
     return torch.channels_last if nhwc else torch.contiguous_format
@@ -97,18 +105,20 @@ def _blocks(student: Tensor, teacher: Tensor, groups: int) -> Iterator[tuple[sli
         yield images, ours, theirs, rooms[2][: len(ours)]
 
 
-def _grouped(flat: Tensor, groups: int) -> Tensor:
+def _grouped(flat: Float[Tensor, "B C n"], groups: int) -> Float[Tensor, "BG each n"]:
     """(B, C, n) → (B · G, C/G, n)."""
     return flat if groups == 1 else flat.unflatten(1, (groups, -1)).flatten(0, 1)
 
 
-def _multiply(flat: Tensor, into: Tensor) -> Tensor:
+def _multiply(flat: Float[Tensor, "B C n"], into: Float[Tensor, "B G each each"]) -> Float[Tensor, "BG each each"]:
     """Products of the rows of (B, C, n), written to `into` (B, G, C/G, C/G) and returned as (B · G, C/G, C/G)."""
     rows = _grouped(flat, into.shape[1])
     return torch.bmm(rows, rows.mT, out=into.flatten(0, 1))
 
 
-def _lengths(flat: Tensor, graph: Tensor | None) -> tuple[Tensor | None, Tensor]:
+def _lengths(
+    flat: Float[Tensor, "B C n"], graph: Float[Tensor, "B G each each"] | None
+) -> tuple[Float[Tensor, "B C 1"] | None, Float[Tensor, "B C 1"]]:
     """(B, C, n) → factor and inverse norm as by `magnitudes`; cosines are written to `graph` (B, G, C/G, C/G).
 
     The diagonal of the cosines is exactly 1, also for a dead channel. That of the products spares `magnitudes` a pass;
@@ -128,8 +138,8 @@ def _lengths(flat: Tensor, graph: Tensor | None) -> tuple[Tensor | None, Tensor]
 
 
 def results(
-    student: Tensor,
-    teacher: Tensor,
+    student: Float[Tensor, "B C H W"],
+    teacher: Float[Tensor, "B C H W"],
     vertex: str,
     edge: bool,
     graphs: str,
@@ -174,11 +184,11 @@ def results(
 def _add_vertices(
     into: Results,
     images: slice,
-    student: Tensor,
-    teacher: Tensor,
-    inverse: Tensor | None,
-    attention: tuple[Tensor, Tensor] | None,
-    work: Tensor,
+    student: Float[Tensor, "b C n"],
+    teacher: Float[Tensor, "b C n"],
+    inverse: Float[Tensor, "b C 1"] | None,
+    attention: tuple[Float[Tensor, "b n"], Float[Tensor, "b C"]] | None,
+    work: Float[Tensor, "b C n"],
 ) -> None:
     """Add the vertices of a few images; `inverse` is the teacher's 1 / ‖t‖, or None for `raw`.
 
@@ -205,7 +215,13 @@ def _add_vertices(
     into.vertex.add_(torch.dot(sums.flatten(), weight.flatten()))
 
 
-def _add_edges(into: Results, images: slice, student: Tensor, teacher: Tensor, temperature: float) -> None:
+def _add_edges(
+    into: Results,
+    images: slice,
+    student: Float[Tensor, "b G each each"],
+    teacher: Float[Tensor, "b G each each"],
+    temperature: float,
+) -> None:
     """Compare the adjacencies of a few images."""
     difference = student - teacher
     weighted = into.edges[images]
@@ -217,16 +233,16 @@ def _add_edges(into: Results, images: slice, student: Tensor, teacher: Tensor, t
 
 
 def gradient(
-    student: Tensor,
-    teacher: Tensor,
+    student: Float[Tensor, "B C H W"],
+    teacher: Float[Tensor, "B C H W"],
     found: Results,
-    grad_vertex: Tensor | None,
-    grad_edge: Tensor | None,
-    grad_graph: Tensor | None,
+    grad_vertex: Float[Tensor, ""] | None,
+    grad_edge: Float[Tensor, ""] | None,
+    grad_graph: Float[Tensor, "*images G each each"] | None,
     *,
     raw: bool,
     groups: int,
-) -> Tensor:
+) -> Float[Tensor, "B C H W"]:
     """The second pass: the gradient by the student's maps, of their type, from those by what the first pass found."""
     whole = torch.empty_like(student, memory_format=dense_format(student))
     each = None if grad_graph is None else _without_diagonal(grad_graph + grad_graph.mT)
@@ -269,7 +285,7 @@ def _pull_of_graphs(found: Results, images: slice, grad_edge: Tensor | None, eac
     return found.edges[images] * factor if each is None else torch.addcmul(each, found.edges[images], factor)
 
 
-def _add_product(into: Tensor, matrix: Tensor, rows: Tensor) -> None:
+def _add_product(into: Float[Tensor, "B C n"], matrix: Float[Tensor, "B C C"], rows: Float[Tensor, "B C n"]) -> None:
     """(B, C, n) += (B, C, C) @ (B, C, n), in whichever memory format: transposed, torch would go image by image."""
     if into.is_contiguous():
         into.baddbmm_(matrix, rows)
@@ -277,6 +293,6 @@ def _add_product(into: Tensor, matrix: Tensor, rows: Tensor) -> None:
         into.mT.baddbmm_(rows.mT, matrix.mT)
 
 
-def _without_diagonal(graph: Tensor) -> Tensor:
+def _without_diagonal(graph: Float[Tensor, "*axes C C"]) -> Float[Tensor, "*axes C C"]:
     itself = torch.eye(graph.shape[-1], dtype=torch.bool, device=graph.device)
     return graph.masked_fill(itself, 0.0)

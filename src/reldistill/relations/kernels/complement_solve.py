@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from reldistill.relations.kernels.replay import Replayed
@@ -13,8 +14,14 @@ _SOLVER_STEPS_AT_ONCE = 4
 
 
 def complement_solve(
-    matrix: Tensor, vectors: Tensor, images: Tensor, values: Tensor, pull: Tensor, *, broadening: float
-) -> Tensor:
+    matrix: Float[Tensor, "G C C"],
+    vectors: Float[Tensor, "G C p"],
+    images: Float[Tensor, "G C p"],
+    values: Float[Tensor, "G p"],
+    pull: Float[Tensor, "G C k"],
+    *,
+    broadening: float,
+) -> Float[Tensor, "G C k"]:
     """Y = Σ_j u_j (u_jᵀ g_i) / (λ_i − λ_j) over the dropped j, for each kept i, by conjugate gradients.
 
     1 / gap is broadened to gap / (gap² + ε²): for the roughly known u_j of the block one by one, for all others as at
@@ -67,8 +74,13 @@ def _with_block(solution: Tensor, vectors: Tensor, soft: Tensor, inner: Tensor, 
 
 
 def _conjugate_gradients(
-    matrix: Tensor, images: Tensor, shift: Tensor, soft: Tensor, to_block: Tensor, right: Tensor
-) -> Tensor:
+    matrix: Float[Tensor, "G C C"],
+    images: Float[Tensor, "G C p"],
+    shift: Float[Tensor, "G 1 k"],
+    soft: Float[Tensor, "G rest k"],
+    to_block: Float[Tensor, "G C both"],
+    right: Float[Tensor, "G C k"],
+) -> Float[Tensor, "G C k"]:
     """A x = b for each column of b (G, C, k), to a residual of a small share of it; A is `_outside`."""
     # Looking whether it is done means waiting for a GPU, where a step takes less time.
     at_once = 1 if right.device.type == "cpu" else _SOLVER_STEPS_AT_ONCE

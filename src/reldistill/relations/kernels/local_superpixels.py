@@ -5,7 +5,7 @@ Tokens are put in the order of the cells they lie in, so that a cell's tokens me
 
 from __future__ import annotations
 
-from typing import Any, no_type_check
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,9 @@ def likeness(
     tokens: Float[Tensor, "B N D"], superpixels: Float[Tensor, "B M D"], token_grid: Grid, superpixel_grid: Grid
 ) -> Float[Tensor, "B N 9"]:
     """⟨t, s⟩ of each token and the superpixels of the cells around its own; 0 for those beyond the border."""
-    cells = Cells(token_grid, superpixel_grid)
+    cells = cells_of(token_grid, superpixel_grid)
     near = spread_around(superpixels.unflatten(1, superpixel_grid))
-    return cells.join(cells.split(tokens.unflatten(1, token_grid)) @ near.mT).flatten(1, 2)
+    return join(split(tokens.unflatten(1, token_grid), cells) @ near.mT, cells).flatten(1, 2)
 
 
 def merged(
@@ -40,61 +40,72 @@ def merged(
         token_grid: (H, W).
         superpixel_grid: (h, w), h·w = M.
     """
-    cells = Cells(token_grid, superpixel_grid)
-    log_weights = cells.split(log_weights.unflatten(1, token_grid))
-    log_weights = log_weights.masked_fill(~cells.filled(log_weights.device)[..., None], -torch.inf)
+    cells = cells_of(token_grid, superpixel_grid)
+    log_weights = split(log_weights.unflatten(1, token_grid), cells)
+    log_weights = log_weights.masked_fill(~filled(cells, log_weights.device)[..., None], -torch.inf)
     largest = largest_of_column(log_weights.detach().amax(dim=3))
     weights = (log_weights - around(largest).unsqueeze(3)).exp()
-    found = gather_around(weights.mT @ cells.split(feature_map.permute(0, 2, 3, 1)))
-    masses = weights if mass is None else weights * cells.split(mass[None, :, :, None])
+    found = gather_around(weights.mT @ split(feature_map.permute(0, 2, 3, 1), cells))
+    masses = weights if mass is None else weights * split(mass[None, :, :, None], cells)
     return (found / gather_around(masses.sum(dim=3).unsqueeze(4))).flatten(1, 2)
 
 
-@no_type_check  # see `superpixels.Assignment`
-class Cells:
-    """Tokens in the order of the cells they lie in, so that a cell's tokens meet its neighbours in one small product.
+class Cells(NamedTuple):
+    """Which tokens lie in which cell of a grid; cells of uneven size are filled up to the largest by repeated tokens.
 
-    Cells of uneven size, where the grids do not divide, are filled up to the largest with repeated tokens.
+    Args:
+        superpixel_grid: (h, w).
+        sides: of the largest cell, in tokens.
+        members: along each axis, the tokens of each cell.
+        even: whether the grids divide, so that nothing is filled up.
     """
 
-    def __init__(self, token_grid: Grid, superpixel_grid: Grid) -> None:
-        self.superpixel_grid = superpixel_grid
-        self.sides: list[int] = []
-        self.members: list[list[list[int]]] = []
-        for tokens, cells in zip(token_grid, superpixel_grid, strict=True):
-            home = home_cells(tokens, cells)
-            members = [[i for i in range(tokens) if home[i] == cell] for cell in range(cells)]
-            self.members.append(members)
-            self.sides.append(max([len(cell) for cell in members]))
-        self.even = all(len(cell) == side for axis, side in zip(self.members, self.sides, strict=True) for cell in axis)
+    superpixel_grid: Grid
+    sides: list[int]
+    members: list[list[list[int]]]
+    even: bool
 
-    def split(self, tokens: Shaped[Tensor, "B H W X"]) -> Shaped[Tensor, "B h w P X"]:
-        """P tokens a cell."""
-        (h, w), (rows, columns) = self.superpixel_grid, self.sides
-        if not self.even:
-            for axis, side in enumerate(self.sides):
-                taken = [(cell + cell[:1] * side)[i] for cell in self.members[axis] for i in range(side)]
-                tokens = tokens.index_select(1 + axis, torch.tensor(taken, device=tokens.device))
-        shape = (len(tokens), h, rows, w, columns, tokens.shape[3])
-        return tokens.reshape(shape).transpose(2, 3).flatten(3, 4)
 
-    def join(self, by_cell: Shaped[Tensor, "B h w P X"]) -> Shaped[Tensor, "B H W X"]:
-        """The way back, the fillings left out."""
-        (h, w), (rows, columns) = self.superpixel_grid, self.sides
-        tokens = by_cell.unflatten(3, (rows, columns)).transpose(2, 3).reshape(len(by_cell), h * rows, w * columns, -1)
-        if not self.even:
-            for axis, side in enumerate(self.sides):
-                put = [cell * side + i for cell, inside in enumerate(self.members[axis]) for i in range(len(inside))]
-                tokens = tokens.index_select(1 + axis, torch.tensor(put, device=tokens.device))
-        return tokens
+def cells_of(token_grid: Grid, superpixel_grid: Grid) -> Cells:
+    """The cells of a grid of superpixels over one of tokens."""
+    sides, members = [], []
+    for tokens, cells in zip(token_grid, superpixel_grid, strict=True):
+        home = home_cells(tokens, cells)
+        members.append([[i for i in range(tokens) if home[i] == cell] for cell in range(cells)])
+        sides.append(max([len(cell) for cell in members[-1]]))
+    even = all(len(cell) == side for axis, side in zip(members, sides, strict=True) for cell in axis)
+    return Cells(superpixel_grid, sides, members, even)
 
-    def filled(self, device: torch.device) -> Bool[Tensor, "h w P"]:
-        """Whether a place of a cell holds a token of its own."""
-        rows, columns = (
-            torch.tensor([[i < len(cell) for i in range(side)] for cell in axis], device=device)
-            for axis, side in zip(self.members, self.sides, strict=True)
-        )
-        return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2)
+
+def split(tokens: Shaped[Tensor, "B H W X"], cells: Cells) -> Shaped[Tensor, "B h w P X"]:
+    """P tokens a cell."""
+    (h, w), (rows, columns) = cells.superpixel_grid, cells.sides
+    if not cells.even:
+        for axis, side in enumerate(cells.sides):
+            taken = [(cell + cell[:1] * side)[i] for cell in cells.members[axis] for i in range(side)]
+            tokens = tokens.index_select(1 + axis, torch.tensor(taken, device=tokens.device))
+    shape = (len(tokens), h, rows, w, columns, tokens.shape[3])
+    return tokens.reshape(shape).transpose(2, 3).flatten(3, 4)
+
+
+def join(by_cell: Shaped[Tensor, "B h w P X"], cells: Cells) -> Shaped[Tensor, "B H W X"]:
+    """The way back, the fillings left out."""
+    (h, w), (rows, columns) = cells.superpixel_grid, cells.sides
+    tokens = by_cell.unflatten(3, (rows, columns)).transpose(2, 3).reshape(len(by_cell), h * rows, w * columns, -1)
+    if not cells.even:
+        for axis, side in enumerate(cells.sides):
+            put = [cell * side + i for cell, inside in enumerate(cells.members[axis]) for i in range(len(inside))]
+            tokens = tokens.index_select(1 + axis, torch.tensor(put, device=tokens.device))
+    return tokens
+
+
+def filled(cells: Cells, device: torch.device) -> Bool[Tensor, "h w P"]:
+    """Whether a place of a cell holds a token of its own."""
+    rows, columns = (
+        torch.tensor([[i < len(cell) for i in range(side)] for cell in axis], device=device)
+        for axis, side in zip(cells.members, cells.sides, strict=True)
+    )
+    return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(2)
 
 
 def around(grid: Float[Tensor, "B h w *X"]) -> Float[Tensor, "B h w 9 *X"]:

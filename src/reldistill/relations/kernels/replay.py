@@ -41,7 +41,7 @@ class Replayed:
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> tuple[Tensor, ...]:
-        """What the function says."""
+        """What the function returns."""
         device = arguments[0].device
         if device.type != "cuda":
             return self.function(*arguments)
@@ -64,7 +64,7 @@ class Replayed:
                 return None
             try:
                 self._recordings[key] = _Recording(self.function, arguments)
-            except RuntimeError:  # no memory left for it, say: what follows goes on as before
+            except RuntimeError:  # no memory left for it, say: what follows runs as before
                 self._recordings[key] = None
         return self._recordings[key]
 

@@ -15,6 +15,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reldistill.relations.eigenproblems import guarded_eigh
@@ -47,8 +48,10 @@ def _fresh_columns(size: int) -> int:
     return max(2, size // 16)
 
 
-def _levels(values: Tensor, rank: int, before: Tensor | None = None) -> Tensor:
-    """(G, p) → (G, 4): the first value, the last wanted one, the edge of the unwanted ones, the last of all.
+def _levels(
+    values: Float[Tensor, "G p"], rank: int, before: Float[Tensor, "G 4"] | None = None
+) -> Float[Tensor, "G 4"]:
+    """The first value, the last wanted one, the edge of the unwanted ones, the last of all.
 
     A filter keeps everything below its edge alike, so where its edge was a little too high, the last columns are a
     mixture of all that, with values far too low: hence the edge falls by little at a time.
@@ -69,8 +72,8 @@ class Start(NamedTuple):
         degree: of the filters that it took.
     """
 
-    vectors: Tensor
-    levels: Tensor
+    vectors: Float[Tensor, "G C p"]
+    levels: Float[Tensor, "G 4"]
     degree: int
 
 
@@ -86,15 +89,15 @@ class Leading(NamedTuple):
         fell_back: (G,), whether the block did not converge, so that `eigh` had to answer.
     """
 
-    vectors: Tensor
-    images: Tensor
-    values: Tensor
-    levels: Tensor
+    vectors: Float[Tensor, "G C p"]
+    images: Float[Tensor, "G C p"]
+    values: Float[Tensor, "G p"]
+    levels: Float[Tensor, "G 4"]
     degree: int
-    fell_back: Tensor
+    fell_back: Bool[Tensor, " G"]
 
 
-def leading(matrix: Tensor, start: Start | None, *, rank: int, semidefinite: bool) -> Leading:
+def leading(matrix: Float[Tensor, "G C C"], start: Start | None, *, rank: int, semidefinite: bool) -> Leading:
     """Largest eigenvalues and their vectors.
 
     Args:
@@ -135,7 +138,7 @@ def leading(matrix: Tensor, start: Start | None, *, rank: int, semidefinite: boo
     return found if good else _left_to_eigh(matrix, found)
 
 
-def by_eigh(matrix: Tensor, *, rank: int) -> Leading:
+def by_eigh(matrix: Float[Tensor, "G C C"], *, rank: int) -> Leading:
     """The same from a full eigendecomposition; NaN where S is not finite."""
     values, vectors = guarded_eigh(matrix)
     size = block_size(matrix.shape[-1], rank)
@@ -145,7 +148,7 @@ def by_eigh(matrix: Tensor, *, rank: int) -> Leading:
     return Leading(vectors, vectors * values[:, None], values, levels, degree, everywhere)
 
 
-def _left_to_eigh(matrix: Tensor, found: Leading) -> Leading:
+def _left_to_eigh(matrix: Float[Tensor, "G C C"], found: Leading) -> Leading:
     """Replace what did not converge."""
     bad = found.fell_back
     values, vectors = guarded_eigh(matrix[bad])
@@ -155,8 +158,8 @@ def _left_to_eigh(matrix: Tensor, found: Leading) -> Leading:
     return found
 
 
-def _pseudo_random(matrix: Tensor, columns: int) -> Tensor:
-    """(G, C, columns), the same every time."""
+def _pseudo_random(matrix: Float[Tensor, "G C C"], columns: int) -> Float[Tensor, "G C columns"]:
+    """The same every time."""
     place = torch.arange(1.0, matrix.shape[-1] + 1, dtype=torch.float64, device=matrix.device)[:, None]
     column = torch.arange(1.0, columns + 1, dtype=torch.float64, device=matrix.device)
     waves = (place.square() * (math.sqrt(2) + math.sqrt(3) * column)).cos()
@@ -173,8 +176,8 @@ class Interval(NamedTuple):
         fastest: that of the first one.
     """
 
-    centre: Tensor
-    half: Tensor
+    centre: Float[Tensor, "G 1 1"]
+    half: Float[Tensor, "G 1 1"]
     slowest: float
     fastest: float
 
@@ -206,7 +209,13 @@ def _interval(levels: Tensor, semidefinite: bool) -> tuple[Tensor, ...]:
     return centre[:, None, None], half[:, None, None], torch.stack([slowest, fastest])
 
 
-def _filtered(matrix: Tensor, block: Tensor, images: Tensor | None, interval: Interval, degree: int) -> Tensor:
+def _filtered(
+    matrix: Float[Tensor, "G C C"],
+    block: Float[Tensor, "G C p"],
+    images: Float[Tensor, "G C p"] | None,
+    interval: Interval,
+    degree: int,
+) -> Float[Tensor, "G C p"]:
     """Chebyshev polynomials of S on the block, orthonormalised between: small on the interval, large above it."""
     pieces = math.ceil(degree / interval.degrees_at_once(matrix.dtype))
     for piece in range(pieces):
@@ -231,16 +240,22 @@ def _chebyshev(
 class _Ritz(NamedTuple):
     """The best approximations in the span of a block, largest first, and what follows from them; see `Leading`."""
 
-    vectors: Tensor
-    images: Tensor
-    values: Tensor
-    levels: Tensor
-    error: Tensor
+    vectors: Float[Tensor, "G C p"]
+    images: Float[Tensor, "G C p"]
+    values: Float[Tensor, "G p"]
+    levels: Float[Tensor, "G 4"]
+    error: Float[Tensor, " G"]
     interval: Interval
     worst: float
 
 
-def _rayleigh_ritz(matrix: Tensor, block: Tensor, before: Tensor | None, rank: int, semidefinite: bool) -> _Ritz:
+def _rayleigh_ritz(
+    matrix: Float[Tensor, "G C C"],
+    block: Float[Tensor, "G C p"],
+    before: Float[Tensor, "G 4"] | None,
+    rank: int,
+    semidefinite: bool,
+) -> _Ritz:
     """`before` are the levels so far."""
     basis = torch.linalg.qr(block)[0]
     image, small = _projected(matrix, basis)
@@ -270,8 +285,14 @@ def _turned(
     return vectors, images, values, levels, error, centre, half, torch.cat([growth, error.amax()[None]])
 
 
-def _error(vectors: Tensor, images: Tensor, values: Tensor, rank: int, edge: Tensor) -> Tensor:
-    """Estimate of ‖P − P̂‖ (Frobenius) of the projector on the first k, by its residuals, (G,).
+def _error(
+    vectors: Float[Tensor, "G C p"],
+    images: Float[Tensor, "G C p"],
+    values: Float[Tensor, "G p"],
+    rank: int,
+    edge: Float[Tensor, "G 1"],
+) -> Float[Tensor, " G"]:
+    """Estimate of ‖P − P̂‖ (Frobenius) of the projector on the first k, by its residuals.
 
     What leaks out of the block is residual / gap to what lies outside; a kept and a dropped vector of the block mix in
     second order, by the product of their residuals over both gaps. Mixing below the rounding of S is no error: `eigh`

@@ -35,12 +35,12 @@ class _Unit(NamedTuple):
         spread: (B, 1, 1).
     """
 
-    distances: Tensor
-    tokens: Tensor
-    spread: Tensor
+    distances: Float[Tensor, "B M M"]
+    tokens: Float[Tensor, "B M D"]
+    spread: Float[Tensor, "B 1 1"]
 
     @classmethod
-    def of(cls, tokens: Tensor) -> _Unit:
+    def of(cls, tokens: Float[Tensor, "B M D"]) -> _Unit:
         limits = torch.finfo(tokens.dtype)
         wide = tokens.to(tokens.dtype if tokens.device.type == "mps" else torch.float64, copy=True).contiguous()
         magnitude = _largest(wide)
@@ -58,19 +58,21 @@ class _Unit(NamedTuple):
         same.diagonal(dim1=1, dim2=2).fill_(True)
         return cls(squared.masked_fill_(same, 0.0).sqrt_().to(tokens.dtype), wide, spread.to(tokens.dtype))
 
-    def by_squares(self, slope: Tensor) -> Tensor:
+    def by_squares(self, slope: Float[Tensor, "B M M"]) -> Float[Tensor, "B M M"]:
         """From a gradient by the distances to one by their squares; 0 between coincident tokens."""
         apart = self.distances != 0
         return torch.where(apart, 0.5 * slope / torch.where(apart, self.distances, 1.0), 0.0)
 
 
-def _largest(tokens: Tensor) -> Tensor:
-    """The largest magnitude in each image, (B, 1, 1)."""
+def _largest(tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B 1 1"]:
+    """The largest magnitude in each image."""
     least, most = tokens.flatten(1).aminmax(dim=1, keepdim=True)
     return torch.maximum(least.neg(), most).unsqueeze(2)
 
 
-def _pull(tokens: Tensor, spread: Tensor, by_squares: Tensor) -> Tensor:
+def _pull(
+    tokens: Float[Tensor, "B M D"], spread: Float[Tensor, "B 1 1"], by_squares: Float[Tensor, "B M M"]
+) -> Float[Tensor, "B M D"]:
     """From a gradient by the squares of unit distances to that by the tokens, of the spread's type.
 
     With S = G + Gᵀ it is 2 (diag(S·1) − S) x, one product. It sums to 0 over an image's tokens, as a gradient through
@@ -209,7 +211,9 @@ def _(by_distance: Tensor, by_angle: Tensor, tokens: Tensor, spread: Tensor, *_:
     return spread.new_empty(tokens.shape)
 
 
-def _compare_distances(student: Tensor, teacher: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+def _compare_distances(
+    student: Float[Tensor, "B M M"], teacher: Float[Tensor, "B M M"], with_gradient: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, "B M M"] | None]:
     """`pairwise.distance_loss` by the distances, and its gradient by the student's."""
     images, m, _ = student.shape
     pairs = max(m * (m - 1), 1)
@@ -225,7 +229,9 @@ def _compare_distances(student: Tensor, teacher: Tensor, with_gradient: bool) ->
     return value, (slope - by_mean) / (images * pairs * ours)
 
 
-def _compare_angles(student: Tensor, teacher: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+def _compare_angles(
+    student: Float[Tensor, "B M M"], teacher: Float[Tensor, "B M M"], with_gradient: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, "B M M"] | None]:
     """`pairwise.angle_loss` by the distances, and its gradient by the student's."""
     images, m, _ = student.shape
     triples = max(images * m * (m - 1) * (m - 2), 1)

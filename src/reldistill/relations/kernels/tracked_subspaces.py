@@ -11,6 +11,7 @@ import warnings
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reldistill.relations.kernels.complement_solve import complement_solve
@@ -181,7 +182,7 @@ class TrackedSubspaces(nn.Module):
     """The low eigenvectors of a student's and a teacher's channel graph, from step to step.
 
     What the last step found, where the next one starts, are buffers: saved and restored with the module, so that a run
-    goes on exactly as if it had not been interrupted. They move on in training mode only.
+    continues exactly as if it had not been interrupted. They move on in training mode only.
 
     Args:
         rank: k.
@@ -202,12 +203,14 @@ class TrackedSubspaces(nn.Module):
         self.register_buffer("degrees", torch.zeros(2, dtype=torch.int64))
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
 
-    def suits(self, adjacency: Tensor) -> bool:
+    def suits(self, adjacency: Float[Tensor, "... C C"]) -> bool:
         """Whether graphs of that size are for this module: smaller ones are faster by `eigh`."""
         return block_size(adjacency.shape[-1], self.rank) > 0
 
     @full_precision
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, student: Float[Tensor, "G C C"], teacher: Float[Tensor, "G C C"]
+    ) -> tuple[Float[Tensor, "G C k"], Float[Tensor, "G C k"]]:
         """Adjacencies (G, C, C) → embeddings U (G, C, k), each in some basis of its span.
 
         The teacher's has no gradient; the student's is for functions of the span, as `subspaces.embedding_distance` is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 # Working set, in numbers per buffer (there are three): 1.5 MB on a CPU, where it should stay in the cache (between 2^16
@@ -11,7 +12,9 @@ _BLOCK_CPU = 1 << 17
 _BLOCK_DEVICE = 1 << 21
 
 
-def walk_triples(student: Tensor, teacher: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+def walk_triples(
+    student: Float[Tensor, "B M M"], teacher: Float[Tensor, "B M M"], with_gradient: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, " ..."]]:
     """Sum of Huber₁ over all ordered triples, and its gradient with respect to the student's distances.
 
     The cosine at j of the triangle (i, j, k) is symmetric in i and k, so only k > i are visited: a block of images and
@@ -63,7 +66,7 @@ class _Side:
         self.half = torch.where(apart, 0.5 * distances, 0.0)
         self.half_inverse = 0.5 * self.inverse
 
-    def cosines(self, at: slice, others: slice, *, out: Tensor) -> None:
+    def cosines(self, at: slice, others: slice, *, out: Float[Tensor, "B i k M"]) -> None:
         """Write cos∠ at j of (i, j, k) into `out` (images, i in `at`, k in `others`, j)."""
         torch.sub(self.squared[:, at, None, :], self.squared[:, at, others, None], out=out)
         torch.addcmul(self.half[:, None, others], self.half_inverse[:, None, others], out, out=out)
@@ -96,7 +99,7 @@ class _GradientSums:
             self.shrink[:, others] += cosines.sum(dim=1)
             self.along[:, others] += pull.mul_(inverse[:, at, None, :]).sum(dim=1)
 
-    def result(self) -> Tensor:
-        """(images, M, M)."""
+    def result(self) -> Float[Tensor, "B M M"]:
+        """Of the images of a block."""
         side = self.side
         return 2 * (self.along - side.inverse * self.shrink - side.distances * self.opposite)

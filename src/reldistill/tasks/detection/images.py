@@ -182,7 +182,7 @@ def _copies(train: LabelledImages, held: LabelledImages, reader: FileReader) -> 
 
     def marks(images: LabelledImages) -> list[tuple[int, int, str]]:
         sizes = images.sizes.tolist()
-        return [(wide, high, reader.signature(key)) for key, (wide, high) in zip(images.keys, sizes, strict=True)]
+        return [(width, height, reader.signature(key)) for key, (width, height) in zip(images.keys, sizes, strict=True)]
 
     @functools.cache
     def content(key: str) -> bytes:

@@ -52,7 +52,7 @@ def cwd(plan: DetectorPlan) -> list[Term]:
 def pkd(plan: DetectorPlan) -> list[Term]:
     """How each channel of every level varies."""
     loss = plan.loss("pkd", PKD)
-    return _each_level(plan, "pkd", lambda teacher: loss, 6.0 if plan.student.two_stage else 10.0)
+    return _each_level(plan, "pkd", lambda teacher: loss, 6.0 if plan.student.two_stage else 10.0, pooled=False)
 
 
 def mgd(plan: DetectorPlan) -> list[Term]:
@@ -63,7 +63,7 @@ def mgd(plan: DetectorPlan) -> list[Term]:
     def loss(teacher: LevelInfo) -> nn.Module:
         return plan.loss("mgd", MGD, settings, sizes={"channels": teacher.channels})
 
-    return _each_level(plan, "mgd", loss, weight)
+    return _each_level(plan, "mgd", loss, weight, pooled=False)
 
 
 def fgd(plan: DetectorPlan) -> list[Term]:
@@ -79,7 +79,7 @@ def fgd(plan: DetectorPlan) -> list[Term]:
     def loss(teacher: LevelInfo) -> nn.Module:
         return plan.loss("fgd", FGD, settings, sizes={"channels": teacher.channels})
 
-    return _each_level(plan, "fgd", loss, weights)
+    return _each_level(plan, "fgd", loss, weights, pooled=False)
 
 
 def serkd(plan: DetectorPlan) -> list[Term]:
@@ -131,8 +131,12 @@ def _each_level(
     *,
     smallest: int = 1,
     adapted: bool = True,
+    pooled: bool = True,
 ) -> list[Term]:
-    """A term for each pair of levels."""
+    """A term for each pair of levels; without `pooled`, not for a student's level that only subsamples another."""
+    pairs = plan.pairs(smallest=smallest)
+    if not (pooled or plan.levels):
+        pairs = [pair for pair in pairs if pair[0].name != plan.student.pooled_level]
     return [
         plan.term(
             name,
@@ -142,7 +146,7 @@ def _each_level(
             weights,
             adapter=plan.adapter(student, teacher) if adapted else None,
         )
-        for student, teacher in plan.pairs(smallest=smallest)
+        for student, teacher in pairs
     ]
 
 

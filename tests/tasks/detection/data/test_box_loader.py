@@ -172,6 +172,7 @@ def test_ranks_joined_are_one_process(split: str, root: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_an_image_that_breaks_later_is_one_clear_line(workers: int, tmp_path: Path) -> None:
     root = write_coco(tmp_path / "data", train=TRAIN[:5], val=VAL)
     data = load(root, workers=workers)
@@ -182,6 +183,7 @@ def test_an_image_that_breaks_later_is_one_clear_line(workers: int, tmp_path: Pa
     assert str(caught.value) == f"bad image {broken}: empty file; it was sound when it was checked before training"
 
 
+@pytest.mark.slow
 def test_what_workers_need_can_be_sent_to_spawned_ones(root: Path) -> None:
     here = load(root).train._pixels._workers._loader.dataset  # type: ignore[attr-defined]
     there = pickle.loads(pickle.dumps(here))

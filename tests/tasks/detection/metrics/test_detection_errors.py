@@ -139,3 +139,11 @@ def test_limits_of_size_are_coco_s(width: float, height: float, size: str) -> No
     stray, lost = errors([(0.9, 0, box)], []), errors([], [(0, box)])
     for found, kind in ((stray, "background"), (lost, "missed")):
         assert [name for name in SIZES[1:] if found.counts[kind][name]] == [size]
+
+
+def test_an_overlap_of_exactly_a_half_fits_and_one_of_a_tenth_touches() -> None:
+    half, tenth = (0, 0, 40, 20), (0, 0, 40, 4)
+    assert counted(errors([(0.9, 0, half)], [(0, A)])) == {}
+    assert counted(errors([(0.9, 1, half)], [(0, A)])) == {"classification": 1}
+    assert counted(errors([(0.9, 0, tenth)], [(0, A)])) == {"localisation": 1}
+    assert counted(errors([(0.9, 1, tenth)], [(0, A)])) == {"background": 1, "missed": 1}

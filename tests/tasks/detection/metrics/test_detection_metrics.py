@@ -201,6 +201,7 @@ def gather_a_part(rank: int, world_size: int) -> dict[str, float]:
     return metrics.compute()
 
 
+@pytest.mark.slow
 def test_two_processes_know_what_both_found() -> None:
     expected = gathered(random_results(20, seed=2, ties=True)).compute()
     for found in run_on_ranks(gather_a_part):

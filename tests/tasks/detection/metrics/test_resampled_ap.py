@@ -7,6 +7,7 @@ from scipy import stats
 from drawn_results import random_results
 from reldistill.report.draws import draws, interval_of_draws
 from reldistill.tasks.detection.metrics.coco_ap import coco_scores
+from reldistill.tasks.detection.metrics.detection_results import ImageResult
 from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, match
 
 CLASSES = 3
@@ -78,3 +79,23 @@ def test_interval_moves_by_twice_the_bias() -> None:
     low, high = interval_of_draws(np.arange(100_001.0), observed=below)
     assert high == pytest.approx(50_000, abs=10)
     assert low == pytest.approx(1e5 * float(stats.norm.cdf(-3.92)), abs=0.1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_objects_that_fit_alike_the_last_is_taken_as_coco_does(turned: bool) -> None:
+    """The best detection lies half way between two objects; the next one fits the left of them only."""
+    objects = [[0.0, 0.0, 10.0, 10.0], [2.0, 0.0, 12.0, 10.0]]
+    image = ImageResult(
+        0,
+        boxes=np.array([[1.0, 0.0, 11.0, 10.0], [-3.0, 0.0, 7.0, 10.0]]),
+        scores=np.array([0.9, 0.8]),
+        labels=np.zeros(2, np.int64),
+        true_boxes=np.array(objects[::-1] if turned else objects),
+        true_labels=np.zeros(2, np.int64),
+        ignored=np.zeros(2, bool),
+        areas=np.full(2, 100.0),
+    )
+    matches = match([image], classes=1)
+    assert matches.right[:, 0].tolist() == [True, not turned]
+    found = average_precisions(matches, np.ones((1, 1), int))
+    assert found[0] == pytest.approx(coco_scores([image], classes=1).values["ap"], abs=1e-9)

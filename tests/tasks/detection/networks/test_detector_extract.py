@@ -243,6 +243,7 @@ def test_fixed_size_networks_see_the_whole_frame_squeezed():
     assert sized.tensors[:, :, 250:].abs().max() == 0
 
 
+@pytest.mark.slow
 def test_a_detector_learns_drawn_objects():
     one = extractor("fcos_resnet18_fpn")
     batch = drawn_batch(2, side=96)
@@ -293,6 +294,7 @@ def real_batch(folder: Path, *, side: int = 128) -> tuple[Batch, tuple[str, ...]
 
 
 @pytest.mark.skipif(DATA is None, reason="RELDISTILL_DATA is unset: no real photographs")
+@pytest.mark.slow
 def test_a_detector_learns_real_objects():
     batch, classes = real_batch(Path(str(DATA)) / "coco256")
     side = batch.images.shape[-1]

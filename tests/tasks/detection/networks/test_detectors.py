@@ -264,6 +264,7 @@ def test_published_weights(monkeypatch):
     assert all(torch.equal(state[name], value) for name, value in teacher.module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_layers_of_the_classes():
     for name in ("ssd300_vgg16", "ssdlite320_mobilenet_v3_large", "fcos_resnet18_fpn", "fasterrcnn_resnet18_fpn"):
         network = make_detector(name, num_outputs=3)
@@ -287,6 +288,7 @@ assert not any(name.startswith("reldistill") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_the_plain_file_alone_makes_the_same_network(tmp_path):
     """Copied elsewhere, under another name, in a fresh interpreter."""
     torch.manual_seed(0)

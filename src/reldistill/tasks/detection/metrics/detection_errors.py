@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from reldistill.tasks.detection.metrics.detection_results import LARGE, SMALL, ImageResult, overlaps, precision_curve
+from reldistill.tasks.detection.metrics.detection_results import (
+    LARGE,
+    SMALL,
+    ImageResult,
+    best_of_class,
+    overlaps,
+    precision_curve,
+)
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 SIZES = ("all", "small", "medium", "large")
@@ -67,6 +74,9 @@ def detection_errors(images: Sequence[ImageResult], *, classes: int) -> Detectio
     to take the others away; a missed object is mended by not counting it; everything else by taking it away. An error
     is as large as the object it is about (classification, localisation, missed) or as the detection itself. Rises
     below zero, which rounding to 101 recalls can make, are zero.
+
+    As in COCO's evaluation at most the 100 best detections of a class and image count, so that `ap50` is the AP50
+    reported beside it; the toolbox takes the 100 best of an image, whatever their classes.
     """
     outcomes = _joined([_sort(image) for image in images])
     there = np.concatenate([np.zeros(0, np.int64), *(image.true_labels[~image.ignored] for image in images)])
@@ -102,7 +112,7 @@ def _sizes(areas: Float64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
 
 
 def _sort(image: ImageResult) -> _Outcomes:
-    order = np.argsort(-image.scores, kind="stable")
+    order = best_of_class(image.scores, image.labels)
     boxes, labels, scores = image.boxes[order], image.labels[order], image.scores[order]
     real = ~image.ignored
     true_labels, areas = image.true_labels[real], image.areas[real]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 SMALL, LARGE = 32.0**2, 96.0**2  # COCO's limits of area, in pixels
+MOST = 100  # COCO's limit of detections of a class in an image
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,22 @@ def overlaps(
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)[:, None]
     whole = area if over_first else area + (others[:, 2:] - others[:, :2]).prod(axis=1)[None, :] - shared
     return shared / np.maximum(whole, np.finfo(np.float64).tiny)
+
+
+def best_of_class(
+    scores: Float64[np.ndarray, "m"], labels: Int64[np.ndarray, "m"], most: int = MOST
+) -> Int64[np.ndarray, "kept"]:
+    """Positions of an image's detections that count, best scores first: at most `most` of each class.
+
+    >>> best_of_class(np.array([0.1, 0.9, 0.5, 0.2]), np.array([0, 0, 0, 1]), most=2).tolist()
+    [1, 2, 3]
+    """
+    order = np.argsort(-scores, kind="stable")
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    starts = np.searchsorted(labels[by_class], labels[by_class])
+    kept = np.zeros(len(scores), dtype=bool)
+    kept[by_class[np.arange(len(scores)) - starts < most]] = True
+    return order[kept[order]]
 
 
 def precision_curve(

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from reldistill.tasks.detection.metrics.detection_results import ImageResult, overlaps
+from reldistill.tasks.detection.metrics.detection_results import MOST, ImageResult, overlaps
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-MOST = 100  # detections of a class in an image
 _NUMBERS = 1 << 22  # held at a time
 
 

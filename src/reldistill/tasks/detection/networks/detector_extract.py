@@ -195,6 +195,11 @@ class DetectorExtractor(FeatureSource):
             self._levels[info.name] = (key, info)
         return [info for _, info in self._levels.values()]
 
+    @property
+    def pooled_level(self) -> str | None:
+        """The level of a two-stage network that takes every other cell of the one above it, and learns nothing."""
+        return next((name for name, (key, _) in self._levels.items() if key == "pool"), None)
+
     def stages(self, image_size: int) -> list[LevelInfo]:
         """The levels that pairs are made of: all of the feature pyramid."""
         return self.survey(image_size)
