@@ -119,10 +119,11 @@ def _roots(tree: _Tree, top: str, where: str) -> _Roots:
     Where nothing else could validate, the test folder does, and there is none to test on.
     """
     named = {name: split for name in tree.inside[top] if (split := split_name(name))}
-    roots = {name: tree.class_root(posixpath.join(top, name)) for name in named}
-    splits = _chosen({name: split for name, split in named.items() if roots[name] is not None}, top, where)
+    found = {name: tree.class_root(posixpath.join(top, name)) for name in named}
+    roots = {name: root for name, root in found.items() if root is not None}
+    splits = _chosen({name: named[name] for name in roots}, top, where)
     held = splits.get("val") or splits.get("test")
-    flat = {named[name].role: name for name in named if roots[name] is None and not named[name].rest}
+    flat = {named[name].role: name for name in named if name not in roots and not named[name].rest}
     if "train" not in splits:
         if held and "train" in flat:
             raise UserError(f"{where}: {flat['train']}/ has no class folders, as {held}/ beside it has; {LAYOUT}")
@@ -144,7 +145,7 @@ def _roots(tree: _Tree, top: str, where: str) -> _Roots:
     val, test = splits.get("val"), splits.get("test")
     if val is None:
         val, test = test, None
-    return _Roots(*(name and roots[name] for name in (train, val, test)))  # type: ignore[arg-type]
+    return _Roots(roots[train], val and roots[val], test and roots[test])
 
 
 def _groups(found: dict[str, SplitName]) -> dict[tuple[str, ...], dict[str, list[str]]]:
