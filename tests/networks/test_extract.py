@@ -221,7 +221,7 @@ def test_gradients_reach_the_images() -> None:
     assert x.grad.abs().sum() > 0
 
 
-def test_images_that_are_no_images_are_refused() -> None:
+def test_images_that_are_no_images_are_refused(unchecked_types: None) -> None:
     extractor = Extractor(Plain())
     with pytest.raises(ValueError, match="C = 3"):
         extractor(torch.rand(2, 1, 16, 16))

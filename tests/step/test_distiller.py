@@ -431,7 +431,9 @@ def test_a_shared_adapter_gives_every_place_its_own(adapter: nn.Module, places: 
         Term(teacher, FitNets(), student=student, teacher=teacher, weights=1.0, adapter="shared")
         for student, teacher in places
     ]
-    module = Distiller(*networks, terms=terms, adapters={"shared": adapter}, task=Classification()).eval()
+    module = Distiller(
+        networks[0], {"teacher": networks[1]}, terms=terms, adapters={"shared": adapter}, task=Classification()
+    ).eval()
     found = module(batch()).parts
     levels = [network(batch().images, levels=("early", "late")).levels for network in networks]
     for student, teacher in places:

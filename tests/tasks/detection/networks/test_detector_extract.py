@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_losses():
     assert values[0] != values[2]
 
 
-def test_what_is_refused():
+def test_what_is_refused(unchecked_types):
     with pytest.raises(UserError, match="thing is no RetinaNet"):
         DetectorExtractor(nn.Linear(2, 2), name="thing")
     with pytest.raises(ValueError, match="is a detector: it has levels and class scores, no vector of an image"):
