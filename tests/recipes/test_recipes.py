@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-import reldistill.runs.distill
-import reldistill.runs.train
 from reldistill.cli.main import main
 from reldistill.networks.zoo import load_network
 from reldistill.recipes import RECIPES
@@ -87,8 +85,8 @@ class Asked(Exception):
 
 def test_cifar100_has_the_literatures_networks_normalisation_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(reldistill.runs.train, "train", lambda *given, **_: asked.append(given))
-    monkeypatch.setattr(reldistill.runs.distill, "distill", lambda *given, **_: asked.append(given))
+    monkeypatch.setattr("reldistill.runs.train.train", lambda *given, **_: asked.append(given))
+    monkeypatch.setattr("reldistill.runs.distill.distill", lambda *given, **_: asked.append(given))
     RECIPES["cifar100"](out=Path("out"), teacher="resnet50", student="mobilenetv2_half", method="kd")
     (_, network, taught), (_, pair, schedule) = asked
     assert (network.model, taught.lr, taught.nesterov) == ("resnet50_cifar", 0.05, False)
