@@ -12,7 +12,7 @@ from reldistill.methods.plan import Choices
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.record import RunRecord
 from reldistill.runs.caching import check_cache, open_cache
-from reldistill.runs.fit import Run, fit, with_report
+from reldistill.runs.fit import Run, fit, refuse_other_images, with_report
 from reldistill.runs.folders import claimed
 from reldistill.runs.opening import open_student, open_teacher, read_images, trusted_teacher
 from reldistill.step.curriculum import WarmUp
@@ -54,6 +54,7 @@ def distill(
         if previous is not None and previous.status == "finished":
             return with_report(previous, out)
         images = images or read_images(data, training, models=(networks.student, networks.teacher))
+        refuse_other_images(previous, images, out=out)
         network = open_teacher(networks, images, task=task, seed=training.seed)
         student = open_student(networks, images, task=task, seed=training.seed)
         distiller = build_pair(networks, images, training, task=task, student=student, teacher=network)

@@ -93,7 +93,7 @@ def fit(
     images.train.cycle_views(cache.views if cache else None, seed=cache.seed if cache else 0)
     record = _record(run, module, images, precision=precision)
     if run.previous is not None:
-        _refuse_other_inputs(run.previous, record, out=run.out)
+        _refuse_other_weights(run.previous, record, out=run.out)
     keeper = _keeper(run, record, images, training)
     label = run.method if run.teacher else run.student.card.name
     trainer = make_trainer(training, precision=precision, out=run.out, keeper=keeper, label=label)
@@ -133,19 +133,27 @@ def _stopped_on_error(record: RunRecord, out: Path, trainer: L.Trainer, signals:
         raise
 
 
-def _refuse_other_inputs(before: RunRecord, now: RunRecord, *, out: Path) -> None:
-    """UserError where images or starting weights are not those that the run began with."""
-    changed = {f"the images of {now.data.name}": (before.data.fingerprint, now.data.fingerprint)}
+def refuse_other_images(before: RunRecord | None, images: Images, *, out: Path) -> None:
+    """UserError where the images are not those that the run in the folder began with."""
+    if before is not None:
+        _refuse_change(f"the images of {images.name}", before.data.fingerprint, images.fingerprint, out=out)
+
+
+def _refuse_other_weights(before: RunRecord, now: RunRecord, *, out: Path) -> None:
+    """UserError where a network does not start from the weights that the run began with."""
     for role in ("student", "teacher"):
         was, is_now = getattr(before, role), getattr(now, role)
         if was is not None and is_now is not None:
-            changed[f"the {role}'s weights ({is_now.pretrained})"] = was.weights_sha256, is_now.weights_sha256
-    for what, (was, is_now) in changed.items():
-        if was != is_now:
-            raise UserError(
-                f"{what} have changed since the run in {out} began (from {str(was)[:16]} to {str(is_now)[:16]}): bring "
-                f"them back, or give another --out"
-            )
+            what = f"the {role}'s weights ({is_now.pretrained})"
+            _refuse_change(what, was.weights_sha256, is_now.weights_sha256, out=out)
+
+
+def _refuse_change(what: str, before: str | None, now: str | None, *, out: Path) -> None:
+    if before != now:
+        raise UserError(
+            f"{what} have changed since the run in {out} began (from {str(before)[:16]} to {str(now)[:16]}): bring them "
+            f"back, or give another --out"
+        )
 
 
 def _keeper(run: Run, record: RunRecord, images: Images, training: TrainSettings) -> RunKeeper:

@@ -8,7 +8,7 @@ import lightning as L
 
 from reldistill.methods.build import build_distiller
 from reldistill.report.record import RunRecord
-from reldistill.runs.fit import Run, fit, with_report
+from reldistill.runs.fit import Run, fit, refuse_other_images, with_report
 from reldistill.runs.folders import claimed
 from reldistill.runs.opening import read_images
 from reldistill.tasks.base import task_of
@@ -36,6 +36,7 @@ def train(
         if previous is not None and previous.status == "finished":
             return with_report(previous, out)
         task, images = task_of(data), read_images(data, training)
+        refuse_other_images(previous, images, out=out)
         L.seed_everything(training.seed, verbose=False)
         student = task.open(
             network.model,

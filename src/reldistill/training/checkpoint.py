@@ -55,10 +55,7 @@ def unpack(path: Path) -> dict[str, Any]:
         UserError: when the file can't be read, or was written by another version's format.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise UserError(f"its part {damaged} is damaged")
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -66,6 +63,19 @@ def unpack(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version of reldistill: start again with another --out")
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """ValueError where a part of the archive does not match its checksum, which torch.load does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip() is not None
+    except OSError:
+        raise
+    except Exception:  # whatever zipfile makes of a damaged header
+        damaged = True
+    if damaged:
+        raise ValueError("it is damaged")
 
 
 def restore_weights(state: dict[str, Any], module: DistillationModule) -> None:
