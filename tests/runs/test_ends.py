@@ -63,9 +63,7 @@ def what_is_left(run: Path) -> dict[str, Any]:
         if path.name == "record.json":
             content = {k: v for k, v in json.loads(content).items() if k not in ("command", "created")}
         elif path.name == "report.html":
-            command = json.loads((run / "record.json").read_text())["command"]
-            content = re.sub(rb"<code>reldistill [^<]*</code>", b"", content)
-            assert len(command) > 3
+            content = re.sub(rb"<code>.*?</code>", b"", content, flags=re.DOTALL)
         left[path.name] = content
     return left
 
@@ -123,14 +121,12 @@ def out_of(command: list[str]) -> Path:
 
 def test_other_images_are_refused(world: Path, half_done: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     record = (out_of(half_done) / "record.json").read_text()
-    swapped = [world / "pics" / name for name in ("blue", "red")]
-    for first, second in ((swapped[0], world / "aside"), (swapped[1], swapped[0]), (world / "aside", swapped[1])):
-        first.rename(second)
+    moved = world / "pics" / "blue" / "00.png"
+    moved.rename(world / "pics" / "red" / "20.png")
     try:
         error = said(capfd, half_done)
     finally:
-        for first, second in ((swapped[1], world / "aside"), (swapped[0], swapped[1]), (world / "aside", swapped[0])):
-            first.rename(second)
+        (world / "pics" / "red" / "20.png").rename(moved)
     assert "the images of pics have changed since the run in" in error
     assert (out_of(half_done) / "record.json").read_text() == record, "what the run began with is still on record"
     assert main(half_done) == 0
@@ -197,7 +193,7 @@ def test_a_run_does_not_write_into_its_data(world: Path, capfd: pytest.CaptureFi
 
 
 def test_a_refused_run_leaves_nothing(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert "no such" in said(capfd, with_options(TRAIN, out="new/deep/run", model="nets.py:none")) or True
+    said(capfd, with_options(TRAIN, out="new/deep/run", model="nets.py:none"))
     assert not Path("new").exists()
     compare = ["compare", "--data", "nowhere", "--teacher", "teacher", "--student", "nets.py:small"]
     said(capfd, [*compare, "--methods", "none", "--out", "new/compared"])

@@ -151,8 +151,8 @@ def _refuse_other_weights(before: RunRecord, now: RunRecord, *, out: Path) -> No
 def _refuse_change(what: str, before: str | None, now: str | None, *, out: Path) -> None:
     if before != now:
         raise UserError(
-            f"{what} have changed since the run in {out} began (from {str(before)[:16]} to {str(now)[:16]}): bring them "
-            f"back, or give another --out"
+            f"{what} have changed since the run in {out} began (from {str(before)[:16]} to {str(now)[:16]}): bring "
+            f"them back, or give another --out"
         )
 
 
