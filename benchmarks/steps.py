@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.cases import device as best_device
 from reldistill import Choices, build_distiller
 from reldistill.core.types import Batch, ClassLabels
-from reldistill.methods.build import Objective
+from reldistill.methods.build import TaskObjective
 from reldistill.networks.saved import open_network
 from reldistill.step.distiller import Distiller
 from reldistill.tasks.classification.objective import Classification
@@ -82,7 +82,7 @@ class Pair:
         sizes = {"num_classes": self.num_classes, "image_size": self.image_size}
         return open_network(name, role="model", weights=weights, **sizes).extractor
 
-    def task(self) -> Objective:
+    def task(self) -> TaskObjective:
         """What the student learns beside."""
         return Classification()
 
@@ -117,7 +117,7 @@ class DetectorPair(Pair):
             name, role="model", classes=self.classes, min_size=self.image_size, weights=weights
         ).extractor
 
-    def task(self) -> Objective:
+    def task(self) -> TaskObjective:
         """The detector's own losses."""
         return Detection(self.classes)
 

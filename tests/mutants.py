@@ -236,10 +236,10 @@ MUTANTS = (
         "losses/test_cc.py",
     ),
     Mutant(
-        "pkt: pairs with oneself counted",
+        "pkt: pairs with oneself not counted",
         "losses/pkt.py",
-        "(count * (count - 1))",
-        "(count * count)",
+        'pairs = count * count if diagonal == "kept"',
+        'pairs = count * (count - 1) if diagonal == "kept"',
         "losses/test_pkt.py",
     ),
     Mutant(

@@ -339,7 +339,7 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
-class Task(Protocol):
+class Objective(Protocol):
     """What the student is for: its own loss, without any teacher, and how it is measured."""
 
     def __call__(self, student: Features, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import TEACHER, FeatureSource, Task
+from reldistill.core.types import TEACHER, FeatureSource, Objective
 from reldistill.methods.plan import DEFAULT_CHOICES, Choices, PairPlan, Plan
 from reldistill.methods.table import METHODS
 from reldistill.networks.extract import Extractor
@@ -49,7 +49,7 @@ class TermSource(Protocol):
 
 
 @runtime_checkable
-class Objective(Task, Protocol):
+class TaskObjective(Objective, Protocol):
     """A task's own loss, which also says how methods distil networks that do this task."""
 
     @property
@@ -153,7 +153,7 @@ def build_distiller(
     teacher: nn.Module | None = None,
     teachers: Mapping[str, nn.Module] | None = None,
     image_size: int,
-    task: Objective,
+    task: TaskObjective,
     choices: Choices = DEFAULT_CHOICES,
     images: int | None = None,
 ) -> Distiller:
@@ -199,7 +199,7 @@ def build_distiller(
     return _distiller(method, plans, task, choices)
 
 
-def _distiller(method: str, plans: Mapping[str, PairPlan[Any]], task: Objective, choices: Choices) -> Distiller:
+def _distiller(method: str, plans: Mapping[str, PairPlan[Any]], task: TaskObjective, choices: Choices) -> Distiller:
     """The Distiller of a method's terms between the student and each teacher."""
     terms: list[Term] = []
     adapters: dict[str, nn.Module] = {}
@@ -226,7 +226,7 @@ def _distiller(method: str, plans: Mapping[str, PairPlan[Any]], task: Objective,
     )
 
 
-def _without_teacher(method: str, student: FeatureSource, task: Objective, choices: Choices) -> Distiller:
+def _without_teacher(method: str, student: FeatureSource, task: TaskObjective, choices: Choices) -> Distiller:
     """The student alone."""
     if method_names(method) != ["none"]:
         raise UserError(f"method '{method}' needs a teacher")

@@ -12,7 +12,7 @@ import torch
 from reldistill.core.checks import UserError
 from reldistill.core.types import Evaluator
 from reldistill.data.images import Images
-from reldistill.methods.build import Objective
+from reldistill.methods.build import TaskObjective
 from reldistill.networks.saved import OpenedNetwork, run_folder
 from reldistill.tasks.base import AnyTask, task_of
 from reldistill.training.progress import say
@@ -106,7 +106,7 @@ def trusted_teacher(network: OpenedNetwork, images: Images, training: TrainSetti
 def measure(
     network: OpenedNetwork,
     images: Images,
-    objective: Objective,
+    objective: TaskObjective,
     *,
     precision: str = "32-true",
     accelerator: str = "auto",

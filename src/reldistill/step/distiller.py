@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import TEACHER, Batch, Features, FeatureSource, StepOutput, Targets, Task, Wanted
+from reldistill.core.types import TEACHER, Batch, Features, FeatureSource, Objective, StepOutput, Targets, Wanted
 from reldistill.step.balance import Balance
 from reldistill.step.term import Place, Term, value_at
 
@@ -48,7 +48,7 @@ class Distiller(nn.Module):
         *,
         terms: Sequence[Term],
         adapters: Mapping[str, nn.Module],
-        task: Task,
+        task: Objective,
         task_weight: float = 1.0,
         balance: Balance | None = None,
     ) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from reldistill.core.types import Batch, Evaluator
     from reldistill.data.images import Images
-    from reldistill.methods.build import Objective, TermSource
+    from reldistill.methods.build import TaskObjective, TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.training.settings import DataSettings, TrainSettings
@@ -206,7 +206,7 @@ class Task(Protocol[Read]):
 
     # Training and figures --------------------------------------------------------------------------------------------
 
-    def objective(self, training: TrainSettings, images: Read) -> Objective:
+    def objective(self, training: TrainSettings, images: Read) -> TaskObjective:
         """The student's own loss, how it is measured, and which terms each method has."""
         ...
 

@@ -22,7 +22,7 @@ from reldistill.core.safe_files import write_bytes, write_text
 from reldistill.core.types import Batch
 from reldistill.report.record import Epoch, Result, RunRecord, result_of, write_record
 from reldistill.training.checkpoint import BEST, LAST, pack, restore
-from reldistill.training.module import DistillationModule, without_teacher
+from reldistill.training.module import DistillationModule, own_module, without_teacher
 
 _LOG_EVERY = 50
 METRICS_FILE = "metrics.csv"
@@ -127,7 +127,7 @@ class RunKeeper(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go back to where a checkpoint left the run."""
-        assert isinstance(pl_module, DistillationModule)
+        pl_module = own_module(pl_module)
         if self.resume is not None:
             restore(self.resume, pl_module, trainer)
             self.resume = None
@@ -142,7 +142,7 @@ class RunKeeper(L.Callback):
     ) -> None:
         """Make dropout and the like a function of seed, position and rank; say which view of the images this is."""
         torch.manual_seed(_mix(self.seed, self.epoch, self.batch, trainer.global_rank))
-        assert isinstance(pl_module, DistillationModule)
+        pl_module = own_module(pl_module)
         if pl_module.teacher_cache is not None:
             pl_module.teacher_cache.view = self.epoch % pl_module.teacher_cache.views
 
@@ -150,7 +150,7 @@ class RunKeeper(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count, log now and then, and save within the epoch where asked."""
-        assert isinstance(pl_module, DistillationModule)
+        pl_module = own_module(pl_module)
         self.batch += 1
         last = self.batch == len(self.loader)
         stepped = self.batch % trainer.accumulate_grad_batches == 0 or last
@@ -170,7 +170,7 @@ class RunKeeper(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch to the record and save `last`, and `best` where it is."""
-        assert isinstance(pl_module, DistillationModule)
+        pl_module = own_module(pl_module)
         now = time.perf_counter()
         self._seconds += now - self._clock
         self._clock = now

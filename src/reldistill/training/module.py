@@ -238,6 +238,17 @@ class DistillationModule(L.LightningModule):
         )
 
 
+def own_module(module: L.LightningModule) -> DistillationModule:
+    """What a callback of ours is handed by the Trainer.
+
+    Raises:
+        TypeError: it trains another module.
+    """
+    if not isinstance(module, DistillationModule):
+        raise TypeError(f"this callback is for a DistillationModule, not {type(module).__name__}")
+    return module
+
+
 def without_teacher(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A module's state without its teachers'."""
     return {k: v for k, v in state.items() if not k.startswith(_TEACHERS)}

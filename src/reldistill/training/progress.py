@@ -19,7 +19,7 @@ from rich.progress import Progress as Bars
 from reldistill.core.checks import printable
 from reldistill.step.distiller import TASK
 from reldistill.training.keeper import RunKeeper
-from reldistill.training.module import DistillationModule
+from reldistill.training.module import DistillationModule, own_module
 
 _TOTAL = "total"
 _REFRESH = 0.2
@@ -56,7 +56,7 @@ class Progress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin to measure."""
-        assert isinstance(pl_module, DistillationModule)
+        pl_module = own_module(pl_module)
         self._began = time.perf_counter()
         self._done_before = pl_module.batches_done
 
@@ -87,7 +87,7 @@ class Progress(L.Callback):
         if self._bars is None or now - self._shown < _REFRESH:
             return
         self._shown = now
-        assert isinstance(pl_module, DistillationModule)
+        pl_module = own_module(pl_module)
         count = max(pl_module.part_batches, 1)
         loss = float(pl_module.part_sums[_TOTAL]) / count
         done = f"{self.keeper.batch}/{len(self.keeper.loader)}"
@@ -100,7 +100,7 @@ class Progress(L.Callback):
         self._close()
         if not trainer.is_global_zero or not self.keeper.record.history:
             return
-        assert isinstance(pl_module, DistillationModule)
+        pl_module = own_module(pl_module)
         record = self.keeper.record
         epoch, score = record.history[-1], record.score
         start = self._place(epoch.epoch)
