@@ -12,8 +12,8 @@ from reldistill.core.safe_files import write_arrays
 from reldistill.core.types import Batch, ClassLabels, FeatureSource, Wanted
 from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
-from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
-from reldistill.relations.tokens import tokenise
+from reldistill.relations.superpixels import assign, initial_superpixels, superpixel_grid
+from reldistill.relations.tokens import map_to_tokens, tokenise
 from reldistill.report.run.relations_file import RELATIONS_FILE
 
 # A side of 16 tokens is what the superpixel loss works on by default; of a graph of more than 1024 channels only the
@@ -63,7 +63,7 @@ def write_relation_pictures(
 
 def _superpixels(feature_map: Tensor) -> Tensor:
     tokens = tokenise(feature_map, largest_grid=_LARGEST_GRID)
-    grid = superpixel_grid((tokens.shape[2], tokens.shape[3]))
-    _, assignment = superpixels_and_assignment(tokens, grid=grid)
-    assert assignment is not None
-    return assignment.labels()
+    size = (tokens.shape[2], tokens.shape[3])
+    grid = superpixel_grid(size)
+    first = initial_superpixels(tokens, grid=grid)
+    return assign(map_to_tokens(tokens), first, token_grid=size, superpixel_grid=grid).labels()

@@ -96,7 +96,8 @@ class Loaders(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Give this process its part of every batch."""
-        assert self.trainer is not None
+        if self.trainer is None:
+            raise RuntimeError("these loaders are for a Trainer: hand them to fit or validate as the datamodule")
         for loader in (self.images.train, self.images.val):
             loader.shard(self.trainer.global_rank, self.trainer.world_size)
 

@@ -49,17 +49,17 @@ class _BoxedFiles(Dataset[Any]):
     def __getitems__(self, keys: Sequence[Key]) -> _Made | str:
         """The batch; the message of an error, since one raised in a worker arrives wrapped in a traceback."""
         try:
-            return self._learned(keys) if self.transform else self._measured(keys)
+            return self._learned(keys, self.transform) if self.transform else self._measured(keys)
         except BadImage as bad:
             return bad_by_now(bad)
 
     def __getitem__(self, key: Key) -> _Made | str:
         return self.__getitems__([key])
 
-    def _learned(self, keys: Sequence[Key]) -> _Made:
-        assert self.transform is not None
+    def _learned(self, keys: Sequence[Key], transform: BoxTransform) -> _Made:
+        """Images changed at random, with the objects that are left in them."""
         changed = [
-            self.transform(
+            transform(
                 self.samples.reader.image(self.samples.keys[index]),
                 self.samples.objects(index),
                 seed_of("augment", seed, epoch, index),
