@@ -363,3 +363,22 @@ def test_sweep_over_what_the_method_has_not(
     command = ["sweep", *SHARED, "--method", "kd", "--students", "nets.py:small", "--out", str(tmp_path / "x")]
     assert main([*command, "--over", over]) == 2
     assert text in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_reference_is_of_the_teacher_and_the_images_it_was_measured_with(
+    world: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A comparison that is refused after measuring leaves its reference; another teacher's must not take it over."""
+    assert main(with_options(TRAIN, epochs=4, seed=1, out="other-teacher")) == 0
+    first = [*COMPARE, "--methods", "none", "kd", "--seeds", "1", "--out", "referred"]
+    assert main([*first, "--weights", '{"serkd.angle": 2}']) == 2
+    reference = world / "referred" / "reference" / "reference.json"
+    before = json.loads(reference.read_text())
+    assert not (world / "referred" / "compare.json").exists()
+    assert main([*with_options(first, teacher="other-teacher"), "--weights", '{"serkd.angle": 2}']) == 2
+    after = json.loads(reference.read_text())
+    assert before["made_of"]["teacher_sha256"] != after["made_of"]["teacher_sha256"]
+    assert before["teacher"]["calibration_error"] != after["teacher"]["calibration_error"]
+    measured = reference.stat().st_mtime_ns
+    assert main([*with_options(first, teacher="other-teacher"), "--weights", '{"serkd.angle": 2}']) == 2
+    assert reference.stat().st_mtime_ns == measured, "what is there for the same teacher is taken"

@@ -21,6 +21,7 @@ from reldistill.comparison.cells import (
     read_axes,
     swept_cells,
 )
+from reldistill.comparison.measure import made_of
 from reldistill.comparison.pool import Failure, Job, run_all
 from reldistill.comparison.worker import LOG_FILE, run_cell, run_reference
 from reldistill.core.checks import UserError
@@ -239,11 +240,15 @@ def _reference(
     file = out / REFERENCE / f"{REFERENCE}.json"
     if file.is_file():
         before = read_json(file)
+        origin = made_of(data, pairs[0])
+        # earlier versions did not say what theirs was made of; their comparisons are held together by their settings
+        same = before.get("made_of", origin) == origin
         has = {(student, method) for student, found in before["students"].items() for method in found["methods"]}
         wanted = {(pair.student, method) for pair in pairs for method in methods}
-        if wanted <= has:
+        if same and wanted <= has:
             return before
-        methods = list(dict.fromkeys([*(method for _, method in sorted(has)), *methods]))
+        if same:
+            methods = list(dict.fromkeys([*(method for _, method in sorted(has)), *methods]))
     say("looking at images and networks")
     work = functools.partial(run_reference, data, pairs, training, methods, out)
     failures: list[Failure] = []

@@ -14,11 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reldistill.comparison.cells import Cell, MethodParts
 from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
-from reldistill.core.safe_files import write_arrays, write_text
+from reldistill.core.safe_files import sha256, write_arrays, write_text
 from reldistill.core.types import Batch
 from reldistill.data.images import Images, test_loader
 from reldistill.methods.build import build_distiller
-from reldistill.networks.saved import OpenedNetwork
+from reldistill.networks.saved import OpenedNetwork, run_folder
+from reldistill.networks.weights import weights_file
 from reldistill.report.comparison.cell_records import (
     ARRAYS_FILE,
     REFERENCE,
@@ -28,11 +29,12 @@ from reldistill.report.comparison.cell_records import (
     read_arrays,
 )
 from reldistill.runs.fit import data_record
+from reldistill.runs.folders import MAY_CHANGE_ON_RESUME
 from reldistill.runs.opening import open_student, open_teacher, trusted_teacher
 from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
 from reldistill.tasks.base import AnyTask, Look, task_of
-from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings, flat_settings
 
 
 def measure_cell(cell: Cell, folder: Path, images: Images, *, reference: Path) -> None:
@@ -82,6 +84,7 @@ def measure_reference(
         arrays |= {f"untrained_{number}": features for features in look.features_of(untrained, images, training)}
     write_arrays(folder / ARRAYS_FILE, **arrays)
     content = {
+        "made_of": made_of(data, pairs[0]),
         "data": {**dataclasses.asdict(data_record(images)), "test_images": test_loader(images).images},
         "teacher": {
             **_cost(teacher, look),
@@ -92,6 +95,18 @@ def measure_reference(
         "students": students,
     }
     write_text(folder / f"{REFERENCE}.json", dump_json(content))
+
+
+def made_of(data: DataSettings, networks: PairSettings) -> dict[str, Any]:
+    """What the reference depends on beside students and methods: where it differs, it is measured anew."""
+    settings = flat_settings(data)
+    settings |= {name: value for name, value in flat_settings(networks).items() if name.startswith("teacher")}
+    folder = run_folder(networks.teacher)
+    weights = networks.teacher_weights or (None if folder is None else str(folder / LAST_WEIGHTS))
+    return {
+        **{name: value for name, value in settings.items() if name not in MAY_CHANGE_ON_RESUME},
+        "teacher_sha256": None if weights is None else sha256(weights_file(weights, what="the teacher")),
+    }
 
 
 def _cost(network: OpenedNetwork, look: type[Look[Any]]) -> dict[str, Any]:
