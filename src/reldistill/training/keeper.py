@@ -267,4 +267,4 @@ def _is_finite(state: Any) -> bool:
 
 def _mix(*numbers: int) -> int:
     """A seed that differs for every combination of its numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
