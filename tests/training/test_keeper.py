@@ -73,7 +73,7 @@ def test_without_patience_every_epoch_runs() -> None:
 def drawn(keeper: RunKeeper, *, epoch: int = 0, batch: int = 0, rank: int = 0) -> tuple[float, int]:
     """What the first draw of a step is, and which of three views of the images it sees."""
     student = Extractor(torch.nn.Flatten())
-    module = DistillationModule(Distiller(student, None, terms=[], adapters={}, task=Classification()))
+    module = DistillationModule(Distiller(student, {}, terms=[], adapters={}, task=Classification()))
     module.teacher_cache = Mock(spec=TeacherCache, views=3)
     keeper.epoch, keeper.batch = epoch, batch
     with torch.random.fork_rng(devices=[]):
