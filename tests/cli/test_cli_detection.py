@@ -31,6 +31,8 @@ from reldistill.tasks.detection.networks.saved_detectors import open_detector
 from reldistill.tasks.detection.task import DetectionTask
 from small_runs import environment, with_options, write_images
 
+pytestmark = pytest.mark.slow
+
 SMALL = '{"fpn_channels":16,"norm":"group"}'
 FCOS = '{"fpn_channels":64,"norm":"group"}'
 TWO_STAGE = (
@@ -184,8 +186,6 @@ sys.modules["reldistill"] = None  # importing it fails
 sys.path.insert(0, sys.argv[1])
 import numpy, torch
 import export_detector
-
-pytestmark = pytest.mark.slow
 with torch.no_grad():
     found = export_detector.load()([torch.from_numpy(numpy.load(sys.argv[2]))])[0]
 print(json.dumps({name: values.tolist() for name, values in found.items()}))
