@@ -49,6 +49,7 @@ def test_clock_is_short_and_grows() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_terminal_of_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line an epoch stays, none is wrapped, and the cursor comes back."""
     write_world(tmp_path)
