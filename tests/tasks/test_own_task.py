@@ -21,6 +21,8 @@ from reldistill.cli.main import main
 from reldistill.core import tasks
 from small_runs import environment, reldistill
 
+pytestmark = pytest.mark.slow
+
 TEMPLATE = Path(__file__).parents[2] / "docs" / "templates" / "my_task.py"
 DATA = ["--task", "my_task.py:Discs", "--data", "discs:300", "--batch-size", "20", "--lr", "0.05", "--epochs", "2"]
 DATA += ["--precision", "32-true"]
