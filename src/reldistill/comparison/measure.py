@@ -69,7 +69,8 @@ def measure_reference(
     Raises:
         UserError: when networks and data don't go together, or nothing could be learned from the teacher.
     """
-    task, look = task_of(data), task_of(data).look
+    task = task_of(data)
+    look = task.look
     teacher = open_teacher(pairs[0], images, task=task, seed=training.seed)
     trusted = trusted_teacher(teacher, images, training, task=task).measured
     found = look(teacher, images, training)
