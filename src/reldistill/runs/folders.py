@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from reldistill.core.checks import UserError
@@ -26,17 +27,33 @@ MAY_CHANGE_ON_RESUME = {"devices", "nodes", "accelerator", "workers", "wandb", "
 def claimed(out: Path, settings: dict[str, Any], *, resume: bool) -> Iterator[RunRecord | None]:
     """A run's folder for this run alone; the record that is in it, or None.
 
+    A run that is continued computes with as many threads as it began with: sums are rounded by how they are shared out.
+
     Raises:
         UserError: another run is in it and would be overwritten, or another process is working in it.
     """
     if rank():
         # The first process has looked at the folder, and has begun to write into it.
         found = read_record(out) if (out / RECORD_FILE).is_file() else None
-        yield found if found and found.status == "finished" else None
+        with _threads_of(found):
+            yield found if found and found.status == "finished" else None
         return
     refuse_among_data(out, settings["data"])
     with locked(out):
-        yield _previous(out, settings, resume=resume)
+        previous = _previous(out, settings, resume=resume)
+        with _threads_of(previous):
+            yield previous
+
+
+@contextlib.contextmanager
+def _threads_of(record: RunRecord | None) -> Iterator[None]:
+    """As many threads within an operation as the run on record had."""
+    here = torch.get_num_threads()
+    torch.set_num_threads(record.environment.get("threads", here) if record else here)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(here)
 
 
 def _previous(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | None:
