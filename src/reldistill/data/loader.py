@@ -15,7 +15,7 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import Batch, ClassLabels
 from reldistill.data.augment import DRAWS, Augment, ImageTransform, augment_batch, generator_of, seed_of, to_float
 from reldistill.data.decode import BadImage
-from reldistill.data.samples import Samples
+from reldistill.data.samples import Samples, evenly
 
 Key = tuple[int, int, int]  # seed, epoch, index
 
@@ -46,6 +46,14 @@ class Pixels(Protocol):
         """End what makes the batches, such as processes, until batches are asked for again."""
 
 
+@runtime_checkable
+class PlainPixels(Pixels, Protocol):
+    """Those that can also be had without random changes."""
+
+    def plain(self, limit: int) -> Pixels:
+        """At most `limit` images, evenly over the classes, as validation shows them."""
+
+
 class MemoryPixels:
     """Images held in memory; a batch is made by index, all its images at once.
 
@@ -74,6 +82,11 @@ class MemoryPixels:
                 chosen = draws.index_select(0, plan.indices[plan.mine]).to(pixels.device)
                 images = augment_batch(pixels, chosen, self.augment)
             yield Batch(images, ClassLabels(self.labels.index_select(0, mine)), mine)
+
+    def plain(self, limit: int) -> MemoryPixels:
+        """At most `limit` images, evenly over the classes, without random changes."""
+        chosen = evenly(self.labels.tolist(), limit)
+        return MemoryPixels(self.pixels[chosen], self.labels[chosen], None)
 
     def close(self) -> None:
         """Nothing runs."""
@@ -178,6 +191,7 @@ class DiskPixels:
     def __init__(self, samples: Samples, transform: ImageTransform, *, workers: int) -> None:
         self.samples = samples
         self.labels = torch.as_tensor(samples.labels, dtype=torch.int64)
+        self._side, self._processes = transform.side, workers
         self._workers = Workers(_ImageFiles(samples, transform), workers=workers)
 
     def __len__(self) -> int:
@@ -187,6 +201,10 @@ class DiskPixels:
         """The planned batches, in order."""
         for mine, pixels in self._workers.answers(seed, epoch, plans):
             yield Batch(to_float(pixels), ClassLabels(self.labels[mine]), mine)
+
+    def plain(self, limit: int) -> DiskPixels:
+        """At most `limit` images, evenly over the classes, without random changes."""
+        return DiskPixels(self.samples.limited(limit), ImageTransform(self._side, None), workers=self._processes)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -240,6 +258,16 @@ class Loader:
         if count is not None and count < 1:
             raise ValueError(f"count: expected at least 1 view, got {count}")
         self._views = None if count is None else (count, seed)
+
+    def plain(self, limit: int) -> Loader:
+        """At most `limit` of the images, evenly over the classes, in order and without random changes, of every rank.
+
+        Raises:
+            ValueError: when these images can't be had so.
+        """
+        if not isinstance(self._pixels, PlainPixels):
+            raise ValueError(f"{type(self._pixels).__name__} has no images without random changes")
+        return Loader(self._pixels.plain(limit), batch_size=self.batch_size, training=False)
 
     def shard(self, rank: int, world_size: int) -> None:
         """Make only this process's part of every batch from now on: which process it is may be known late."""

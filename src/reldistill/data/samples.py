@@ -66,14 +66,7 @@ class Samples:
 
     def limited(self, limit: int | None) -> Samples:
         """At most `limit` images, as evenly over the classes as they allow, in their order."""
-        if limit is None or limit >= len(self):
-            return self
-        seen: dict[int, int] = {}
-        turns = []
-        for position, label in enumerate(self.labels):
-            turns.append((seen.setdefault(label, 0), label, position))
-            seen[label] += 1
-        return self.subset(sorted(position for _, _, position in sorted(turns)[:limit]))
+        return self if limit is None or limit >= len(self) else self.subset(evenly(self.labels, limit))
 
 
 @dataclass(frozen=True)
@@ -109,6 +102,16 @@ class Splits:
     def with_parts(self, parts: Mapping[str, Samples]) -> Splits:
         """The same with other images in its parts."""
         return replace(self, train=parts["train"], val=parts["val"], test=parts.get("test"))
+
+
+def evenly(labels: Sequence[int], limit: int) -> list[int]:
+    """Positions of at most `limit` images, as evenly over the classes as they allow, in their order."""
+    seen: dict[int, int] = {}
+    turns = []
+    for position, label in enumerate(labels):
+        turns.append((seen.setdefault(label, 0), label, position))
+        seen[label] += 1
+    return sorted(position for _, _, position in sorted(turns)[:limit])
 
 
 def by_hash(positions: Iterable[int], names: Sequence[str], *, prefix: str = "") -> list[int]:

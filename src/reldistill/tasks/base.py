@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
+from reldistill.core.checks import UserError
 from reldistill.core.tasks import known_task, open_task
 from reldistill.report.task_report import TaskReport
 from reldistill.training.defaults import TrainDefaults
@@ -243,6 +244,42 @@ class Task(Protocol[Read]):
         ...
 
 
+@runtime_checkable
+class TakesHeadless(Protocol[Read]):
+    """A task with this too takes networks without class scores as teachers."""
+
+    def open_headless(
+        self,
+        name: str,
+        *,
+        role: Role,
+        images: Read,
+        image_size: int | None = None,
+        weights: str | None = None,
+        pretrained: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> OpenedNetwork:
+        """A network without its class scores, whatever their number."""
+        ...
+
+    def probe(self, images: Read) -> Evaluator:
+        """Measures such a network by its pooled vectors."""
+        ...
+
+    def check_probe(
+        self, teacher: OpenedNetwork, found: Mapping[str, float], untrained: Mapping[str, float], asked: int
+    ) -> str:
+        """What was found of such a teacher, in one line; UserError where nothing could be learned from it.
+
+        Args:
+            teacher: the teacher.
+            found: what `probe` found of it.
+            untrained: what it found of the same network without weights.
+            asked: of how many validation images.
+        """
+        ...
+
+
 AnyTask: TypeAlias = Task[Any]
 """A task, whatever images it reads."""
 
@@ -250,6 +287,15 @@ AnyTask: TypeAlias = Task[Any]
 def task_of(data: DataSettings) -> AnyTask:
     """The task that the images are labelled for."""
     return cast(AnyTask, open_task(data.task))
+
+
+def takes_headless(task: AnyTask, *, teacher: str) -> TakesHeadless[Any]:
+    """The task as one that takes teachers without class scores; UserError for others."""
+    if not isinstance(task, TakesHeadless):
+        raise UserError(
+            f"the teacher {teacher} has no class scores, and a teacher for {task.name} needs a head of its own"
+        )
+    return task
 
 
 def task_named(name: str) -> AnyTask:

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.classification.images import ImageData
+    from reldistill.tasks.classification.metrics import NeighbourAccuracy
     from reldistill.tasks.classification.objective import Classification
     from reldistill.training.settings import DataSettings, TrainSettings
+
+BANK = 2000
+"""Training images among which neighbours are looked for, at most."""
 
 
 class ClassificationTask:
@@ -115,6 +119,31 @@ class ClassificationTask:
             arguments=arguments,
         )
 
+    def open_headless(
+        self,
+        name: str,
+        *,
+        role: Role,
+        images: ImageData,
+        image_size: int | None = None,
+        weights: str | None = None,
+        pretrained: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> OpenedNetwork:
+        """A network without its class scores."""
+        from reldistill.networks.saved import open_network
+
+        return open_network(
+            name,
+            role=role,
+            num_classes=None,
+            image_size=image_size or images.image_size,
+            weights=weights,
+            pretrained=pretrained,
+            arguments=arguments,
+            head="none",
+        )
+
     def open_alone(
         self, name: str, *, num_classes: int | None, image_size: int | None, arguments: Mapping[str, Any]
     ) -> OpenedNetwork:
@@ -132,6 +161,27 @@ class ClassificationTask:
                 f"guessing gets {chance:.1f} %: its weights are not for these classes or not in this order (it was not "
                 f"used)"
             )
+
+    def probe(self, images: ImageData) -> NeighbourAccuracy:
+        """The classes of the nearest training images."""
+        from reldistill.tasks.classification.metrics import NeighbourAccuracy
+
+        return NeighbourAccuracy(images.train.plain(BANK), classes=len(images.classes))
+
+    def check_probe(
+        self, teacher: OpenedNetwork, found: Mapping[str, float], untrained: Mapping[str, float], asked: int
+    ) -> str:
+        """UserError where its features are no better than guessing, or than those of random weights."""
+        chance = 100 / found["classes"]
+        low, high = _interval(found, asked)
+        said = (
+            f"by its features' nearest neighbours the teacher {teacher.card.name} gets {found['accuracy']:.1f} % "
+            f"({low:.1f} to {high:.1f}) of {asked:,} validation images right, guessing {chance:.1f} %, the same "
+            f"network without weights {untrained['accuracy']:.1f} %"
+        )
+        if low <= max(chance, untrained["accuracy"]):
+            raise UserError(f"{said}: its weights know nothing of these images (it was not used)")
+        return said
 
     def objective(self, training: TrainSettings, images: ImageData) -> Classification:
         """Cross entropy."""
