@@ -59,11 +59,11 @@ class MemoryPixels:
 
     Args:
         pixels: (n, S, S, 3) uint8.
-        labels: (n,) int64.
+        labels: (n,) int64; None for images without labels.
         augment: what to do to the images; None for validation.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor, augment: Augment | None) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor | None, augment: Augment | None) -> None:
         self.pixels, self.labels, self.augment = pixels.contiguous(), labels, augment
 
     def __len__(self) -> int:
@@ -81,12 +81,14 @@ class MemoryPixels:
             else:
                 chosen = draws.index_select(0, plan.indices[plan.mine]).to(pixels.device)
                 images = augment_batch(pixels, chosen, self.augment)
-            yield Batch(images, ClassLabels(self.labels.index_select(0, mine)), mine)
+            targets = None if self.labels is None else ClassLabels(self.labels.index_select(0, mine))
+            yield Batch(images, targets, mine)
 
     def plain(self, limit: int) -> MemoryPixels:
         """At most `limit` images, evenly over the classes, without random changes."""
-        chosen = evenly(self.labels.tolist(), limit)
-        return MemoryPixels(self.pixels[chosen], self.labels[chosen], None)
+        labels = torch.zeros(len(self), dtype=torch.int64) if self.labels is None else self.labels
+        chosen = evenly(labels.tolist(), limit)
+        return MemoryPixels(self.pixels[chosen], None if self.labels is None else self.labels[chosen], None)
 
     def close(self) -> None:
         """Nothing runs."""
@@ -186,11 +188,18 @@ class Workers:
 
 
 class DiskPixels:
-    """Images decoded whenever they are needed, by worker processes (0 = here)."""
+    """Images decoded whenever they are needed, by worker processes (0 = here).
 
-    def __init__(self, samples: Samples, transform: ImageTransform, *, workers: int) -> None:
+    Args:
+        samples: the images.
+        transform: what is done to each.
+        workers: the number of processes.
+        labelled: whether their labels mean something.
+    """
+
+    def __init__(self, samples: Samples, transform: ImageTransform, *, workers: int, labelled: bool = True) -> None:
         self.samples = samples
-        self.labels = torch.as_tensor(samples.labels, dtype=torch.int64)
+        self.labels = torch.as_tensor(samples.labels, dtype=torch.int64) if labelled else None
         self._side, self._processes = transform.side, workers
         self._workers = Workers(_ImageFiles(samples, transform), workers=workers)
 
@@ -200,11 +209,12 @@ class DiskPixels:
     def batches(self, seed: int, epoch: int, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
         """The planned batches, in order."""
         for mine, pixels in self._workers.answers(seed, epoch, plans):
-            yield Batch(to_float(pixels), ClassLabels(self.labels[mine]), mine)
+            yield Batch(to_float(pixels), None if self.labels is None else ClassLabels(self.labels[mine]), mine)
 
     def plain(self, limit: int) -> DiskPixels:
         """At most `limit` images, evenly over the classes, without random changes."""
-        return DiskPixels(self.samples.limited(limit), ImageTransform(self._side, None), workers=self._processes)
+        transform, labelled = ImageTransform(self._side, None), self.labels is not None
+        return DiskPixels(self.samples.limited(limit), transform, workers=self._processes, labelled=labelled)
 
     def close(self) -> None:
         """End the worker processes."""

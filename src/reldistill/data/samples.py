@@ -99,6 +99,11 @@ class Splits:
         held_out = {} if self.test is None else {"test": self.test}
         return {"train": self.train, "val": self.val, **held_out}
 
+    def without_labels(self) -> Splits:
+        """The same images, of no class."""
+        parts = {name: replace(samples, labels=[0] * len(samples)) for name, samples in self.parts.items()}
+        return replace(self.with_parts(parts), classes=())
+
     def with_parts(self, parts: Mapping[str, Samples]) -> Splits:
         """The same with other images in its parts."""
         return replace(self, train=parts["train"], val=parts["val"], test=parts.get("test"))

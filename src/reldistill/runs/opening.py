@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import lightning as L
 import torch
@@ -14,15 +14,11 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import Evaluator
 from reldistill.data.images import Images
 from reldistill.data.loader import Loader
-from reldistill.networks.probes import untrained_twin
 from reldistill.networks.saved import OpenedNetwork, run_folder
 from reldistill.tasks.base import AnyTask, takes_headless, task_of
 from reldistill.training.progress import say
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 from reldistill.training.trainer import device_count, has_gpu, resolve_precision
-
-PROBED = 1000
-"""Validation images by which a teacher without class scores is judged, at most."""
 
 
 @dataclass(frozen=True)
@@ -97,24 +93,21 @@ def open_student(networks: PairSettings, images: Images, *, task: AnyTask, seed:
 def trusted_teacher(network: OpenedNetwork, images: Images, training: TrainSettings, *, task: AnyTask) -> Teacher:
     """A teacher and what was measured of it; UserError where nothing could be learned from it.
 
-    One without class scores is judged by its pooled vectors, beside the same network without weights.
+    One without class scores is judged by its features, as the task knows how.
     """
-    precision = resolve_precision(training.precision, training.accelerator)
-    how: dict[str, Any] = {
-        "precision": precision,
-        "accelerator": training.accelerator,
-        "channels_last": training.channels_last,
-    }
+    how = functools.partial(
+        measure,
+        precision=resolve_precision(training.precision, training.accelerator),
+        accelerator=training.accelerator,
+        channels_last=training.channels_last,
+    )
     if network.extractor.num_classes:
-        measured = measure(network, images.val, task.objective(training, images).evaluator(), **how)
+        measured = how(network, images.val, task.objective(training, images).evaluator())
         say(f"teacher {network.card.name}: {task.in_brief(measured.found, images.val.images)}")
         task.check_teacher(network, measured.found, images)
         return Teacher(network, measured)
-    judge, asked = takes_headless(task, teacher=network.card.name), images.val.plain(PROBED)
-    measured = measure(network, asked, judge.probe(images), **how)
-    twin = replace(network, extractor=untrained_twin(network.extractor, seed=training.seed))
-    unlearned = measure(twin, asked, judge.probe(images), **how)
-    say(judge.check_probe(network, measured.found, unlearned.found, asked.images))
+    measured, said = takes_headless(task, teacher=network.card.name).trusted(network, images, how)
+    say(said)
     return Teacher(network, measured)
 
 

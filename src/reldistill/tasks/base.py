@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from reldistill.core.types import Batch, Evaluator
     from reldistill.data.images import Images
+    from reldistill.data.loader import Loader
     from reldistill.methods.build import TaskObjective, TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
@@ -74,6 +75,15 @@ class Companions:
     files: Mapping[Path, str] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
     said: str = ""
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """Asks an evaluator about a network, as training would run it."""
+
+    def __call__(self, network: OpenedNetwork, batches: Loader, evaluator: Evaluator) -> Evaluator:
+        """The evaluator, with its values found."""
+        ...
 
 
 Read = TypeVar("Read", bound="Images")
@@ -155,6 +165,10 @@ class Task(Protocol[Read]):
 
     def claims(self, data: str) -> bool:
         """Whether a data set's name alone says that it is for this task, e.g. `coco:DIR`."""
+        ...
+
+    def reads(self, data: str) -> bool:
+        """Whether `--task` may ask for this task with such a data set; no other task claims it."""
         ...
 
     def read(
@@ -262,21 +276,8 @@ class TakesHeadless(Protocol[Read]):
         """A network without its class scores, whatever their number."""
         ...
 
-    def probe(self, images: Read) -> Evaluator:
-        """Measures such a network by its pooled vectors."""
-        ...
-
-    def check_probe(
-        self, teacher: OpenedNetwork, found: Mapping[str, float], untrained: Mapping[str, float], asked: int
-    ) -> str:
-        """What was found of such a teacher, in one line; UserError where nothing could be learned from it.
-
-        Args:
-            teacher: the teacher.
-            found: what `probe` found of it.
-            untrained: what it found of the same network without weights.
-            asked: of how many validation images.
-        """
+    def trusted(self, teacher: OpenedNetwork, images: Read, measure: Measure) -> tuple[Evaluator, str]:
+        """What was found of such a teacher by its features, and in one line; UserError where it knows nothing."""
         ...
 
 

@@ -108,11 +108,6 @@ class NeighbourAccuracy(Accuracy):
         super().start(device)
         self._known: Labelled | None = None
 
-    def values(self) -> dict[str, float]:
-        """The same, and `classes`."""
-        self.found = {**super().values(), "classes": self._classes}
-        return self.found
-
     def _logits(self, network: FeatureSource, batch: Batch) -> Tensor:
         if self._known is None:
             self._known = pooled_of(network, self._bank, device=batch.images.device)

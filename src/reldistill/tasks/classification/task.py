@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
 from reldistill.data.left_out import in_words
 from reldistill.report.intervals import wilson_interval
-from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Measure, TakesHeadless, Task
 from reldistill.tasks.classification.reporting import REPORT
 from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
+    from reldistill.core.types import Evaluator
+    from reldistill.data.image_data import ImageData
     from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
-    from reldistill.tasks.classification.images import ImageData
-    from reldistill.tasks.classification.metrics import NeighbourAccuracy
     from reldistill.tasks.classification.objective import Classification
     from reldistill.training.settings import DataSettings, TrainSettings
 
-BANK = 2000
-"""Training images among which neighbours are looked for, at most."""
+BANK, ASKED = 2000, 1000
+"""By how many images a teacher without class scores is judged, at most: of training, and of validation."""
 
 
 class ClassificationTask:
@@ -54,11 +55,15 @@ class ClassificationTask:
         """Never by name: any folder may hold class folders."""
         return False
 
+    def reads(self, data: str) -> bool:
+        """Whatever no other task claims."""
+        return True
+
     def read(
         self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
     ) -> ImageData:
         """The images of folders, archives and data sets by name."""
-        from reldistill.tasks.classification.images import load_images
+        from reldistill.data.image_data import load_images
 
         return load_images(
             data.data,
@@ -162,26 +167,24 @@ class ClassificationTask:
                 f"used)"
             )
 
-    def probe(self, images: ImageData) -> NeighbourAccuracy:
-        """The classes of the nearest training images."""
+    def trusted(self, teacher: OpenedNetwork, images: ImageData, measure: Measure) -> tuple[Evaluator, str]:
+        """The nearest training images' classes; UserError where guessing does as well, or the network untrained."""
+        from reldistill.networks.probes import untrained_twin
         from reldistill.tasks.classification.metrics import NeighbourAccuracy
 
-        return NeighbourAccuracy(images.train.plain(BANK), classes=len(images.classes))
-
-    def check_probe(
-        self, teacher: OpenedNetwork, found: Mapping[str, float], untrained: Mapping[str, float], asked: int
-    ) -> str:
-        """UserError where its features are no better than guessing, or than those of random weights."""
-        chance = 100 / found["classes"]
-        low, high = _interval(found, asked)
+        asked, bank, classes = images.val.plain(ASKED), images.train.plain(BANK), len(images.classes)
+        found = measure(teacher, asked, NeighbourAccuracy(bank, classes=classes))
+        twin = replace(teacher, extractor=untrained_twin(teacher.extractor))
+        untrained = measure(twin, asked, NeighbourAccuracy(bank, classes=classes)).found["accuracy"]
+        chance, (low, high) = 100 / classes, _interval(found.found, asked.images)
         said = (
-            f"by its features' nearest neighbours the teacher {teacher.card.name} gets {found['accuracy']:.1f} % "
-            f"({low:.1f} to {high:.1f}) of {asked:,} validation images right, guessing {chance:.1f} %, the same "
-            f"network without weights {untrained['accuracy']:.1f} %"
+            f"teacher {teacher.card.name}: by the nearest neighbours of its features {found.found['accuracy']:.1f} % "
+            f"({low:.1f} to {high:.1f}) of {asked.images:,} validation images right; guessing {chance:.1f} %, the same "
+            f"network without weights {untrained:.1f} %"
         )
-        if low <= max(chance, untrained["accuracy"]):
+        if low <= max(chance, untrained):
             raise UserError(f"{said}: its weights know nothing of these images (it was not used)")
-        return said
+        return found, said
 
     def objective(self, training: TrainSettings, images: ImageData) -> Classification:
         """Cross entropy."""
@@ -223,3 +226,4 @@ def _interval(found: Mapping[str, float], images: int) -> list[float]:
 
 if TYPE_CHECKING:
     _: Task[ImageData] = ClassificationTask()
+    __: TakesHeadless[ImageData] = ClassificationTask()
