@@ -21,6 +21,11 @@ def test_every_method_and_recipe_is_listed() -> None:
     assert names("methods") == [*METHODS]
     assert names("recipes") == [*RECIPES]
     assert all(row["transfers"] for row in rows_of("methods"))
+    needs = {row["name"]: (row["needs"], row["uses"]) for row in rows_of("methods")}
+    assert needs["dkd"] == (["labels", "class scores"], [])
+    assert needs["serkd"] == ([], ["class scores"])
+    assert needs["crd"] == ([], ["labels"])
+    assert needs["fgd"] == (["labelled boxes"], [])
     assert all(row["what"].endswith(".") for row in rows_of("recipes"))
 
 

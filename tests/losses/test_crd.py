@@ -100,6 +100,29 @@ def test_an_image_whose_class_is_not_known_yet_counts_as_another():
     assert loss._draw(labels, torch.tensor([0, 0])).shape == (1, 0)
 
 
+def test_instances_are_classes_of_their_own():
+    """Without labels, and the same as with an image's place as its class."""
+    student, teacher, more = batch()
+    values = []
+    for loss, labels in ((made(contrast="instances"), {}), (made(), {"labels": more["indices"]})):
+        for _ in range(2):
+            torch.manual_seed(3)
+            values.append(loss(student, teacher, indices=more["indices"], **labels))
+    assert made(contrast="instances").needs == ("indices",)
+    torch.testing.assert_close(values[:2], values[2:], rtol=0, atol=0)
+    loss, labels = made(images=3, negatives=50, contrast="instances"), torch.arange(3)
+    assert all(own not in row for own, row in zip(labels, loss._draw(labels, labels), strict=True))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_classes_are_contrasted_by_labels():
+    student, teacher, more = batch()
+    with pytest.raises(ValueError, match="crd contrasts classes: give them, or take contrast='instances'"):
+        made()(student, teacher, indices=more["indices"])
+    with pytest.raises(ValueError, match="contrast must be one of classes, instances, got 'images'"):
+        made(contrast="images")
+
+
 def test_one_class_leaves_the_positives_alone():
     loss = made(images=4)
     student, teacher, more = batch()

@@ -11,9 +11,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import Batch, ClassLabels, Evaluator, Features
+from reldistill.core.types import Batch, ClassLabels, Evaluator, Features, LevelInfo
 from reldistill.methods.build import LevelTerms, build_distiller, build_terms, method_names
-from reldistill.methods.plan import Choices
+from reldistill.methods.learned import train_distillation_token
+from reldistill.methods.plan import LABELS, Choices
 from reldistill.methods.table import METHODS
 from reldistill.networks.adapters import MapAdapter, StridedTokeniser
 from reldistill.networks.extract import Extractor
@@ -618,25 +619,41 @@ class Unlabelled(nn.Module):
         raise AssertionError("nothing is measured here")
 
 
-@pytest.mark.parametrize("method", ["rkd", "cc", "pkt", "fitnets", "reviewkd", "leap", "serkd", "sekd"])
+WITHOUT_CLASSES = [name for name, one in METHODS.items() if one.terms and one.needs and "classes" not in one.needs]
+
+
+def test_relations_features_and_samples_need_no_classes() -> None:
+    named = "serkd sekd rkd sp pkt cc ickd cwd at fitnets vid patch_kl leap reviewkd ofd mgd crd"
+    assert set(named.split()) <= set(WITHOUT_CLASSES)
+    assert not any(METHODS[name].needs_class_scores or METHODS[name].needs_labels for name in WITHOUT_CLASSES)
+
+
+@pytest.mark.parametrize("method", WITHOUT_CLASSES)
 def test_methods_that_need_no_labels_and_no_classes(method: str) -> None:
     teacher = network("vit" if method == "leap" else "cnn", "teacher")
     module = build_distiller(
-        method, student=network("cnn", "student"), teacher=teacher, image_size=SIDE, task=Unlabelled()
+        method, student=network("cnn", "student"), teacher=teacher, image_size=SIDE, task=Unlabelled(), images=50
     )
-    step = module(Batch(batch().images))
+    step = module(Batch(batch().images, None, batch().indices))
     expected = [part for part in {**PARTS, "leap": ["leap"]}[method] if part != "kd"]
     assert list(step.parts) == ["task", *expected]
     step.total.backward()
+    assert "logits" not in {place for term in module.terms for place in term.teacher_places}
+    assert module.left_out == (("kd",) if "kd" in PARTS.get(method, ()) else ())
 
 
 @pytest.mark.parametrize(
     ("method", "lacks"),
-    [("kd", "classes"), ("dkd", "classes and labels"), ("crd", "labels"), ("simkd", "classes"), ("cskd", "classes")],
+    [
+        ("kd", "class scores, and large cnn says none for the student's classes"),
+        ("dkd", "class scores, and large cnn says none for .*; labelled images, and there are none"),
+        ("simkd", "class scores, and .*"),
+        ("cskd", "class scores, and .*"),
+    ],
 )
 def test_methods_that_a_task_has_not_enough_for(method: str, lacks: str) -> None:
     pair = {"student": network("cnn", "student"), "teacher": network("cnn", "teacher")}
-    message = rf"^method '{method}' is not for unlabelled images as it needs {lacks}: there are none, fi"
+    message = rf"^method '{method}' needs {lacks}: take one of fitnets, at, .*, sekd instead$"
     with pytest.raises(UserError, match=message):
         build_distiller(method, image_size=SIDE, task=Unlabelled(), images=50, **pair)
 
@@ -646,3 +663,103 @@ def test_what_methods_need_is_something_that_tasks_provide() -> None:
     for name, method in METHODS.items():
         if method.terms is not None:
             assert method.needs <= known, name
+
+
+def a_pair_for(method: str) -> dict[str, Any]:
+    if METHODS[method].change_student is train_distillation_token:
+        return {"student": distilled_vit(), "teacher": "cnn"}
+    return {"student": "cnn", "teacher": "vit" if method == "leap" else "cnn"}
+
+
+@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.terms and name != "none"])
+def test_what_a_method_says_it_needs_is_what_its_terms_look_at(method: str) -> None:
+    entry = METHODS[method]
+    wanted = [
+        LABELS.intersection(term.needs) | ({"classes"} if term.compares_class_scores else set())
+        for term in build(method, **a_pair_for(method)).terms
+    ]
+    if method == "simkd":
+        wanted = [{"classes"}]  # by the teacher's classifier, which becomes the student's
+    needs, all_of_them = frozenset.intersection(*map(frozenset, wanted)), frozenset().union(*wanted)
+    told = {"labels", "boxes", "classes"}
+    if method == "crd":
+        assert (needs, entry.needs & told, entry.uses) == ({"labels"}, set(), {"labels"})
+    else:
+        assert (needs, all_of_them - needs) == (entry.needs & told, entry.uses)
+
+
+# A teacher without class scores, images without labels ---------------------------------------------------------------
+
+
+class Headless(Extractor):
+    """Its output is no scores of classes."""
+
+    def survey(self, image_size: int) -> list[LevelInfo]:
+        found = super().survey(image_size)
+        self.num_classes = 0
+        return found
+
+
+@pytest.mark.parametrize(("method", "kept"), [("serkd", "serkd"), ("kd+rkd", "rkd"), ("dkd+kd+sp", "sp")])
+def test_parts_that_compare_class_scores_are_left_out(method: str, kept: str) -> None:
+    module = build(method, class_scores=False)
+    assert module.left_out == (("dkd", "kd") if "dkd" in method else ("kd",))
+    parts = {**PARTS, "serkd": PARTS["serkd"][1:]}[kept]
+    assert list(module(batch()).parts) == ["task", *parts]
+    assert build(method, teacher=Headless(cnn(8, 16, 20))).left_out == module.left_out
+    assert build(method).left_out == ()
+
+
+def test_what_is_left_out_is_left_out_with_its_settings_and_weights() -> None:
+    given = {"weights": {"dkd.target": 3.0, "sp": 2.0}, "settings": {"dkd": {"temperature": 2.0}}}
+    module = build("dkd+sp", class_scores=False, **given)
+    assert [term.named_weights for term in module.terms] == [{"sp": 2.0}]
+    with pytest.raises(UserError, match=r"^'kd' is not a part of method 'dkd\+sp': it has task, sp$"):
+        build("dkd+sp", class_scores=False, weights={"kd": 1.0})
+
+
+def test_a_method_that_falls_away_has_no_say_in_the_tasks_weight_and_the_student() -> None:
+    assert build("logit_std+rkd").task_weight == 0.1
+    assert build("logit_std+rkd", class_scores=False).task_weight == 1.0
+    module = build("simkd+rkd", class_scores=False)
+    assert (module.left_out, module.task_weight) == (("simkd",), 1.0)
+    assert isinstance(module.export(), nn.Sequential)
+    student = distilled_vit()
+    assert build("deit_soft+rkd", student, class_scores=False).task_weight == 1.0
+    assert not student.network.distilled_training
+
+
+@pytest.mark.parametrize("method", ["kd", "kd+dkd", "simkd", "none+kd"])
+def test_a_method_that_is_nothing_but_class_scores_is_refused(method: str) -> None:
+    message = rf"^method '{method.removeprefix('none+').split('+')[0]}' needs class scores, and large cnn says none"
+    with pytest.raises(UserError, match=message + r" .*: take one of fitnets, .* instead$"):
+        build(method, class_scores=False)
+
+
+def test_images_without_labels() -> None:
+    with pytest.raises(UserError, match=r"^method 'dkd' needs labelled images, and there are none: take one of kd,"):
+        build("dkd", labels=False)
+    module = build("dkd+kd", labels=False)
+    assert module.left_out == ("dkd",)
+    unlabelled = Batch(batch().images, None, batch().indices)
+    module.task_weight = 0.0
+    assert list(module(unlabelled).parts) == ["kd"]
+    module = build("crd", labels=False)
+    module.task_weight = 0.0
+    assert (module.left_out, module.terms[0].loss.contrast) == ((), "instances")
+    assert list(module(unlabelled).parts) == ["crd"]
+    assert build("crd").terms[0].loss.contrast == "classes"
+    with pytest.raises(UserError, match=r"^crd can't contrast classes, .*: set its contrast to instances$"):
+        build("crd", labels=False, settings={"crd": {"contrast": "classes"}})
+
+
+def test_one_of_several_teachers_without_class_scores() -> None:
+    teachers = {"cnn": Headless(cnn(8, 16, 20)), "vit": network("vit", "teacher")}
+    pair = {"student": network("cnn", "student"), "teachers": teachers}
+    module = build_distiller(
+        "kd+rkd", image_size=SIDE, task=Classification(), choices=Choices(weights={"kd": 3.0}), **pair
+    )
+    assert module.left_out == ("cnn.kd",)
+    weights = {name: weight for term in module.terms for name, weight in term.named_weights.items()}
+    assert list(weights) == ["cnn.rkd.distance", "cnn.rkd.angle", "vit.kd", "vit.rkd.distance", "vit.rkd.angle"]
+    assert weights["vit.kd"] == 3.0

@@ -93,7 +93,7 @@ def print_listing(rows: Sequence[Mapping[str, Any]]) -> None:
     for name in rows[0]:
         table.add_column(name, no_wrap=name == "name")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(", ".join(value) if isinstance(value, list) else str(value) for value in row.values()))
     _print(table)
 
 
@@ -122,7 +122,16 @@ def _takers(network: FeatureSource, side: int, methods: TermSource) -> dict[str,
 def _methods() -> list[dict[str, Any]]:
     from reldistill.methods.table import METHODS
 
-    return [{"name": n, "transfers": m.summary, "paper": m.paper} for n, m in METHODS.items()]
+    return [
+        {"name": n, "transfers": m.summary, "needs": _said(m.needs), "uses": _said(m.uses), "paper": m.paper}
+        for n, m in METHODS.items()
+    ]
+
+
+def _said(needs: frozenset[str]) -> list[str]:
+    """What a method needs of images and teachers, in words; what every network has is not said."""
+    words = {"labels": "labels", "boxes": "labelled boxes", "classes": "class scores"}
+    return [word for name, word in words.items() if name in needs]
 
 
 def _models() -> list[dict[str, Any]]:

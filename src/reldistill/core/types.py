@@ -153,6 +153,9 @@ TEACHER = "teacher"
 OUTPUTS = ("logits", "pooled", "distilled", "dense", "scores")
 """The places of a network that are no levels: what comes out of it."""
 
+CLASS_SCORES = ("logits", "distilled", "dense", "scores")
+"""Those of them that say something of each class."""
+
 
 @dataclass(frozen=True)
 class Features:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from reldistill.core.checks import check_axes, check_same_batch
 from reldistill.relations.across_ranks import gather_batch, mean_over_batch, share_of_rank, shared_seed
 from reldistill.relations.precision import full_precision
+
+Contrast = Literal["classes", "instances"]
+"""Whether negatives are images of other classes, or all other images."""
 
 _NO_LABEL = -1
 
@@ -37,10 +41,11 @@ class CRD(nn.Module):
         negatives: K, at most n − 1: fewer images have fewer.
         temperature: τ, above 0.
         momentum: m, in [0, 1).
+        contrast: `classes` for negatives of other classes; `instances` for all other images, which takes no labels.
 
-    Call with student (B, D), teacher (B, D') without gradient, `labels` and `indices` (B,), the images' classes and
-    places in the training data. Returns a scalar, above 0. A call in training mode writes to the bank; all ranks' banks
-    stay the same, and hold the samples of all.
+    Call with student (B, D), teacher (B, D') without gradient, `labels` and `indices` (B,), the images' classes (which
+    `instances` takes no notice of) and places in the training data. Returns a scalar, above 0. A call in training mode
+    writes to the bank; all ranks' banks stay the same, and hold the samples of all.
 
     Raises:
         ValueError: shapes, sizes or settings are not as above, or an index is outside the bank.
@@ -61,7 +66,7 @@ class CRD(nn.Module):
         torch.Size([])
     """
 
-    needs = ("labels", "indices")
+    needs: tuple[str, ...] = ("labels", "indices")
     student_bank: Float[Tensor, "n dim"]
     teacher_bank: Float[Tensor, "n dim"]
     bank_labels: Int64[Tensor, "n"]
@@ -77,6 +82,7 @@ class CRD(nn.Module):
         negatives: int = 16384,
         temperature: float = 0.07,
         momentum: float = 0.5,
+        contrast: Contrast = "classes",
     ) -> None:
         super().__init__()
         if images < 2:
@@ -87,6 +93,11 @@ class CRD(nn.Module):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        if contrast not in get_args(Contrast):
+            raise ValueError(f"contrast must be one of {', '.join(get_args(Contrast))}, got {contrast!r}")
+        if contrast == "instances":
+            self.needs = ("indices",)
+        self.contrast = contrast
         self.images = images
         self.negatives = min(negatives, images - 1)
         self.temperature = temperature
@@ -105,10 +116,14 @@ class CRD(nn.Module):
         student: Float[Tensor, "B D"],
         teacher: Float[Tensor, "B D_t"],
         *,
-        labels: Int64[Tensor, "B"],
+        labels: Int64[Tensor, "B"] | None = None,
         indices: Int64[Tensor, "B"],
     ) -> Float[Tensor, ""]:
         """Scalar, for vectors (B, D) and (B, D'), and the images' classes and indices (B,)."""
+        if self.contrast == "instances":
+            labels = indices  # every image is a class of its own
+        elif labels is None:
+            raise ValueError("labels: crd contrasts classes: give them, or take contrast='instances'")
         self._check(student, teacher, labels=labels, indices=indices)
         ours = F.normalize(self.student_embedding(student), dim=1)
         theirs = F.normalize(self.teacher_embedding(teacher.detach()), dim=1)

@@ -19,7 +19,9 @@ from reldistill.step.balance import Balance
 from reldistill.step.distiller import TASK, Distiller
 from reldistill.step.term import Place, Term
 
-_ON_OUTPUTS = (("logits",), ("distilled",), ("dense",), ("scores",))  # a curriculum leaves them alone
+
+class Unavailable(UserError):
+    """A method takes over nothing from these networks and images: joined with others it is left out."""
 
 
 @runtime_checkable
@@ -44,7 +46,12 @@ class TermSource(Protocol):
         ...
 
     def terms(self, method: str, plan: Any) -> list[Term]:
-        """One method's terms; UserError where it is not for this task, naming those that are."""
+        """One method's terms, those too that need what is not `plan.available`.
+
+        Raises:
+            Unavailable: without that, none would be left.
+            UserError: the method is not for this task; the message names those that are.
+        """
         ...
 
 
@@ -93,18 +100,41 @@ class LevelTerms:
 
     def terms(self, method: str, plan: Plan) -> list[Term]:
         """The method's terms, where the task has what it needs."""
+        known = [name for name, one in METHODS.items() if one.terms is not None]
         build = METHODS[method].terms
-        lacking = sorted(METHODS[method].needs - self.provides)
-        if build is None or lacking:
-            fitting = [name for name, one in METHODS.items() if one.terms is not None and one.needs <= self.provides]
-            raise not_for(self.task, method, fitting, lacking=lacking if build is not None else ())
+        if build is None:
+            raise not_for(self.task, method, [name for name in known if METHODS[name].needs <= self.provides])
+        check_available(method, plan, known)
         return build(plan)
 
 
-def not_for(task: str, method: str, fitting: Sequence[str], *, lacking: Sequence[str] = ()) -> UserError:
+def not_for(task: str, method: str, fitting: Sequence[str]) -> UserError:
     """The error for a method that a task has no terms for."""
-    why = f" as it needs {' and '.join(lacking)}" if lacking else ""
-    return UserError(f"method '{method}' is not for {task}{why}: there are {', '.join(fitting)}")
+    return UserError(f"method '{method}' is not for {task}: there are {', '.join(fitting)}")
+
+
+_LACKS = {
+    "classes": "class scores, and {teacher} says none for the student's classes",
+    "labels": "labelled images, and there are none",
+    "boxes": "labelled boxes, and there are none",
+    "levels": "levels, and there are none",
+    "pooled": "a vector of each image, and there is none",
+}
+
+
+def check_available(method: str, plan: PairPlan[Any], known: Sequence[str]) -> None:
+    """Unavailable for a method that needs what these networks and images don't have.
+
+    Args:
+        method: the method.
+        plan: the pair.
+        known: the methods that the task has terms for, which the message chooses from.
+    """
+    lacking = [what for what in _LACKS if what in METHODS[method].needs - plan.available]
+    if lacking:
+        instead = [name for name in known if METHODS[name].needs and METHODS[name].needs <= plan.available]
+        why = "; ".join(_LACKS[what].format(teacher=plan.teacher.name) for what in lacking)
+        raise Unavailable(f"method '{method}' needs {why}: take one of {', '.join(instead)} instead")
 
 
 def method_names(method: str) -> list[str]:
@@ -129,20 +159,34 @@ def build_terms(method: str, source: TermSource, plan: PairPlan[Any]) -> list[Te
     Args:
         method: e.g. `serkd`, `kd+rkd`.
         source: the task's.
-        plan: the pair of networks and the user's choices; its adapters are filled.
+        plan: the pair of networks and the user's choices; its adapters are filled, and what is left out is named.
 
     Raises:
-        UserError: when a method, level, setting or weight is not known, or levels are given that nothing uses.
+        UserError: when a method, level, setting or weight is not known, levels are given that nothing uses, or nothing
+            of the method is left.
     """
     terms: dict[tuple[str, Place, Place], Term] = {}
+    left_out: dict[str, Unavailable | None] = {}
     for name in method_names(method):
-        for term in source.terms(name, plan):
-            terms.setdefault((term.name, term.student, term.teacher), term)
+        try:
+            found = source.terms(name, plan)
+        except Unavailable as error:
+            left_out[name] = error
+            continue
+        for term in found:
+            if plan.can_have(term):
+                terms.setdefault((term.name, term.student, term.teacher), term)
+            else:
+                left_out.setdefault(term.name)
+    refused = next((error for error in left_out.values() if error is not None), None)
+    if refused is not None and not terms:
+        raise refused
+    plan.left_out = list(left_out)
     curriculum = plan.choices.curriculum
     for term in terms.values():
-        if curriculum is not None and (term.curriculum is not None or term.student_places not in _ON_OUTPUTS):
+        if curriculum is not None and (term.curriculum is not None or not term.compares_class_scores):
             term.curriculum = curriculum
-    _check_choices(method, list(terms.values()), plan.choices)
+    _check_choices(method, list(terms.values()), plan.choices, left_out=plan.left_out)
     return list(terms.values())
 
 
@@ -173,29 +217,30 @@ def build_distiller(
         images: number of training images, which methods with a memory of them need (crd).
 
     Raises:
-        UserError: when a name is unknown, the method is not for this task, or class scores are compared and teacher and
-            student differ in their number of classes.
+        UserError: when a name is unknown, the method is not for this task, nothing of it is left without class scores
+            or labels, or class scores are compared and teacher and student differ in their number of classes.
     """
     if teacher is not None and teachers is not None:
         raise ValueError("give build_distiller one teacher, or teachers by name, not both")
     given = teachers if teachers is not None else {} if teacher is None else {TEACHER: teacher}
     names = method_names(method)
-    if not choices.balance:
-        own = math.prod(METHODS[name].task_weight for name in names)
-        choices = dataclasses.replace(choices, weights={TASK: own, **choices.weights})
     ours = task.methods.wrap(student, name="student")
     if not given:
         return _without_teacher(method, ours, task, choices)
     theirs = {name: task.methods.wrap(one, name=name) for name, one in given.items()}
     for network in (ours, *theirs.values()):
         network.survey(image_size)
-    ours = _changed(ours, theirs, names, image_size)
     plans = {
         name: task.methods.plan(
             ours, one, image_size, choices=_of_teacher(choices, name, theirs), images=images, teacher_name=name
         )
         for name, one in theirs.items()
     }
+    _change_student(plans, names, image_size)
+    if not choices.balance:
+        taken = [name for name in names if any(METHODS[name].needs <= plan.available for plan in plans.values())]
+        own = math.prod(METHODS[name].task_weight for name in taken)
+        choices = dataclasses.replace(choices, weights={TASK: own, **choices.weights})
     return _distiller(method, plans, task, choices)
 
 
@@ -203,12 +248,15 @@ def _distiller(method: str, plans: Mapping[str, PairPlan[Any]], task: TaskObject
     """The Distiller of a method's terms between the student and each teacher."""
     terms: list[Term] = []
     adapters: dict[str, nn.Module] = {}
+    left_out: list[str] = []
     for name, plan in plans.items():
         found = build_terms(method, task.methods, plan)
         _check_classes(found, plan)
         if len(plans) > 1:
             _name_after(name, found)
             plan.adapters = {f"{name}:{key}": adapter for key, adapter in plan.adapters.items()}
+            plan.left_out = [f"{name}.{part}" for part in plan.left_out]
+        left_out += plan.left_out
         terms += found
         adapters |= plan.adapters
     _check_weights(method, terms, choices)
@@ -223,6 +271,7 @@ def _distiller(method: str, plans: Mapping[str, PairPlan[Any]], task: TaskObject
         task=task,
         task_weight=choices.weights.get(TASK, 1.0),
         balance=Balance(list(parts), share=choices.balance) if choices.balance and terms else None,
+        left_out=left_out,
     )
 
 
@@ -235,16 +284,17 @@ def _without_teacher(method: str, student: FeatureSource, task: TaskObjective, c
     return Distiller(student, {}, terms=[], adapters={}, task=task, task_weight=choices.weights.get(TASK, 1.0))
 
 
-def _changed(
-    student: FeatureSource, teachers: Mapping[str, FeatureSource], names: Sequence[str], image_size: int
-) -> FeatureSource:
-    """The student as the methods want it before terms are built."""
-    for change in dict.fromkeys(METHODS[name].change_student for name in names):
-        for teacher in teachers.values():
-            if change is not None and isinstance(student, Extractor) and isinstance(teacher, Extractor):
-                student = change(student, teacher, image_size)
+def _change_student(plans: Mapping[str, PairPlan[Any]], names: Sequence[str], image_size: int) -> None:
+    """Make the student, in all plans, what the methods want before terms are built."""
+    student = next(iter(plans.values())).student
+    for plan in plans.values():
+        taken = [METHODS[name] for name in names if METHODS[name].needs <= plan.available]
+        for change in dict.fromkeys(method.change_student for method in taken):
+            if change is not None and isinstance(student, Extractor) and isinstance(plan.teacher, Extractor):
+                student = change(student, plan.teacher, image_size)
                 student.survey(image_size)
-    return student
+    for plan in plans.values():
+        plan.student = student
 
 
 def _of_teacher(choices: Choices, name: str, teachers: Mapping[str, Any]) -> Choices:
@@ -266,16 +316,19 @@ def _name_after(teacher: str, terms: Sequence[Term]) -> None:
         term.adapter = None if term.adapter is None else f"{teacher}:{term.adapter}"
 
 
-def _check_choices(method: str, terms: Sequence[Term], choices: Choices) -> None:
-    """UserError for settings and levels that the terms have no use for, and for weights that are none or unknown."""
+def _check_choices(method: str, terms: Sequence[Term], choices: Choices, *, left_out: Sequence[str] = ()) -> None:
+    """UserError for settings and levels that the terms have no use for, and for weights that are none or unknown.
+
+    What is left out is left out with its settings and weights.
+    """
     parts = dict.fromkeys([TASK, *(name for t in terms for name in t.named_weights)])
     for name, weight in choices.weights.items():
-        if name not in parts:
+        if name not in parts and name.partition(".")[0] not in left_out:
             raise UserError(f"'{name}' is not a part of method '{method}': it has {', '.join(parts)}")
         if not (math.isfinite(weight) and weight >= 0):
             raise UserError(f"the weight of '{name}' must be a finite number, at least 0, got {weight}")
     for name in choices.settings:
-        if name not in {t.name for t in terms}:
+        if name not in {*left_out, *(t.name for t in terms)}:
             raise UserError(
                 f"settings for '{name}', which is not a term of method '{method}': it has "
                 f"{', '.join(dict.fromkeys(t.name for t in terms)) or 'none'}"

@@ -29,11 +29,15 @@ from reldistill.step.term import Term
 
 
 def crd(plan: Plan) -> list[Term]:
-    """One term on the pooled vectors, with a bank of all training images."""
+    """One term on the pooled vectors, with a bank of all training images: of their classes where they have labels."""
     if plan.images is None:
         raise UserError("crd remembers every training image: give build_distiller their number (images=…)")
     sizes = {"student_dim": plan.student.pooled_size, "teacher_dim": plan.teacher.pooled_size, "images": plan.images}
-    return [plan.term("crd", plan.loss("crd", CRD, sizes=sizes), "pooled", "pooled", 0.8)]
+    labelled = "labels" in plan.available
+    settings = {"contrast": "classes" if labelled else "instances", **plan.settings.get("crd", {})}
+    if settings["contrast"] == "classes" and not labelled:
+        raise UserError("crd can't contrast classes, as the images have no labels: set its contrast to instances")
+    return [plan.term("crd", plan.loss("crd", CRD, settings, sizes=sizes), "pooled", "pooled", 0.8)]
 
 
 def reviewkd(plan: Plan) -> list[Term]:

@@ -19,11 +19,6 @@ def kd(plan: Plan) -> list[Term]:
     return [plan.term("kd", plan.loss("kd", KD), "logits", "logits", 1.0)]
 
 
-def kd_where_there_are_classes(plan: Plan) -> list[Term]:
-    """What a method of relations takes along: kd, but for a task without classes."""
-    return kd(plan) if "classes" in plan.provides else []
-
-
 def dkd(plan: Plan) -> list[Term]:
     """One term on the class scores, warmed up as in the paper."""
     term = plan.term("dkd", plan.loss("dkd", DKD), "logits", "logits", {"target": 1.0, "nontarget": 8.0})
@@ -48,7 +43,7 @@ def rkd(plan: Plan) -> list[Term]:
 
 def cc(plan: Plan) -> list[Term]:
     """One term on the pooled vectors, beside the class scores."""
-    return [*kd_where_there_are_classes(plan), plan.term("cc", plan.loss("cc", CC), "pooled", "pooled", 100.0)]
+    return [*kd(plan), plan.term("cc", plan.loss("cc", CC), "pooled", "pooled", 100.0)]
 
 
 def pkt(plan: Plan) -> list[Term]:

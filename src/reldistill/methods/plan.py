@@ -32,6 +32,9 @@ class Choices:
         curriculum: factor on the weights of all but the logit terms, in place of the warm-up that some methods have.
         balance: share of the task's gradient that every part's is scaled to while training; 0 for fixed weights. With
             it, `weights` are multiples of that share, 1 where none is given.
+        class_scores: whether the teacher says scores of the student's classes. Without them, the parts of a method that
+            compare such scores are left out; so they are where either network has 0 classes.
+        labels: whether the images are labelled. Without labels, the parts that take them are left out.
     """
 
     levels: Sequence[tuple[str, str]] = ()
@@ -39,7 +42,12 @@ class Choices:
     weights: Mapping[str, float] = field(default_factory=dict)
     curriculum: Curriculum | None = None
     balance: float = 0.0
+    class_scores: bool = True
+    labels: bool = True
 
+
+LABELS = frozenset({"labels", "boxes"})
+"""What images may be labelled with, as `table.Method.needs` names it."""
 
 DEFAULT_CHOICES = Choices()
 """Everything as the method has it."""
@@ -58,6 +66,7 @@ class PairPlan(Generic[Network]):
         provides: what the task has for a method, as `table.Method.needs` names it.
         teacher_name: what the terms call the teacher.
         adapters: name → adapter, filled while the terms are built.
+        left_out: names of the method's parts that need what is not `available`, filled while the terms are built.
     """
 
     student: Network
@@ -68,6 +77,19 @@ class PairPlan(Generic[Network]):
     provides: frozenset[str] = frozenset()
     teacher_name: str = TEACHER
     adapters: dict[str, nn.Module] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def available(self) -> frozenset[str]:
+        """What these networks and images have of what the task provides."""
+        has_classes = self.choices.class_scores and min(self.student.num_classes, self.teacher.num_classes) > 0
+        absent = (frozenset() if has_classes else {"classes"}) | (frozenset() if self.choices.labels else LABELS)
+        return self.provides - absent
+
+    def can_have(self, term: Term) -> bool:
+        """Whether what the term looks at and takes is available."""
+        wanted = LABELS.intersection(term.needs) | ({"classes"} if term.compares_class_scores else set())
+        return wanted <= self.available
 
     @property
     def levels(self) -> Sequence[tuple[str, str]]:

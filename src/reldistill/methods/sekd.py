@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from reldistill.losses.sekd import SEKD
-from reldistill.methods.logits import kd_where_there_are_classes
+from reldistill.methods.logits import kd
 from reldistill.methods.plan import Plan
 from reldistill.step.term import Term
 
 
 def sekd(plan: Plan) -> list[Term]:
     """Up to three pairs of levels, beside the class scores."""
-    terms = kd_where_there_are_classes(plan)
+    terms = kd(plan)
     for student, teacher in plan.pairs(3):
         terms.append(
             plan.term(

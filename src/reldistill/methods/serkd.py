@@ -11,7 +11,7 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import LevelInfo
 from reldistill.losses.fitnets import FitNets
 from reldistill.losses.serkd import SeRKD
-from reldistill.methods.logits import kd_where_there_are_classes
+from reldistill.methods.logits import kd
 from reldistill.methods.plan import Plan
 from reldistill.networks.adapters import StridedTokeniser
 from reldistill.relations.tokens import Pooling
@@ -20,7 +20,7 @@ from reldistill.step.term import Term
 
 def serkd(plan: Plan) -> list[Term]:
     """The deepest pair of levels that is large enough: superpixels and features, beside the class scores."""
-    terms = kd_where_there_are_classes(plan)
+    terms = kd(plan)
     # nine superpixels rather than four, which have next to no relations: see docs/decisions.md
     for student, teacher in plan.pairs(1, smallest=3, preferred=5):
         settings = {

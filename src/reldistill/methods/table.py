@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from reldistill.methods import learned, levels, logits
-from reldistill.methods.plan import Plan
+from reldistill.methods.plan import LABELS, Plan
 from reldistill.methods.sekd import sekd
 from reldistill.methods.serkd import serkd
 from reldistill.networks.extract import Extractor
@@ -26,8 +26,10 @@ class Method:
         paper: where it comes from.
         terms: Plan → terms between two networks with levels and one output; None where only a task of its own kind of
             networks has them.
-        needs: what the task must provide for these terms: `labels`, one class for each image; `classes`, class scores
-            of both networks; `levels`, maps or patch tokens inside them; `pooled`, a vector of each image.
+        needs: what it can't do without: `labels`, one class for each image; `boxes`, labelled ones in each image;
+            `classes`, class scores of both networks; `levels`, maps or patch tokens inside them; `pooled`, a vector of
+            each image.
+        uses: what a part of it takes besides, and what it also runs without.
         task_weight: default weight of the task's own loss; of several methods together, the product.
         change_student: (student, teacher, image size) → what the student becomes before terms are built.
     """
@@ -36,8 +38,19 @@ class Method:
     paper: str
     terms: Callable[[Plan], list[Term]] | None
     needs: frozenset[str] = frozenset()
+    uses: frozenset[str] = frozenset()
     task_weight: float = 1.0
     change_student: Callable[[Extractor, Extractor, int], Extractor] | None = None
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it takes over nothing from images without labels."""
+        return bool(self.needs & LABELS)
+
+    @property
+    def needs_class_scores(self) -> bool:
+        """Whether it takes over nothing from a teacher that says no scores of the student's classes."""
+        return "classes" in self.needs
 
 
 def _none(plan: Plan) -> list[Term]:
@@ -98,6 +111,7 @@ METHODS: dict[str, Method] = {
         "Peng et al. 2019, arXiv 1904.01802",
         logits.cc,
         _POOLED,
+        uses=_CLASSES,
     ),
     "pkt": Method(
         "which samples of a batch are neighbours", "Passalis, Tefas 2018, arXiv 1803.10837", logits.pkt, _POOLED
@@ -109,7 +123,8 @@ METHODS: dict[str, Method] = {
         "which images belong together: both representations of one against those of other classes",
         "Tian, Krishnan, Isola 2020, arXiv 1910.10699",
         learned.crd,
-        _POOLED | _LABELS,
+        _POOLED,
+        uses=_LABELS,
     ),
     "reviewkd": Method(
         "fused maps of several stages, on a pyramid of sizes",
@@ -173,12 +188,14 @@ METHODS: dict[str, Method] = {
         "SeRKD 2025, arXiv 2503.21269",
         serkd,
         _LEVELS,
+        uses=_CLASSES,
     ),
     "sekd": Method(
         "the channels' relational graph: vertices, edges and spectral embedding on several levels, class scores",
         "Wang et al. 2024, arXiv 2405.08547",
         sekd,
         _LEVELS,
+        uses=_CLASSES,
     ),
     "fgd": Method(
         "a detector's levels: objects and background apart, where its attention is, how positions hang together",
@@ -196,6 +213,6 @@ METHODS: dict[str, Method] = {
         "the class scores of a detector's anchors or proposals",
         "Yang et al. 2023, arXiv 2308.14286; Hinton, Vinyals, Dean 2015, arXiv 1503.02531",
         None,
-        frozenset({"scores"}),
+        _CLASSES,
     ),
 }

@@ -33,6 +33,8 @@ class Distiller(nn.Module):
         task: the student's own loss.
         task_weight: its weight.
         balance: finds the parts' weights while training; None for fixed ones.
+        left_out: names of the parts that were left out of `terms`, as a teacher says no class scores or the images have
+            no labels: for whoever tells the user.
 
     Raises:
         ValueError: when a term names a teacher or an adapter that is not there, or a teacher and the student share a
@@ -51,6 +53,7 @@ class Distiller(nn.Module):
         task: Objective,
         task_weight: float = 1.0,
         balance: Balance | None = None,
+        left_out: Sequence[str] = (),
     ) -> None:
         super().__init__()
         _check_terms(terms, teachers=teachers, adapters=adapters)
@@ -71,6 +74,7 @@ class Distiller(nn.Module):
         if balance is not None and not task_weight:
             raise ValueError("balance weighs the parts by the task's gradient, but the task's weight is 0")
         self.balance = balance
+        self.left_out = tuple(left_out)
         self.train(self.training)
 
     @property

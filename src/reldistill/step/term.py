@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from reldistill.core.types import OUTPUTS, TEACHER, Batch, ChoosesPlace, Features, Loss, LossInParts
+from reldistill.core.types import CLASS_SCORES, OUTPUTS, TEACHER, Batch, ChoosesPlace, Features, Loss, LossInParts
 from reldistill.step.curriculum import Curriculum
 
 Place = str | tuple[str, ...]
@@ -79,6 +79,12 @@ class Term(nn.Module):
     def looks_inside(self) -> bool:
         """Whether it looks at a level of the student, and not at what comes out of it only."""
         return any(place not in OUTPUTS for place in self.student_places)
+
+    @property
+    def compares_class_scores(self) -> bool:
+        """Whether it looks at what a network says of each class."""
+        teacher = (self.teacher,) if isinstance(self.teacher, str) else self.teacher
+        return any(place in CLASS_SCORES for place in (*self.student_places, *teacher))
 
     def of_teacher(self, said: Mapping[str, Tensor]) -> Any:
         """The tensor at the teacher's place, or a tuple of them, of what a teacher said by place."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -23,7 +23,7 @@ from reldistill.losses.mgd import MGD
 from reldistill.losses.pkd import PKD
 from reldistill.losses.sekd import SEKD
 from reldistill.losses.serkd import SeRKD
-from reldistill.methods.build import not_for
+from reldistill.methods.build import check_available, not_for
 from reldistill.methods.plan import DEFAULT_CHOICES, Choices
 from reldistill.step.term import Term
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
@@ -167,6 +167,8 @@ TERMS: dict[str, Callable[[DetectorPlan], list[Term]]] = {
 class DetectorTerms:
     """Which terms there are between two detectors: see `methods.build.TermSource`."""
 
+    provides: ClassVar[frozenset[str]] = frozenset({"boxes", "classes", "levels"})
+
     def wrap(self, network: nn.Module, *, name: str) -> DetectorExtractor:
         """A DetectorExtractor around a detector of torchvision's; a DetectorExtractor as it is."""
         if isinstance(network, FeatureSource) and not isinstance(network, DetectorExtractor):
@@ -185,10 +187,11 @@ class DetectorTerms:
     ) -> DetectorPlan:
         """What the terms are built from."""
         pair = self.wrap(student, name="student"), self.wrap(teacher, name=teacher_name)
-        return DetectorPlan(*pair, image_size, choices, images, teacher_name=teacher_name)
+        return DetectorPlan(*pair, image_size, choices, images, self.provides, teacher_name)
 
     def terms(self, method: str, plan: DetectorPlan) -> list[Term]:
         """The method's terms, where it has any between detectors."""
         if method not in TERMS:
             raise not_for("detection", method, list(TERMS))
+        check_available(method, plan, list(TERMS))
         return TERMS[method](plan)
