@@ -81,6 +81,7 @@ def evaluate_(
     skip_bad_images: bool = False,
     download: bool = False,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    probe: list[str] = [],  # noqa: B006
     json: bool = False,
 ) -> Answer:
     """Measure a network on the validation images.
@@ -98,6 +99,9 @@ def evaluate_(
         skip_bad_images: leave out images that can't be read.
         download: fetch the data set if it is not there.
         precision: 32-true or bf16-mixed.
+        probe: measure not its class scores but what its features know of the labels, for any network, with a head or
+            without: knn, the classes of the 20 nearest training images; linear, a logistic regression on them;
+            retrieval, the mean average precision of finding training images of the same class.
         json: print one JSON document on standard output, all else on standard error.
     """
     from reldistill.runs.evaluate import evaluate as run
@@ -117,6 +121,7 @@ def evaluate_(
         ModelSettings(model=model, model_weights=weights, model_pretrained=pretrained, model_arguments=arguments),
         batch_size=batch_size,
         precision=precision,
+        probes=probe,
     )
     return Answer(result, lambda: print(result["summary"]))
 

@@ -45,11 +45,13 @@ def measure_cell(cell: Cell, folder: Path, images: Images, *, reference: Path) -
         student = task.open(str(folder.absolute()), role="student", images=images, weights=str(folder / file))
         found[name] = task.look(student, images, cell.training)
     last, best = found["last"], found["best"]
+    teacher = read_arrays(reference / ARRAYS_FILE)
+    beside, _ = last.beside(teacher), best.beside(teacher)
     write_arrays(folder / ARRAYS_FILE, **last.arrays())
     record = TestRecord(
         test_last=last.score,
         test_best=best.score,
-        **last.beside(read_arrays(reference / ARRAYS_FILE)),
+        **beside,
         peak_memory=peak_memory(),
         test_images=test_loader(images).images,
     )

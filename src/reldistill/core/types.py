@@ -342,6 +342,15 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
+class BesideTeacher(Protocol):
+    """An objective whose evaluators measure students beside their teacher."""
+
+    def beside(self, teacher: Evaluator) -> None:
+        """What was found of the teacher, before the first student is measured."""
+        ...
+
+
+@runtime_checkable
 class Objective(Protocol):
     """What the student is for: its own loss, without any teacher, and how it is measured."""
 

@@ -57,7 +57,10 @@ class TermSource(Protocol):
 
 @runtime_checkable
 class TaskObjective(Objective, Protocol):
-    """A task's own loss, which also says how methods distil networks that do this task."""
+    """A task's own loss, which also says how methods distil networks that do this task.
+
+    One with `own_loss = False`, a class attribute, has nothing to minimise without a teacher: its weight is 0.
+    """
 
     @property
     def methods(self) -> TermSource:
@@ -237,11 +240,18 @@ def build_distiller(
         for name, one in theirs.items()
     }
     _change_student(plans, names, image_size)
-    if not choices.balance:
+    if not has_loss(task):
+        choices = dataclasses.replace(choices, weights={**choices.weights, TASK: 0.0})
+    elif not choices.balance:
         taken = [name for name in names if any(METHODS[name].needs <= plan.available for plan in plans.values())]
         own = math.prod(METHODS[name].task_weight for name in taken)
         choices = dataclasses.replace(choices, weights={TASK: own, **choices.weights})
     return _distiller(method, plans, task, choices)
+
+
+def has_loss(task: TaskObjective) -> bool:
+    """Whether the task has something to minimise without a teacher."""
+    return bool(getattr(task, "own_loss", True))
 
 
 def _distiller(method: str, plans: Mapping[str, PairPlan[Any]], task: TaskObjective, choices: Choices) -> Distiller:
@@ -279,6 +289,8 @@ def _without_teacher(method: str, student: FeatureSource, task: TaskObjective, c
     """The student alone."""
     if method_names(method) != ["none"]:
         raise UserError(f"method '{method}' needs a teacher")
+    if not has_loss(task):
+        raise UserError("images without labels have nothing to train by alone: distil a teacher (reldistill distill)")
     _check_choices(method, [], choices)
     _check_weights(method, [], choices)
     return Distiller(student, {}, terms=[], adapters={}, task=task, task_weight=choices.weights.get(TASK, 1.0))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reldistill.core.checks import UserError
 from reldistill.core.types import Batch, ClassLabels, FeatureSource, Wanted
 
+Network = TypeVar("Network", bound=nn.Module)
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
 _BLOCK = 1024  # queries at a time, so that similarities to a large bank fit in memory
@@ -32,24 +35,39 @@ class Labelled(NamedTuple):
     labels: Int64[Tensor, "n"]
 
 
-@torch.no_grad()
-def pooled_of(network: FeatureSource, batches: Iterable[Batch], *, device: torch.device | str = "cpu") -> Labelled:
-    """The pooled vectors of labelled images, in their order.
+class PooledVectors:
+    """Keeps the pooled vectors and the labels of images; see `core.types.Evaluator`. In one process only."""
 
-    Args:
-        network: in eval mode, on `device`.
-        batches: with ClassLabels.
-        device: where the network is; the vectors stay there.
-    """
-    vectors, labels = [], []
-    for batch in batches:
-        batch = batch.to(device)
+    score = "vectors"
+
+    def __init__(self) -> None:
+        self.start("cpu")
+
+    def start(self, device: torch.device | str) -> None:
+        """Forget everything."""
+        self._rows: list[tuple[Tensor, Tensor]] = []
+        self.found: dict[str, float] = {}
+
+    @torch.no_grad()
+    def update(self, network: FeatureSource, batch: Batch) -> None:
+        """Ask about one batch."""
         said = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
         if said is None:
-            raise ValueError(f"{network.name} gives no pooled vector: a probe measures that")
-        vectors.append(said.float())
-        labels.append(batch.targets_as(ClassLabels).labels)
-    return Labelled(torch.cat(vectors), torch.cat(labels))
+            raise ValueError(f"{network.name} gives no pooled vector: there is nothing to measure")
+        self._rows.append((said.float(), batch.targets_as(ClassLabels).labels))
+
+    def values(self) -> dict[str, float]:
+        """How many there are."""
+        self.found = {"vectors": float(sum(len(labels) for _, labels in self._rows))}
+        return self.found
+
+    def write(self, folder: Path) -> None:
+        """Nothing is kept."""
+
+    @property
+    def labelled(self) -> Labelled:
+        """All of them, in order."""
+        return Labelled(torch.cat([said for said, _ in self._rows]), torch.cat([labels for _, labels in self._rows]))
 
 
 def neighbour_votes(
@@ -78,7 +96,13 @@ def neighbour_votes(
     return torch.cat(votes)
 
 
-def linear_accuracy(train: Labelled, test: Labelled, *, seed: int = 0) -> np.ndarray:
+def knn_right(train: Labelled, test: Labelled, *, classes: int) -> Bool[np.ndarray, "m"]:
+    """(m,) booleans: for which test vectors the nearest training vectors vote right, see `neighbour_votes`."""
+    votes = neighbour_votes(test.vectors, train, classes=classes)
+    return (votes.argmax(dim=1) == test.labels).cpu().numpy()
+
+
+def linear_right(train: Labelled, test: Labelled, *, classes: int, seed: int = 0) -> Bool[np.ndarray, "m"]:
     """(m,) booleans: which test vectors a logistic regression gets right that was fitted to the training vectors.
 
     Vectors are standardised by the training ones; the strength of the L2 penalty is the best of seven powers of ten on
@@ -89,6 +113,8 @@ def linear_accuracy(train: Labelled, test: Labelled, *, seed: int = 0) -> np.nda
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if len(set(train.labels.tolist())) < 2:
+        raise UserError("--probe linear: the training images are all of one class")
     x, y = train.vectors.cpu().numpy(), train.labels.cpu().numpy()
 
     def fitted(vectors: np.ndarray, labels: np.ndarray, strength: float) -> object:
@@ -101,14 +127,15 @@ def linear_accuracy(train: Labelled, test: Labelled, *, seed: int = 0) -> np.nda
     return best.predict(test.vectors.cpu().numpy()) == test.labels.cpu().numpy()  # type: ignore[attr-defined]
 
 
-def average_precisions(queries: Labelled, gallery: Labelled) -> Float[Tensor, "m"]:
+def average_precisions(gallery: Labelled, queries: Labelled, *, classes: int) -> Float[np.ndarray, "m"]:
     """(m,) average precision of each query when the gallery is sorted by cosine similarity; relevant is its own class.
 
     A query whose class the gallery lacks has 0.
 
     >>> gallery = Labelled(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), torch.tensor([0, 1, 0]))
-    >>> average_precisions(Labelled(torch.tensor([[1.0, 0.0]]), torch.tensor([0])), gallery)
-    tensor([0.8333])
+    >>> query = Labelled(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
+    >>> average_precisions(gallery, query, classes=2).round(4).tolist()
+    [0.8333]
     """
     unit = functional.normalize(gallery.vectors, dim=1)
     found = []
@@ -119,11 +146,11 @@ def average_precisions(queries: Labelled, gallery: Labelled) -> Float[Tensor, "m
         order = (block @ unit.T).argsort(dim=1, descending=True, stable=True)
         relevant = gallery.labels[order] == labels[:, None]
         precision = relevant.cumsum(dim=1) / ranks
-        found.append((precision * relevant).sum(dim=1) / relevant.sum(dim=1).clamp(min=1))
-    return torch.cat(found)
+        found.append((precision.double() * relevant).sum(dim=1) / relevant.sum(dim=1).clamp(min=1))
+    return torch.cat(found).cpu().numpy()
 
 
-def untrained_twin(network: nn.Module, *, seed: int = 0) -> nn.Module:
+def untrained_twin(network: Network, *, seed: int = 0) -> Network:
     """The same network as if it had learned nothing: a copy whose layers start anew, the same for the same seed.
 
     What no layer resets (class tokens, position embeddings, layer scales) is drawn with a standard deviation of 0.02.
@@ -139,3 +166,11 @@ def untrained_twin(network: nn.Module, *, seed: int = 0) -> nn.Module:
             for parameter in module.parameters(recurse=False):
                 parameter.copy_(torch.randn(parameter.shape) * 0.02)
     return twin
+
+
+PROBES: dict[str, tuple[str, Callable[..., np.ndarray]]] = {
+    "knn": (f"{NEIGHBOURS} nearest neighbours", knn_right),
+    "linear": ("logistic regression", linear_right),
+    "retrieval": ("mean average precision of retrieval", average_precisions),
+}
+"""Probe → (what it is, (training vectors, validation vectors) → a score in [0, 1] for each validation image)."""

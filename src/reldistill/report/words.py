@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 NONE = "–"
 
@@ -87,3 +88,12 @@ def large(value: float | None) -> str:
         if value >= 0.9995 * unit:
             return f"{_three(value / unit)} {name}"
     return f"{value:.0f}"
+
+
+def classes_in_words(classes: Sequence[str]) -> str:
+    """How many classes images are labelled with.
+
+    >>> classes_in_words(["cat", "dog"]), classes_in_words([])
+    ('2 classes', 'no labels')
+    """
+    return f"{len(classes)} classes" if classes else "no labels"

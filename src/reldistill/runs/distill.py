@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reldistill.core.checks import UserError
+from reldistill.core.types import BesideTeacher
 from reldistill.data.images import Images
 from reldistill.methods.build import build_distiller, method_names
 from reldistill.methods.plan import Choices
@@ -18,6 +19,7 @@ from reldistill.runs.opening import open_student, open_teacher, read_images, tru
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
 from reldistill.tasks.base import AnyTask, task_of
+from reldistill.training.progress import say
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings, flat_settings
 
 
@@ -59,6 +61,11 @@ def distill(
         student = open_student(networks, images, task=task, seed=training.seed)
         distiller = build_pair(networks, images, training, task=task, student=student, teacher=network)
         teacher = trusted_teacher(network, images, training, task=task)
+        if isinstance(distiller.task, BesideTeacher):
+            distiller.task.beside(teacher.measured)
+        if distiller.left_out:
+            parts = ", ".join(distiller.left_out)
+            say(f"left out of {networks.method}: {parts} (they need class scores of the teacher, or labels)")
         cache = open_cache(networks, distiller, network, images, training)
         run = Run(task, settings, out=out, previous=previous, student=student, teacher=teacher, method=networks.method)
         return fit(run, distiller, images, training, cache=cache)

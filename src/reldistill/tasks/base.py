@@ -112,7 +112,10 @@ class Look(Protocol[Seen]):
         ...
 
     def beside(self, teacher: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-        """`agreement`, `calibration_error` and `correlation_gap` by the teacher's `reference_arrays`, or None."""
+        """`agreement`, `calibration_error` and `correlation_gap` by the teacher's `reference_arrays`, or None.
+
+        Asked for before `arrays` and `score`, which may depend on the teacher too.
+        """
         ...
 
     @classmethod
@@ -259,7 +262,7 @@ class Task(Protocol[Read]):
 
 
 @runtime_checkable
-class TakesHeadless(Protocol[Read]):
+class TakesHeadless(Protocol[Seen]):
     """A task with this too takes networks without class scores as teachers."""
 
     def open_headless(
@@ -267,7 +270,7 @@ class TakesHeadless(Protocol[Read]):
         name: str,
         *,
         role: Role,
-        images: Read,
+        images: Seen,
         image_size: int | None = None,
         weights: str | None = None,
         pretrained: bool = False,
@@ -276,7 +279,7 @@ class TakesHeadless(Protocol[Read]):
         """A network without its class scores, whatever their number."""
         ...
 
-    def trusted(self, teacher: OpenedNetwork, images: Read, measure: Measure) -> tuple[Evaluator, str]:
+    def trusted(self, teacher: OpenedNetwork, images: Seen, measure: Measure) -> tuple[Evaluator, str]:
         """What was found of such a teacher by its features, and in one line; UserError where it knows nothing."""
         ...
 

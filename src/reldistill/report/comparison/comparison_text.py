@@ -17,7 +17,18 @@ from reldistill.report.comparison.summary import BASE, Comparison, Summary
 from reldistill.report.paired import ALONE
 from reldistill.report.record import encode
 from reldistill.report.seeds import METHOD, SeedDifference
-from reldistill.report.words import NONE, count, decimals, duration, large, percent, signed, size, times
+from reldistill.report.words import (
+    NONE,
+    classes_in_words,
+    count,
+    decimals,
+    duration,
+    large,
+    percent,
+    signed,
+    size,
+    times,
+)
 
 _LEAST_COLUMNS = 4
 
@@ -267,6 +278,6 @@ def setting(comparison: Comparison) -> str:
     )
     return (
         f"{learners} taught by {teacher['name']} ({count(teacher['parameters'])}) on {data['name']}: "
-        f"{len(data['classes'])} classes, {data['train_images']:,} training, {data['val_images']:,} validation and "
-        f"{data['test_images']:,} test images."
+        f"{classes_in_words(data['classes'])}, {data['train_images']:,} training, {data['val_images']:,} validation "
+        f"and {data['test_images']:,} test images."
     )

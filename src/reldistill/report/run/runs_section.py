@@ -177,10 +177,10 @@ def reproduce_section(records: Sequence[RunRecord], names: Sequence[str]) -> str
 
 def _data(record: RunRecord) -> dict[str, Any]:
     data = record.data
-    classes = ", ".join(data.classes[:12]) + (", …" if len(data.classes) > 12 else "")
+    named = ", ".join(data.classes[:12]) + (", …" if len(data.classes) > 12 else "")
     return {
         "name": data.name,
-        "classes": f"{len(data.classes)}: {classes}",
+        "classes": f"{len(data.classes)}: {named}" if data.classes else "no labels",
         "images": f"{data.train_images:,} training, {data.val_images:,} validation",
         "image size": f"{data.image_size} × {data.image_size} px",
         "fingerprint": data.fingerprint or NONE,

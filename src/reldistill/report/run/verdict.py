@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from reldistill.report.intervals import Difference
 from reldistill.report.paired import Row, baseline_of, comparison_table, difference, in_order, labels, role_of
 from reldistill.report.record import RunRecord
-from reldistill.report.words import count, decimals, known, percent, signed, span, times
+from reldistill.report.words import classes_in_words, count, decimals, known, percent, signed, span, times
 
 
 def verdict(records: Sequence[RunRecord]) -> str:
@@ -46,7 +46,7 @@ def setting(records: Sequence[RunRecord]) -> list[str]:
         if not alone_of_pair:
             images = f"{data.train_images:,} training and {data.val_images:,} validation images"
             learner = f"{student.name} ({count(student.parameters)} parameters){source}"
-            lines[f"{learner} on {data.name}: {len(data.classes)} classes, {images}."] = None
+            lines[f"{learner} on {data.name}: {classes_in_words(data.classes)}, {images}."] = None
     return list(lines)
 
 

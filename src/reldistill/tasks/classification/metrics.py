@@ -13,7 +13,7 @@ from torch.nn import functional
 from reldistill.core.safe_files import write_bytes
 from reldistill.core.types import Batch, ClassLabels, FeatureSource, Wanted
 from reldistill.data.loader import Loader
-from reldistill.networks.probes import Labelled, neighbour_votes, pooled_of
+from reldistill.networks.probes import Labelled, PooledVectors, neighbour_votes
 from reldistill.relations.across_ranks import sum_over_ranks
 
 CORRECT_FILE = "val_correct.npy"
@@ -110,7 +110,10 @@ class NeighbourAccuracy(Accuracy):
 
     def _logits(self, network: FeatureSource, batch: Batch) -> Tensor:
         if self._known is None:
-            self._known = pooled_of(network, self._bank, device=batch.images.device)
+            bank = PooledVectors()
+            for known in self._bank:
+                bank.update(network, known.to(batch.images.device))
+            self._known = bank.labelled
         said = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
         if said is None:
             raise ValueError(f"{network.name} gives no pooled vector: there is nothing to measure")

@@ -1,0 +1,79 @@
+"""How a student of features is measured: whether it relates images as its teacher does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reldistill.core.safe_files import write_arrays
+from reldistill.core.types import Batch, FeatureSource, Wanted
+from reldistill.relations.across_ranks import sum_over_ranks
+from reldistill.report.agreement import agreement, similarities
+
+SIMILARITIES_FILE = "similarities.npz"
+COMPARED = 2000
+"""Images whose relations are compared, at most."""
+KEPT = 500
+"""Images whose similarities are kept for intervals, at most."""
+
+
+class Relations:
+    """How alike student and teacher relate images to each other, percent; see `report.agreement`.
+
+    Args:
+        teacher: (n, D′), the teacher's pooled vectors of the images that are compared; None measures the teacher.
+    """
+
+    score = "relations"
+
+    def __init__(self, teacher: np.ndarray | None = None) -> None:
+        self._teacher = teacher
+        self.start("cpu")
+
+    def start(self, device: torch.device | str) -> None:
+        """Forget everything."""
+        self._rows: list[tuple[Tensor, Tensor]] = []
+        self.found: dict[str, float] = {}
+
+    @torch.no_grad()
+    def update(self, network: FeatureSource, batch: Batch) -> None:
+        """Keep the pooled vectors of one batch."""
+        said = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
+        if said is None or batch.indices is None:
+            raise ValueError("relations need a network's pooled vectors and the images' indices")
+        self._rows.append((batch.indices.to(said.device), said.float()))
+
+    def values(self) -> dict[str, float]:
+        """`relations`; every process has to ask, and gets the same."""
+        indices = torch.cat([indices for indices, _ in self._rows])
+        said = torch.cat([vectors for _, vectors in self._rows])
+        count = int(sum_over_ranks(torch.tensor(len(indices), device=said.device)))
+        vectors = said.new_zeros(count, said.shape[1])
+        vectors[indices] = said
+        self.vectors = sum_over_ranks(vectors)[torch.from_numpy(spread(count, COMPARED))].cpu().numpy()
+        if self._teacher is None:
+            self.found = {"relations": 100.0}
+        else:
+            both = similarities(self.vectors), similarities(self._teacher)
+            self.found = {"relations": float(agreement(*both)[0])}
+        return self.found
+
+    def write(self, folder: Path) -> str | None:
+        """Keep both networks' similarities of some images, for intervals by draws of images."""
+        if self._teacher is None:
+            return None
+        chosen = spread(len(self.vectors), KEPT)
+        write_arrays(
+            folder / SIMILARITIES_FILE,
+            student=similarities(self.vectors[chosen]).astype(np.float32),
+            teacher=similarities(self._teacher[chosen]).astype(np.float32),
+        )
+        return SIMILARITIES_FILE
+
+
+def spread(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of `count` positions, evenly spread."""
+    return np.linspace(0, count - 1, min(count, limit)).astype(np.int64)
