@@ -81,6 +81,7 @@ PARTS = {
     "cwd": ["cwd"],
     "ickd": ["ickd"],
     "patch_kl": ["patch_kl"],
+    "features": ["features.pooled", "features.patches", "patch_kl"],
     "sp": ["sp"],
     "cc": ["kd", "cc"],
     "pkt": ["pkt"],
@@ -623,7 +624,7 @@ WITHOUT_CLASSES = [name for name, one in METHODS.items() if one.terms and one.ne
 
 
 def test_relations_features_and_samples_need_no_classes() -> None:
-    named = "serkd sekd rkd sp pkt cc ickd cwd at fitnets vid patch_kl leap reviewkd ofd mgd crd"
+    named = "serkd sekd rkd sp pkt cc ickd cwd at fitnets vid patch_kl features leap reviewkd ofd mgd crd"
     assert set(named.split()) <= set(WITHOUT_CLASSES)
     assert not any(METHODS[name].needs_class_scores or METHODS[name].needs_labels for name in WITHOUT_CLASSES)
 

@@ -13,14 +13,16 @@ from reldistill.losses.crd import CRD
 from reldistill.losses.cskd import CSKD
 from reldistill.losses.deit_hard import DeiTHard
 from reldistill.losses.deit_soft import DeiTSoft
+from reldistill.losses.features import ProjectedFeatures
 from reldistill.losses.leap import LEAP
 from reldistill.losses.mgd import MGD
 from reldistill.losses.ofd import OFD
+from reldistill.losses.patch_kl import PatchKL
 from reldistill.losses.reviewkd import ReviewKD
 from reldistill.losses.simkd import SimKD
 from reldistill.losses.vid import VID
 from reldistill.methods.plan import Plan
-from reldistill.networks.adapters import EachLevel, NormedProjection, PixelwiseRegressor
+from reldistill.networks.adapters import EachLevel, LinearProjection, NormedProjection, PixelwiseRegressor
 from reldistill.networks.extract import Extractor
 from reldistill.networks.fusion import AttentionFusion
 from reldistill.networks.reused_head import ReusedHead, averaged_level
@@ -96,6 +98,23 @@ def mgd(plan: Plan) -> list[Term]:
         )
         for student, teacher in plan.pairs(1)
     ]
+
+
+def features(plan: Plan) -> list[Term]:
+    """The pooled vectors and the deepest pair of levels of more than one cell, each through a linear map; patch_kl."""
+    terms = []
+    for student, teacher in plan.pairs(1, smallest=2):
+        name = f"pooled+{student.name}->pooled+{teacher.name}:linear"
+        plan.adapters[name] = EachLevel(
+            [
+                nn.Linear(plan.student.pooled_size, plan.teacher.pooled_size),
+                LinearProjection(student.channels, teacher.channels, teacher_size=_size(teacher)),
+            ]
+        )
+        loss, places = plan.loss("features", ProjectedFeatures), (("pooled", student.name), ("pooled", teacher.name))
+        terms.append(plan.term("features", loss, *places, {"pooled": 1.0, "patches": 1.0}, adapter=name))
+        terms.append(plan.term("patch_kl", plan.loss("patch_kl", PatchKL), student.name, teacher.name, 1.0))
+    return terms
 
 
 def simkd(plan: Plan) -> list[Term]:
