@@ -246,6 +246,8 @@ class Discs:
         """`discs:COUNT`."""
         return data.startswith("discs:")
 
+    reads = claims
+
     def read(self, data, *, batch_size, seed, workers, models) -> DiscImages:  # type: ignore[no-untyped-def]
         """Draw them."""
         count = data.data.removeprefix("discs:")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from reldistill.core.checks import UserError
     from reldistill.core.tasks import register_task
     from reldistill.core.types import Batch, ClassLabels, Features, LevelInfo, StepOutput
+    from reldistill.data.image_data import ImageData, load_images
     from reldistill.methods.build import build_distiller
     from reldistill.methods.plan import Choices
     from reldistill.networks.extract import Extractor
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from reldistill.step.curriculum import WarmUp
     from reldistill.step.distiller import Distiller
     from reldistill.step.term import Term
-    from reldistill.tasks.classification.images import ImageData, load_images
     from reldistill.tasks.classification.objective import Classification
     from reldistill.tasks.detection.boxes import Boxes
     from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
@@ -72,6 +72,7 @@ _MODULES = {
     "core.checks": ["UserError"],
     "core.tasks": ["register_task"],
     "core.types": ["Batch", "ClassLabels", "Features", "LevelInfo", "StepOutput"],
+    "data.image_data": ["ImageData", "load_images"],
     "methods.build": ["build_distiller"],
     "methods.plan": ["Choices"],
     "networks.extract": ["Extractor"],
@@ -82,7 +83,6 @@ _MODULES = {
     "step.curriculum": ["WarmUp"],
     "step.distiller": ["Distiller"],
     "step.term": ["Term"],
-    "tasks.classification.images": ["ImageData", "load_images"],
     "tasks.classification.objective": ["Classification"],
     "tasks.detection.boxes": ["Boxes"],
     "tasks.detection.networks.detector_extract": ["DetectorExtractor"],

@@ -118,7 +118,7 @@ def test_data_that_are_not_there_are_one_line(task: Any, row: Row) -> None:
 def test_its_score_is_measured(task: Any, row: Row, tmp_path: Path) -> None:
     images, training = read(task, row, row.data(tmp_path)), TrainSettings(batch_size=2)
     network = task.open(row.model, role="student", images=images, arguments=row.arguments)
-    measured = measure(network, images, task.objective(training, images))
+    measured = measure(network, images.val, task.objective(training, images).evaluator())
     assert measured.score == task.report.score.name
     assert measured.score in measured.found
     assert measured.found[measured.score] <= 100

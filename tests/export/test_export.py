@@ -75,7 +75,7 @@ def test_safetensors_load_strictly_into_the_bare_network(runs: Path, student: st
 
 @pytest.mark.parametrize("student", ["cnn", "vit"])
 def test_exported_network_is_as_right_as_the_record_says(runs: Path, student: str) -> None:
-    from reldistill.tasks.classification.images import load_images
+    from reldistill.data.image_data import load_images
 
     network = bare(student).eval()
     network.load_state_dict(load_file(runs / student / "student.safetensors"), strict=True)

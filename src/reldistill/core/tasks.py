@@ -17,6 +17,7 @@ FALLBACK = "classification"
 _TASKS = {
     "classification": "reldistill.tasks.classification.task:ClassificationTask",
     "detection": "reldistill.tasks.detection.task:DetectionTask",
+    "features": "reldistill.tasks.features.task:FeaturesTask",
 }
 _opened: dict[str, Any] = {}
 _of_files: dict[str, tuple[ModuleType, str]] = {}
@@ -109,7 +110,8 @@ def task_of_data(data: str, *, task: str = "auto") -> str:
     if task == "auto":
         return claiming[0] if claiming else FALLBACK
     asked = open_task(task)
-    if not asked.claims(data) and (claiming or asked.name != FALLBACK):
-        expected = known_task(claiming[0]) if claiming else asked
+    others = [name for name in claiming if name != asked.name]
+    if others or not asked.reads(data):
+        expected = known_task(others[0]) if others else asked
         raise UserError(f"--task {task} --data {data}: {expected.data_help}")
     return task

@@ -235,7 +235,7 @@ class FeatureSource(nn.Module, abc.ABC):
     Args:
         name: what to call it in messages.
         network: the bare network, which is what is saved and exported.
-        num_classes: K of its output.
+        num_classes: K of its output; 0 where that is features, no class scores.
         input_size: side that images are resized to; None where the network takes them at any size.
     """
 

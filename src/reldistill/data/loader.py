@@ -15,7 +15,7 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import Batch, ClassLabels
 from reldistill.data.augment import DRAWS, Augment, ImageTransform, augment_batch, generator_of, seed_of, to_float
 from reldistill.data.decode import BadImage
-from reldistill.data.samples import Samples
+from reldistill.data.samples import Samples, evenly
 
 Key = tuple[int, int, int]  # seed, epoch, index
 
@@ -46,16 +46,24 @@ class Pixels(Protocol):
         """End what makes the batches, such as processes, until batches are asked for again."""
 
 
+@runtime_checkable
+class PlainPixels(Pixels, Protocol):
+    """Those that can also be had without random changes."""
+
+    def plain(self, limit: int) -> Pixels:
+        """At most `limit` images, evenly over the classes, as validation shows them."""
+
+
 class MemoryPixels:
     """Images held in memory; a batch is made by index, all its images at once.
 
     Args:
         pixels: (n, S, S, 3) uint8.
-        labels: (n,) int64.
+        labels: (n,) int64; None for images without labels.
         augment: what to do to the images; None for validation.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor, augment: Augment | None) -> None:
+    def __init__(self, pixels: Tensor, labels: Tensor | None, augment: Augment | None) -> None:
         self.pixels, self.labels, self.augment = pixels.contiguous(), labels, augment
 
     def __len__(self) -> int:
@@ -73,7 +81,14 @@ class MemoryPixels:
             else:
                 chosen = draws.index_select(0, plan.indices[plan.mine]).to(pixels.device)
                 images = augment_batch(pixels, chosen, self.augment)
-            yield Batch(images, ClassLabels(self.labels.index_select(0, mine)), mine)
+            targets = None if self.labels is None else ClassLabels(self.labels.index_select(0, mine))
+            yield Batch(images, targets, mine)
+
+    def plain(self, limit: int) -> MemoryPixels:
+        """At most `limit` images, evenly over the classes, without random changes."""
+        labels = torch.zeros(len(self), dtype=torch.int64) if self.labels is None else self.labels
+        chosen = evenly(labels.tolist(), limit)
+        return MemoryPixels(self.pixels[chosen], None if self.labels is None else self.labels[chosen], None)
 
     def close(self) -> None:
         """Nothing runs."""
@@ -173,11 +188,19 @@ class Workers:
 
 
 class DiskPixels:
-    """Images decoded whenever they are needed, by worker processes (0 = here)."""
+    """Images decoded whenever they are needed, by worker processes (0 = here).
 
-    def __init__(self, samples: Samples, transform: ImageTransform, *, workers: int) -> None:
+    Args:
+        samples: the images.
+        transform: what is done to each.
+        workers: the number of processes.
+        labelled: whether their labels mean something.
+    """
+
+    def __init__(self, samples: Samples, transform: ImageTransform, *, workers: int, labelled: bool = True) -> None:
         self.samples = samples
-        self.labels = torch.as_tensor(samples.labels, dtype=torch.int64)
+        self.labels = torch.as_tensor(samples.labels, dtype=torch.int64) if labelled else None
+        self._side, self._processes = transform.side, workers
         self._workers = Workers(_ImageFiles(samples, transform), workers=workers)
 
     def __len__(self) -> int:
@@ -186,7 +209,12 @@ class DiskPixels:
     def batches(self, seed: int, epoch: int, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
         """The planned batches, in order."""
         for mine, pixels in self._workers.answers(seed, epoch, plans):
-            yield Batch(to_float(pixels), ClassLabels(self.labels[mine]), mine)
+            yield Batch(to_float(pixels), None if self.labels is None else ClassLabels(self.labels[mine]), mine)
+
+    def plain(self, limit: int) -> DiskPixels:
+        """At most `limit` images, evenly over the classes, without random changes."""
+        transform, labelled = ImageTransform(self._side, None), self.labels is not None
+        return DiskPixels(self.samples.limited(limit), transform, workers=self._processes, labelled=labelled)
 
     def close(self) -> None:
         """End the worker processes."""
@@ -240,6 +268,16 @@ class Loader:
         if count is not None and count < 1:
             raise ValueError(f"count: expected at least 1 view, got {count}")
         self._views = None if count is None else (count, seed)
+
+    def plain(self, limit: int) -> Loader:
+        """At most `limit` of the images, evenly over the classes, in order and without random changes, of every rank.
+
+        Raises:
+            ValueError: when these images can't be had so.
+        """
+        if not isinstance(self._pixels, PlainPixels):
+            raise ValueError(f"{type(self._pixels).__name__} has no images without random changes")
+        return Loader(self._pixels.plain(limit), batch_size=self.batch_size, training=False)
 
     def shard(self, rank: int, world_size: int) -> None:
         """Make only this process's part of every batch from now on: which process it is may be known late."""

@@ -66,14 +66,7 @@ class Samples:
 
     def limited(self, limit: int | None) -> Samples:
         """At most `limit` images, as evenly over the classes as they allow, in their order."""
-        if limit is None or limit >= len(self):
-            return self
-        seen: dict[int, int] = {}
-        turns = []
-        for position, label in enumerate(self.labels):
-            turns.append((seen.setdefault(label, 0), label, position))
-            seen[label] += 1
-        return self.subset(sorted(position for _, _, position in sorted(turns)[:limit]))
+        return self if limit is None or limit >= len(self) else self.subset(evenly(self.labels, limit))
 
 
 @dataclass(frozen=True)
@@ -106,9 +99,24 @@ class Splits:
         held_out = {} if self.test is None else {"test": self.test}
         return {"train": self.train, "val": self.val, **held_out}
 
+    def without_labels(self) -> Splits:
+        """The same images, of no class."""
+        parts = {name: replace(samples, labels=[0] * len(samples)) for name, samples in self.parts.items()}
+        return replace(self.with_parts(parts), classes=())
+
     def with_parts(self, parts: Mapping[str, Samples]) -> Splits:
         """The same with other images in its parts."""
         return replace(self, train=parts["train"], val=parts["val"], test=parts.get("test"))
+
+
+def evenly(labels: Sequence[int], limit: int) -> list[int]:
+    """Positions of at most `limit` images, as evenly over the classes as they allow, in their order."""
+    seen: dict[int, int] = {}
+    turns = []
+    for position, label in enumerate(labels):
+        turns.append((seen.setdefault(label, 0), label, position))
+        seen[label] += 1
+    return sorted(position for _, _, position in sorted(turns)[:limit])
 
 
 def by_hash(positions: Iterable[int], names: Sequence[str], *, prefix: str = "") -> list[int]:

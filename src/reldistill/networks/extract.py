@@ -43,7 +43,8 @@ class Extractor(FeatureSource):
     for one forward pass and removed after it; a pass from which nobody wants logits stops at the deepest level asked.
 
     Args:
-        network: any module that maps (B, 3, H, W) to logits (B, K).
+        network: any module that maps (B, 3, H, W) to logits (B, K); one with the attribute `num_classes = 0` maps them
+            to pooled vectors (B, D) and has no logits.
         mean: per-channel mean that the network expects to be subtracted; the default leaves images as they are. As
             many numbers as images have channels.
         std: per-channel standard deviation it expects images to be divided by.
@@ -93,6 +94,11 @@ class Extractor(FeatureSource):
         """Path of the module that makes the logits; None where none was found, or before the first survey."""
         return self._classifier
 
+    @property
+    def is_headless(self) -> bool:
+        """Whether what comes out of the network are features, no class scores."""
+        return getattr(self.network, "num_classes", None) == 0
+
     def classifier(self, image_size: int) -> nn.Module | None:
         """The module that makes the logits alone; None where several heads are mixed, or none was found."""
         self._survey_at(image_size)
@@ -138,6 +144,8 @@ class Extractor(FeatureSource):
     def ask(self, images: Tensor, wanted: Wanted, *, targets: Targets | None = None) -> Features:
         """Features of images (B, 3, H, W) in [0, 1]; what they are labelled with makes no difference.
 
+        A network without class scores gives its pooled vector where logits are wanted.
+
         Raises:
             ValueError: when a detector's `scores` are wanted.
         """
@@ -178,8 +186,8 @@ class Extractor(FeatureSource):
             output = None
         vector = _as_vector(classifier_input[-1]) if classifier_input else output
         return Features(
-            logits=output if wanted.logits else None,
-            pooled=vector if wanted.pooled else None,
+            logits=output if wanted.logits and not self.is_headless else None,
+            pooled=vector if wanted.pooled or (wanted.logits and self.is_headless) else None,
             distilled=token_logits[-1] if wanted.distilled else None,
             dense=self._of_each_place(found[source]) if source else None,
             levels={name: found[name] for name in levels},
@@ -233,8 +241,11 @@ class Extractor(FeatureSource):
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
             said = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(f"{self.name} must map images (B, 3, H, W) to class scores (B, K), but returned {said}")
-        self.num_classes = logits.shape[1]
-        self._classifier, self._exact = _find_classifier(seen, logits, inputs_of)
+        if self.is_headless:
+            self.num_classes, self._classifier, self._exact = 0, None, False
+        else:
+            self.num_classes = logits.shape[1]
+            self._classifier, self._exact = _find_classifier(seen, logits, inputs_of)
         vector = _as_vector(inputs_of[self._classifier]) if self._classifier else logits
         self.pooled_size = vector.shape[1]
         self._taps = taps_of(self.network, seen, size)
@@ -248,13 +259,15 @@ class Extractor(FeatureSource):
         """The levels `auto` chooses from: the last block at each resolution, or the repeated blocks of a plain ViT.
 
         A ViT that classifies by its class token never looks at the patch tokens that its last block makes: no label has
-        trained them, and that block is left out.
+        trained them, and that block is left out. One that was trained without classes keeps it: its patch tokens are
+        what it was trained for.
         """
         self._survey_at(image_size)
         found = stages_of(self.network, {n: t.info for n, t in self._taps.items()})
         if self._untrained is None:
             tokens = [level.name for level in found if level.kind == "tokens"]
-            unheard = self._unheard(tokens, self.input_size or image_size) if tokens else set()
+            by_labels = not self.is_headless or getattr(self.network, "has_lost_head", False)
+            unheard = self._unheard(tokens, self.input_size or image_size) if tokens and by_labels else set()
             self._untrained = unheard if len(unheard) < len(tokens) else set()
         return [level for level in found if level.name not in self._untrained]
 

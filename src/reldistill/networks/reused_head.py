@@ -13,6 +13,7 @@ from torch.nn import functional
 from reldistill.core.checks import UserError
 from reldistill.core.types import LevelInfo
 from reldistill.networks.extract import Extractor, is_linear
+from reldistill.networks.headless import take_out_classifier
 
 
 class ReusedHead(nn.Module):
@@ -52,7 +53,7 @@ class ReusedHead(nn.Module):
         whole = Extractor(network)
         whole.survey(image_size)
         width = whole.pooled_size if level is None else whole.level(level, image_size).channels
-        _take_out_classifier(whole)
+        take_out_classifier(whole)
         self.backbone = Extractor(network)
         self.backbone.survey(image_size)
         self.level = level
@@ -146,13 +147,6 @@ def averaged_level(network: Extractor, image_size: int) -> LevelInfo | None:
     """
     feed = network.feed(image_size)
     return feed.level if feed is not None and feed.by_mean else None
-
-
-def _take_out_classifier(network: Extractor) -> None:
-    path = network.classifier_path
-    if path is not None:
-        parent, _, name = path.rpartition(".")
-        setattr(network.network.get_submodule(parent), name, nn.Identity())
 
 
 def _map_projector(width: int, channels: int, *, rectified: bool) -> nn.Sequential:

@@ -22,7 +22,7 @@ from reldistill.core.types import FeatureSource
 from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
 from reldistill.networks.weights import read_weights, weights_file
-from reldistill.networks.zoo import LoadedNetwork, Role, list_networks, load_network
+from reldistill.networks.zoo import Head, LoadedNetwork, Role, list_networks, load_network
 
 _KEY = "reldistill"
 
@@ -96,6 +96,7 @@ def open_network(
     weights: str | None = None,
     pretrained: bool = False,
     arguments: Mapping[str, Any] | None = None,
+    head: Head = "own",
 ) -> OpenedNetwork:
     """A network by name or from a run folder, surveyed at the size it will see.
 
@@ -107,6 +108,7 @@ def open_network(
         weights: file to load.
         pretrained: take the weights that timm or torchvision publish.
         arguments: keyword arguments of the constructor.
+        head: `none` takes it without its class scores, whatever their number.
 
     Raises:
         UserError: when name, weights and classes don't go together.
@@ -114,7 +116,13 @@ def open_network(
     run = run_folder(name)
     if run is not None:
         return _open_run(
-            run, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=arguments or {}
+            run,
+            role=role,
+            num_classes=num_classes,
+            image_size=image_size,
+            weights=weights,
+            arguments=arguments or {},
+            head=head,
         )
     loaded = load_network(
         name,
@@ -124,6 +132,7 @@ def open_network(
         image_size=image_size,
         arguments=arguments,
         role=role,
+        head=head,
     )
     given = dict(arguments or {})
     return _opened(loaded, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=given)
@@ -137,26 +146,32 @@ def _open_run(
     image_size: int | None,
     weights: str | None,
     arguments: Mapping[str, Any],
+    head: Head,
 ) -> OpenedNetwork:
     """The network of a finished run, by the card in its weights."""
     card = read_card(run / LAST_WEIGHTS)
     if card.detector is not None:
         raise UserError(f"{run} is a run of detection: {known_task('detection').data_help}")
     weights, image_size = weights or str(run / LAST_WEIGHTS), image_size or card.input_size
-    num_classes = card.num_classes if num_classes is None else num_classes
+    num_classes = card.num_classes or None if num_classes is None else num_classes
     given = {**card.arguments, **arguments}
-    head = card.reused_head
+    reused = card.reused_head
+    if reused is not None and head == "none":
+        raise UserError(f"{run}: its classifier is another network's (simkd), so it can't be taken without")
+    if not card.num_classes and role != "student":
+        head = "none"  # it never had one
     loaded = load_network(
         card.name,
         num_classes=num_classes,
-        weights=weights if head is None else None,
+        weights=weights if reused is None else None,
         image_size=image_size,
         arguments=given,
-        role=role if head is None else "student",
+        role=role if reused is None else "student",
+        head=head,
     )
-    if head is not None:
+    if reused is not None:
         made = ReusedHead(
-            loaded.module, image_size=loaded.input_size or image_size, num_classes=card.num_classes, **head
+            loaded.module, image_size=loaded.input_size or image_size, num_classes=card.num_classes, **reused
         )
         module = _loaded_with(made, weights, name=card.name)
         loaded = replace(loaded, module=module, pretrained=weights)
@@ -165,7 +180,7 @@ def _open_run(
     opened = _opened(
         loaded, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=given
     )
-    return replace(opened, card=replace(opened.card, classes=card.classes, reused_head=head))
+    return replace(opened, card=replace(opened.card, classes=card.classes, reused_head=reused))
 
 
 def _opened(
@@ -183,7 +198,7 @@ def _opened(
         loaded.module, mean=loaded.mean, std=loaded.std, input_size=loaded.input_size, name=loaded.name
     )
     extractor.survey(image_size or size)
-    if num_classes is not None and extractor.num_classes != num_classes:
+    if num_classes is not None and extractor.num_classes not in (0, num_classes):
         raise UserError(
             f"the {role} {name} expects {extractor.num_classes} classes, the data have {num_classes}: give weights "
             f"that were trained on these classes (reldistill train makes them)"

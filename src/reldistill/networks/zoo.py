@@ -6,6 +6,7 @@ networks (`-` and `_` alike, as in `wrn-16-2`); timm; torchvision's names that t
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import logging
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from reldistill.core.checks import UserError, one_line
 from reldistill.core.tasks import task_naming
 from reldistill.networks import cifar
+from reldistill.networks.headless import head_weights, without_head
 from reldistill.networks.sources import HUB_PREFIXES, BuiltNetwork, Source, TimmSource, TorchvisionSource
 from reldistill.networks.user_file import FileSource
 from reldistill.networks.weights import fitting_names, load_weights, mismatch, read_weights
@@ -32,6 +34,7 @@ __all__ = ["ListedNetwork", "LoadedNetwork", "list_networks", "load_network", "l
 logger = logging.getLogger(__name__)
 
 Role = Literal["student", "teacher", "model"]
+Head = Literal["own", "none"]
 
 _TORCHVISION = "torchvision/"
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<factory>\w*))?")
@@ -86,18 +89,20 @@ def load_network(
     image_size: int | None = None,
     arguments: Mapping[str, Any] | None = None,
     role: Role = "model",
+    head: Head = "own",
 ) -> LoadedNetwork:
     """Build a network by name, load its weights, and measure what it says and which images it takes.
 
     Args:
         name: see this module's beginning.
-        num_classes: K of the data; None takes what the network has.
+        num_classes: K of the data; None takes what the network has. A teacher without class scores is taken as it is.
         weights: a weights file or a run folder; it outweighs `pretrained`.
         pretrained: take the weights that timm or torchvision offer.
         image_size: side of the data's images; a network whose size can be chosen is made for it, unless its
             pretrained weights are used as they are.
         arguments: for the network's maker, e.g. `{"patch_size": 4, "depth": 6}` for a transformer of timm.
         role: a student may start from random weights or get a new classifier; a teacher never.
+        head: `none` takes the network without its class scores, whatever their number, see `headless.without_head`.
 
     Raises:
         UserError: unknown name or argument, weights that are missing or don't fit, a class count that differs from
@@ -108,31 +113,42 @@ def load_network(
     chosen = dict(arguments or {})
     for reserved in _OWN_ARGUMENTS:
         if reserved in chosen:
-            raise UserError(f"{what}: {reserved!r} can't be among the arguments: it has an option of its own")
+            raise UserError(
+                f"{what}: {reserved!r} can't be among the arguments: it has an option of its own (--teacher-head none "
+                f"takes a teacher without its classes)"
+            )
     if image_size is not None and image_size < 1:
         raise UserError(f"{what}: image size must be positive, got {image_size}")
     state = None if weights is None else read_weights(weights, what=what)
     pretrained = pretrained and weights is None
     _check_origin(source, role=role, what=what, has_weights=state is not None, pretrained=pretrained)
     from_file = isinstance(source, FileSource)
+    known = source.pretrained_classes()
+    if role == "teacher" and known == 0:
+        head = "none"  # it never had one
     keeps_head = pretrained and role != "student" and not from_file
-    known = source.pretrained_classes() if pretrained else None
-    if keeps_head and known is not None and num_classes not in (None, known):
+    if keeps_head and head == "own" and known is not None and num_classes not in (None, known):
         raise _wrong_classes(what, role=role, found=known, wanted=num_classes)
     built = _build(
         source,
         what=what,
-        num_classes=None if keeps_head else num_classes,
+        num_classes=None if keeps_head or head == "none" else num_classes,
         pretrained=pretrained,
         image_size=None if keeps_head or "img_size" in chosen or not source.takes_size() else image_size,
         arguments=chosen,
         state=state,
         weights=weights,
+        role=role,
+        head=head,
     )
-    classes, input_size = _measure(built, what=what, image_size=image_size)
-    if num_classes not in (None, classes):
+    classes, input_size = _measure(built, image_size=image_size, what=what)
+    if head == "none" and classes:
+        side = input_size or _sides(built, image_size)[0]
+        without_head(built.module, image_size=side, what=what, own=from_file)
+        classes = 0
+    if num_classes not in (None, classes) and not (classes == 0 and (head == "none" or role == "teacher")):
         raise _wrong_classes(what, role=role, found=classes, wanted=num_classes)
-    if pretrained and known is not None and known != classes:
+    if pretrained and known is not None and classes and known != classes:
         logger.info("%s: its classifier for %d classes starts from random weights", what, classes)
     _warn_of_namesake(name, image_size=image_size)
     origin = source.label if pretrained or from_file else "no"
@@ -237,8 +253,11 @@ def _check_origin(source: Source, *, role: Role, what: str, has_weights: bool, p
 
 
 def _wrong_classes(what: str, *, role: Role, found: int, wanted: int | None) -> UserError:
+    if not found:
+        return UserError(f"{what} has no class scores: measure its features by reldistill evaluate --probe")
     remedy = {
-        "teacher": "train a teacher first (reldistill train …) or pass --teacher-weights FILE",
+        "teacher": "train a teacher first (reldistill train …), pass --teacher-weights FILE, or take it without its "
+        "classes (--teacher-head none)",
         "student": "let its factory take num_classes",
         "model": "give the weights of a network that was trained on these classes",
     }[role]
@@ -255,6 +274,8 @@ def _build(
     arguments: Mapping[str, Any],
     state: dict[str, Tensor] | None,
     weights: str | Path | None,
+    role: Role,
+    head: Head,
 ) -> BuiltNetwork:
     """The network with its weights, made for `image_size` where that works, else for its own size."""
     problems: list[UserError] = []
@@ -269,24 +290,47 @@ def _build(
             return built
         named = fitting_names(built.module, state)
         misfit = mismatch(built.module, named)
+        if misfit is not None and (head == "none" or role == "student"):
+            own = isinstance(source, FileSource)
+            named, misfit = _body(named, built, misfit, image_size=image_size, what=what, own=own)
+            if misfit is None and head == "own":
+                logger.warning(
+                    "%s: its head starts from random weights, all other %d tensors from %s", what, len(named), weights
+                )
         if misfit is None:
             built.module.load_state_dict(named, strict=False)
             return built
-        problems.append(UserError(f"{what}: {weights} {misfit}"))
+        remedy = ", or take it without its classes: --teacher-head none" if role == "teacher" and head == "own" else ""
+        problems.append(UserError(f"{what}: {weights} {misfit}{remedy}"))
     raise problems[0]
 
 
-def _measure(built: BuiltNetwork, *, what: str, image_size: int | None) -> tuple[int, int | None]:
-    """(K, the side that images must have or None), by dry runs."""
-    if getattr(built.module, "num_classes", None) == 0:
-        raise UserError(f"{what} has no classifier: it says features, not classes")
+def _body(
+    state: dict[str, Tensor], built: BuiltNetwork, misfit: str, *, image_size: int | None, what: str, own: bool
+) -> tuple[dict[str, Tensor], str | None]:
+    """The weights that are not the head's, and what is wrong with these."""
+    for side in _sides(built, image_size):
+        with contextlib.suppress(UserError):  # not a side that the network takes, or no head that could be told apart
+            head = head_weights(built.module, image_size=side, what=what, own=own)
+            body = {name: tensor for name, tensor in state.items() if name not in head}
+            whole = {name: tensor for name, tensor in built.module.state_dict().items() if name in head}
+            return body, mismatch(built.module, {**body, **whole})
+    return state, misfit
+
+
+def _sides(built: BuiltNetwork, image_size: int | None) -> list[int]:
+    """Sides of images to try a network at."""
     if image_size is None:
-        sides = [built.own_size or 224, 32]
-    else:
-        # Before its own size, the next side that halves evenly five times, as most networks want.
-        sides = [image_size, -(-image_size // 32) * 32, built.own_size or 224]
+        return list(dict.fromkeys([built.own_size or 224, 32]))
+    # Before its own size, the next side that halves evenly five times, as most networks want.
+    return list(dict.fromkeys([image_size, -(-image_size // 32) * 32, built.own_size or 224]))
+
+
+def _measure(built: BuiltNetwork, *, what: str, image_size: int | None) -> tuple[int, int | None]:
+    """(K, the side that images must have or None), by dry runs; K is 0 for a network without class scores."""
+    headless = getattr(built.module, "num_classes", None) == 0
     problems = []
-    for side in dict.fromkeys(sides):
+    for side in _sides(built, image_size):
         try:
             said = _dry_run(built.module, side)
         except Exception as error:
@@ -295,9 +339,10 @@ def _measure(built: BuiltNetwork, *, what: str, image_size: int | None) -> tuple
         if not isinstance(said, Tensor) or said.ndim != 2:
             shape = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
             raise UserError(f"{what} returns {shape} for one image: expected logits of shape (1, K)")
+        classes = 0 if headless else said.shape[1]
         if image_size not in (None, side) or not _runs(built.module, side + 32):
-            return said.shape[1], side
-        return said.shape[1], None
+            return classes, side
+        return classes, None
     raise UserError(f"{what} fails on images: {'; '.join(problems)}")
 
 

@@ -42,7 +42,7 @@ def evaluate(
     images.val.batch_size = TrainSettings(batch_size=batch_size).for_task(data.task).step_images
     images.val.shard(0, 1)
     opened = _open(network, images, task=task, is_run=is_run, image_size=data.image_size)
-    found = measure(opened, images, task.objective(training, images), precision=precision).found
+    found = measure(opened, images.val, task.objective(training, images).evaluator(), precision=precision).found
     return {
         "model": network.model,
         "weights": opened.pretrained,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ import torch
 from reldistill.core.checks import UserError
 from reldistill.core.types import Evaluator
 from reldistill.data.images import Images
-from reldistill.methods.build import TaskObjective
+from reldistill.data.loader import Loader
 from reldistill.networks.saved import OpenedNetwork, run_folder
-from reldistill.tasks.base import AnyTask, task_of
+from reldistill.tasks.base import AnyTask, takes_headless, task_of
 from reldistill.training.progress import say
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 from reldistill.training.trainer import device_count, has_gpu, resolve_precision
@@ -64,7 +65,8 @@ def open_teacher(networks: PairSettings, images: Images, *, task: AnyTask, seed:
     """The teacher, with weights and with the data's classes; one without is the same for the same seed."""
     L.seed_everything(seed, verbose=False)
     is_named = not networks.teacher_weights and ".py:" not in networks.teacher and not run_folder(networks.teacher)
-    return task.open(
+    headless = networks.teacher_head == "none"
+    return (takes_headless(task, teacher=networks.teacher).open_headless if headless else task.open)(
         networks.teacher,
         role="teacher",
         images=images,
@@ -89,30 +91,36 @@ def open_student(networks: PairSettings, images: Images, *, task: AnyTask, seed:
 
 
 def trusted_teacher(network: OpenedNetwork, images: Images, training: TrainSettings, *, task: AnyTask) -> Teacher:
-    """A teacher and what was measured of it; UserError where nothing could be learned from it."""
-    measured = measure(
-        network,
-        images,
-        task.objective(training, images),
+    """A teacher and what was measured of it; UserError where nothing could be learned from it.
+
+    One without class scores is judged by its features, as the task knows how.
+    """
+    how = functools.partial(
+        measure,
         precision=resolve_precision(training.precision, training.accelerator),
         accelerator=training.accelerator,
         channels_last=training.channels_last,
     )
-    say(f"teacher {network.card.name}: {task.in_brief(measured.found, images.val.images)}")
-    task.check_teacher(network, measured.found, images)
+    if network.extractor.num_classes:
+        measured = how(network, images.val, task.objective(training, images).evaluator())
+        say(f"teacher {network.card.name}: {task.in_brief(measured.found, images.val.images)}")
+        task.check_teacher(network, measured.found, images)
+        return Teacher(network, measured)
+    measured, said = takes_headless(task, teacher=network.card.name).trusted(network, images, how)
+    say(said)
     return Teacher(network, measured)
 
 
 def measure(
     network: OpenedNetwork,
-    images: Images,
-    objective: TaskObjective,
+    batches: Loader,
+    evaluator: Evaluator,
     *,
     precision: str = "32-true",
     accelerator: str = "auto",
     channels_last: bool = True,
 ) -> Evaluator:
-    """How a network does on the validation images: the objective's evaluator, asked.
+    """How a network does on images that come in order: the evaluator, asked.
 
     In the layout of training, and by default in that of its default: another one rounds sums otherwise, and boxes of
     almost equal scores swap.
@@ -121,9 +129,8 @@ def measure(
     extractor = network.extractor.to(device).eval()
     if channels_last:
         extractor.to(memory_format=torch.channels_last)
-    evaluator = objective.evaluator()
     evaluator.start(device)
-    for batch in images.val:
+    for batch in batches:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
             evaluator.update(extractor, batch.to(device))
     evaluator.values()

@@ -192,7 +192,8 @@ class Distiller(nn.Module):
         modules += [adapter for name, adapter in self.adapters.items() if name not in used]
         idle: list[Tensor] = [p for module in modules for p in module.parameters() if p.requires_grad]
         if not self.task_weight and not any("logits" in term.student_places for term in active):
-            idle += student.losses.values() if student.logits is None else [student.logits]
+            said = [vector for vector in (student.logits, student.pooled) if vector is not None]
+            idle += said or student.losses.values()
         return sum((0.0 * tensor.float().sum() for tensor in idle), 0.0)
 
     def _terms(self) -> list[Term]:

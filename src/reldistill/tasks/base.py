@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
+from reldistill.core.checks import UserError
 from reldistill.core.tasks import known_task, open_task
 from reldistill.report.task_report import TaskReport
 from reldistill.training.defaults import TrainDefaults
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from reldistill.core.types import Batch, Evaluator
     from reldistill.data.images import Images
+    from reldistill.data.loader import Loader
     from reldistill.methods.build import TaskObjective, TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
@@ -73,6 +75,15 @@ class Companions:
     files: Mapping[Path, str] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
     said: str = ""
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """Asks an evaluator about a network, as training would run it."""
+
+    def __call__(self, network: OpenedNetwork, batches: Loader, evaluator: Evaluator) -> Evaluator:
+        """The evaluator, with its values found."""
+        ...
 
 
 Read = TypeVar("Read", bound="Images")
@@ -154,6 +165,10 @@ class Task(Protocol[Read]):
 
     def claims(self, data: str) -> bool:
         """Whether a data set's name alone says that it is for this task, e.g. `coco:DIR`."""
+        ...
+
+    def reads(self, data: str) -> bool:
+        """Whether `--task` may ask for this task with such a data set; no other task claims it."""
         ...
 
     def read(
@@ -243,6 +258,29 @@ class Task(Protocol[Read]):
         ...
 
 
+@runtime_checkable
+class TakesHeadless(Protocol[Read]):
+    """A task with this too takes networks without class scores as teachers."""
+
+    def open_headless(
+        self,
+        name: str,
+        *,
+        role: Role,
+        images: Read,
+        image_size: int | None = None,
+        weights: str | None = None,
+        pretrained: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> OpenedNetwork:
+        """A network without its class scores, whatever their number."""
+        ...
+
+    def trusted(self, teacher: OpenedNetwork, images: Read, measure: Measure) -> tuple[Evaluator, str]:
+        """What was found of such a teacher by its features, and in one line; UserError where it knows nothing."""
+        ...
+
+
 AnyTask: TypeAlias = Task[Any]
 """A task, whatever images it reads."""
 
@@ -250,6 +288,15 @@ AnyTask: TypeAlias = Task[Any]
 def task_of(data: DataSettings) -> AnyTask:
     """The task that the images are labelled for."""
     return cast(AnyTask, open_task(data.task))
+
+
+def takes_headless(task: AnyTask, *, teacher: str) -> TakesHeadless[Any]:
+    """The task as one that takes teachers without class scores; UserError for others."""
+    if not isinstance(task, TakesHeadless):
+        raise UserError(
+            f"the teacher {teacher} has no class scores, and a teacher for {task.name} needs a head of its own"
+        )
+    return task
 
 
 def task_named(name: str) -> AnyTask:

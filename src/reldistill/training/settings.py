@@ -75,6 +75,8 @@ class PairSettings:
         student: the same for the student.
         method: a method's name (see: reldistill list methods), or several joined by +.
         teacher_weights: a .safetensors or .pth file with the teacher's weights; otherwise the published ones are taken.
+        teacher_head: none takes the teacher without its class scores, whatever their number: its features and relations
+            remain. A teacher that never had any needs no saying so.
         teacher_image_size: side of the images the teacher gets; by default what it needs, else the student's.
         teacher_arguments: keyword arguments for the teacher's constructor.
         student_weights: weights that the student starts from.
@@ -96,6 +98,7 @@ class PairSettings:
     student: str
     method: str = "serkd"
     teacher_weights: str | None = None
+    teacher_head: Literal["own", "none"] = "own"
     teacher_image_size: int | None = None
     teacher_arguments: dict[str, Any] = field(default_factory=dict)
     student_weights: str | None = None
@@ -111,6 +114,7 @@ class PairSettings:
 
     def __post_init__(self) -> None:
         """Check what can be checked without networks."""
+        _check_words(self)
         _check_range("balance", self.balance, 0)
         _check_range("cache_views", self.cache_views, 1)
         _check_range("warm up", self.warm_up, 0, 1)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from reldistill.core.types import Batch, ClassLabels, Wanted
+from reldistill.data.image_data import ImageData
 from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
-from reldistill.tasks.classification.images import ImageData
 from reldistill.training.settings import TrainSettings
 from reldistill.training.trainer import has_gpu, resolve_precision
 

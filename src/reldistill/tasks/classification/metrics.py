@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from reldistill.core.safe_files import write_bytes
 from reldistill.core.types import Batch, ClassLabels, FeatureSource, Wanted
+from reldistill.data.loader import Loader
+from reldistill.networks.probes import Labelled, neighbour_votes, pooled_of
 from reldistill.relations.across_ranks import sum_over_ranks
 
 CORRECT_FILE = "val_correct.npy"
@@ -40,9 +42,7 @@ class Accuracy:
     @torch.no_grad()
     def update(self, network: FeatureSource, batch: Batch) -> None:
         """Measure one batch."""
-        logits = network.ask(batch.images, Wanted()).logits
-        if logits is None:
-            raise ValueError("the network gives no logits: classification measures class scores")
+        logits = self._logits(network, batch)
         labels = batch.targets_as(ClassLabels).labels
         hits = logits.argmax(dim=1) == labels
         loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
@@ -72,6 +72,13 @@ class Accuracy:
         write_bytes(folder / CORRECT_FILE, buffer.getvalue())
         return CORRECT_FILE
 
+    def _logits(self, network: FeatureSource, batch: Batch) -> Tensor:
+        """(B, K)."""
+        logits = network.ask(batch.images, Wanted()).logits
+        if logits is None:
+            raise ValueError("the network gives no logits: classification measures class scores")
+        return logits
+
     def _by_image(self) -> Tensor | None:
         """(images,) booleans; None where the images are not known by an index each."""
         if not self._hits:
@@ -82,3 +89,30 @@ class Accuracy:
         flat = torch.zeros(self.images, dtype=torch.int64, device=indices.device)
         flat[indices] = torch.cat([h for _, h in self._hits]).long()
         return sum_over_ranks(flat).bool().cpu()
+
+
+class NeighbourAccuracy(Accuracy):
+    """The same of a network without class scores: what the nearest of some labelled images say, by its pooled vectors.
+
+    Args:
+        bank: labelled images without random changes; the network is asked about them at its first batch.
+        classes: K.
+    """
+
+    def __init__(self, bank: Loader, *, classes: int) -> None:
+        self._bank, self._classes = bank, classes
+        super().__init__()
+
+    def start(self, device: torch.device | str) -> None:
+        """Forget everything; count on that device from now on."""
+        super().start(device)
+        self._known: Labelled | None = None
+
+    def _logits(self, network: FeatureSource, batch: Batch) -> Tensor:
+        if self._known is None:
+            self._known = pooled_of(network, self._bank, device=batch.images.device)
+        said = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
+        if said is None:
+            raise ValueError(f"{network.name} gives no pooled vector: there is nothing to measure")
+        votes = neighbour_votes(said, self._known, classes=self._classes)
+        return votes.clamp(min=torch.finfo(votes.dtype).tiny).log()

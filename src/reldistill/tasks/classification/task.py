@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
 from reldistill.data.left_out import in_words
 from reldistill.report.intervals import wilson_interval
-from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Task
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Measure, TakesHeadless, Task
 from reldistill.tasks.classification.reporting import REPORT
 from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
+    from reldistill.core.types import Evaluator
+    from reldistill.data.image_data import ImageData
     from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
-    from reldistill.tasks.classification.images import ImageData
     from reldistill.tasks.classification.objective import Classification
     from reldistill.training.settings import DataSettings, TrainSettings
+
+BANK, ASKED = 2000, 1000
+"""By how many images a teacher without class scores is judged, at most: of training, and of validation."""
 
 
 class ClassificationTask:
@@ -50,11 +55,15 @@ class ClassificationTask:
         """Never by name: any folder may hold class folders."""
         return False
 
+    def reads(self, data: str) -> bool:
+        """Whatever no other task claims."""
+        return True
+
     def read(
         self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
     ) -> ImageData:
         """The images of folders, archives and data sets by name."""
-        from reldistill.tasks.classification.images import load_images
+        from reldistill.data.image_data import load_images
 
         return load_images(
             data.data,
@@ -115,6 +124,31 @@ class ClassificationTask:
             arguments=arguments,
         )
 
+    def open_headless(
+        self,
+        name: str,
+        *,
+        role: Role,
+        images: ImageData,
+        image_size: int | None = None,
+        weights: str | None = None,
+        pretrained: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> OpenedNetwork:
+        """A network without its class scores."""
+        from reldistill.networks.saved import open_network
+
+        return open_network(
+            name,
+            role=role,
+            num_classes=None,
+            image_size=image_size or images.image_size,
+            weights=weights,
+            pretrained=pretrained,
+            arguments=arguments,
+            head="none",
+        )
+
     def open_alone(
         self, name: str, *, num_classes: int | None, image_size: int | None, arguments: Mapping[str, Any]
     ) -> OpenedNetwork:
@@ -132,6 +166,25 @@ class ClassificationTask:
                 f"guessing gets {chance:.1f} %: its weights are not for these classes or not in this order (it was not "
                 f"used)"
             )
+
+    def trusted(self, teacher: OpenedNetwork, images: ImageData, measure: Measure) -> tuple[Evaluator, str]:
+        """The nearest training images' classes; UserError where guessing does as well, or the network untrained."""
+        from reldistill.networks.probes import untrained_twin
+        from reldistill.tasks.classification.metrics import NeighbourAccuracy
+
+        asked, bank, classes = images.val.plain(ASKED), images.train.plain(BANK), len(images.classes)
+        found = measure(teacher, asked, NeighbourAccuracy(bank, classes=classes))
+        twin = replace(teacher, extractor=untrained_twin(teacher.extractor))
+        untrained = measure(twin, asked, NeighbourAccuracy(bank, classes=classes)).found["accuracy"]
+        chance, (low, high) = 100 / classes, _interval(found.found, asked.images)
+        said = (
+            f"teacher {teacher.card.name}: by the nearest neighbours of its features {found.found['accuracy']:.1f} % "
+            f"({low:.1f} to {high:.1f}) of {asked.images:,} validation images right; guessing {chance:.1f} %, the same "
+            f"network without weights {untrained:.1f} %"
+        )
+        if low <= max(chance, untrained):
+            raise UserError(f"{said}: its weights know nothing of these images (it was not used)")
+        return found, said
 
     def objective(self, training: TrainSettings, images: ImageData) -> Classification:
         """Cross entropy."""
@@ -173,3 +226,4 @@ def _interval(found: Mapping[str, float], images: int) -> list[float]:
 
 if TYPE_CHECKING:
     _: Task[ImageData] = ClassificationTask()
+    __: TakesHeadless[ImageData] = ClassificationTask()

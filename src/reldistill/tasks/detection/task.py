@@ -54,6 +54,10 @@ class DetectionTask:
         """`coco:DIR`, `voc:DIR` and `yolo:DIR`."""
         return is_detection(data)
 
+    def reads(self, data: str) -> bool:
+        """Only what it claims."""
+        return self.claims(data)
+
     def read(
         self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
     ) -> DetectionData:

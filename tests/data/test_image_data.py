@@ -13,8 +13,8 @@ from PIL import Image
 
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch
-from reldistill.tasks.classification import images as classification
-from reldistill.tasks.classification.images import ImageData, load_images
+from reldistill.data import image_data
+from reldistill.data.image_data import ImageData, load_images
 from reldistill.tasks.classification.task import ClassificationTask
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -144,7 +144,7 @@ def test_the_default_size(tmp_path: Path, size: tuple[int, int], side: int, memo
 
 
 def test_one_larger_image_among_many_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classification, "PROBED", 2)
+    monkeypatch.setattr(image_data, "PROBED", 2)
     folder = make_folder(tmp_path / "data")
     Image.new("RGB", (20, 20)).save(tmp_path / "data" / "train" / "cat" / "01.png")
     data = load_images(folder, batch_size=4, workers=0)
@@ -153,9 +153,9 @@ def test_one_larger_image_among_many_is_found(tmp_path: Path, monkeypatch: pytes
 
 def test_what_does_not_fit_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(tmp_path / "data")
-    monkeypatch.setattr(classification, "MEMORY_LIMIT", 36 * 3 * 16 * 16)
+    monkeypatch.setattr(image_data, "MEMORY_LIMIT", 36 * 3 * 16 * 16)
     assert load_images(folder, batch_size=4, workers=0).in_memory
-    monkeypatch.setattr(classification, "MEMORY_LIMIT", 36 * 3 * 16 * 16 - 1)
+    monkeypatch.setattr(image_data, "MEMORY_LIMIT", 36 * 3 * 16 * 16 - 1)
     assert not load_images(folder, batch_size=4, workers=0).in_memory
     assert load_images(folder, batch_size=4, in_memory=True).in_memory
 
@@ -253,7 +253,7 @@ def test_settings_that_make_no_sense(tmp_path: Path, settings: dict[str, Any], m
 
 
 def test_counts_are_judged_before_any_image_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classification, "_look_at_all", lambda *_: pytest.fail("images were decoded"))
+    monkeypatch.setattr(image_data, "_look_at_all", lambda *_: pytest.fail("images were decoded"))
     with pytest.raises(UserError, match="larger than the 24 training images"):
         load_images(make_folder(tmp_path / "data"), batch_size=25)
 

@@ -1,4 +1,4 @@
-"""Labelled images for classification, as loaders that repeat exactly."""
+"""Images of one class each, or of none, as loaders that repeat exactly."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from reldistill.data.samples import (
     hold_out,
     processes,
 )
+from reldistill.data.unlabelled import UNLABELLED, open_unlabelled
 
 DEFAULT_SIZE = 224
 SMALL_SIDE = 64  # up to this side images are kept in memory, and their own size is the default
@@ -49,7 +50,7 @@ class ImageData:
 
     Args:
         name: what the user asked for.
-        classes: class names; a label is a position in them.
+        classes: class names; a label is a position in them. Empty for images without labels.
         train: shuffled, augmented, complete batches only.
         val: every image once, in order.
         image_size: side of the square images of a Batch.
@@ -163,6 +164,7 @@ def load_images(
     rank: int = 0,
     world_size: int = 1,
     limit: int | None = None,
+    labelled: bool = True,
 ) -> ImageData:
     """Open a data set, look at every image once, and make its loaders.
 
@@ -187,11 +189,18 @@ def load_images(
         rank: this process.
         world_size: number of processes.
         limit: use at most so many images of each split, evenly over the classes, for a quick trial.
+        labelled: False leaves the labels out; `data` may then also be `unlabelled:` and any folder or .zip of images
+            or a text file of their paths, see `data.unlabelled`.
     """
     if image_size is not None and not 4 <= image_size <= LARGEST_SIDE:
         raise UserError(f"image size {image_size}: give a number of pixels from 4 to {LARGEST_SIDE}")
     check_settings(batch_size, val_fraction, workers, limit)
-    splits = open_splits(data, val_fraction=val_fraction, download=download, hold_out_test=hold_out_test)
+    if data.startswith(UNLABELLED) and not labelled:
+        splits = open_unlabelled(data, val_fraction=val_fraction, hold_out_test=hold_out_test, open_named=open_splits)
+    else:
+        splits = open_splits(data, val_fraction=val_fraction, download=download, hold_out_test=hold_out_test)
+    if not labelled:
+        splits = splits.without_labels()
     how = Augment.named(augment, flips=splits.flips)
     if limit is not None and limit < len(splits.classes):
         raise UserError(
@@ -217,12 +226,14 @@ def load_images(
         own = how if split == "train" else None
         source: MemoryPixels | DiskPixels
         if pixels is not None:
-            source = MemoryPixels(pixels[split], torch.as_tensor(samples.labels, dtype=torch.int64), own)
+            labels = torch.as_tensor(samples.labels, dtype=torch.int64) if labelled else None
+            source = MemoryPixels(pixels[split], labels, own)
         else:
             source = DiskPixels(
                 samples,
                 ImageTransform(side, own),
                 workers=processes(workers, batches=-(-len(samples) // batch_size), world_size=world_size),
+                labelled=labelled,
             )
         loaders[split] = Loader(source, training=split == "train", **ranks)
     return ImageData(
