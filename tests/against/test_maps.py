@@ -86,6 +86,12 @@ def features_mse(student: list[Array], teacher: list[Array]) -> float:
     return sum(fitnets(ours, theirs, relative=True) for ours, theirs in zip(student, teacher, strict=True))
 
 
+def leap(student: list[Array], teacher: list[Array], *, weight: float) -> float:
+    """Zhang et al. 2026, as their code has it: patches, and the class token at a twentieth."""
+    patches, token = (fitnets(ours, theirs, relative=True) for ours, theirs in zip(student, teacher, strict=True))
+    return patches + weight * token
+
+
 def pkd(student: Array, teacher: Array) -> float:
     """Cao et al. 2022, equation 5: 1 − Pearson's r, here channel by channel over images and positions."""
     apart = [np.corrcoef(student[:, c].ravel(), teacher[:, c].ravel())[0, 1] for c in range(student.shape[1])]
@@ -207,6 +213,7 @@ STAGES = (
     [numbers(3, 4, 8, 8, seed=17), numbers(3, 5, 6, 6, seed=18, shift=-0.3), 2 * numbers(3, 6, 2, 2, seed=19)],
 )
 POOLED_AND_MAPS = [numbers(3, 7, seed=11), MAPS[0]], [numbers(3, 7, seed=12), MAPS[1]]
+MAPS_AND_TOKENS = tuple([maps, pooled_ones] for pooled_ones, maps in POOLED_AND_MAPS)
 BOXES = np.array([[[0.1, 0.2, 0.5, 0.9], [0.3, 0.3, 0.45, 0.5]], [[0.0, 0.0, 0.2, 0.3], [0.55, 0.1, 1.0, 0.35]],
                   [[0.2, 0.6, 0.9, 1.0], [0.05, 0.05, 0.95, 0.1]]])  # fmt: skip
 UNMASKED, MGD_STATE = filled(MGD(channels=4, ratio=0.0), seed=40)
@@ -271,7 +278,9 @@ def fgd_cases() -> list[Case]:
         Case("vid", with_variances, *MAPS, lambda s, t: vid(s, t, variances=np.log1p(np.exp(ALPHAS.numpy())) + 1e-5)),
         Case("vid before training", lambda: VID(channels=4), *MAPS, lambda s, t: vid(s, t, variances=np.full(4, 5.0))),
         Case("mgd without a mask", lambda: UNMASKED, *MAPS, mgd(MGD_STATE)),
-        Case("leap", lambda: LEAP(layers=5), *MAPS, lambda s, t: fitnets(s, t, relative=True)),
+        Case("leap", lambda: LEAP(layers=5, start="first"), *MAPS, lambda s, t: fitnets(s, t, relative=False)),
+        Case("leap, relative, a class token", lambda: LEAP(layers=5, start="first", relative=True, class_token=True),
+             *MAPS_AND_TOKENS, lambda s, t: leap(s, t, weight=0.05)),
         *fgd_cases(),
     ]
 )  # fmt: skip
@@ -320,7 +329,7 @@ def test_leap_moves_on_by_linear_cka() -> None:
     alike = np.linalg.norm(centred[0].T @ centred[1]) ** 2 / (norms[0] * norms[1])
     assert linear_cka(*(torch.from_numpy(one) for one in tokens)).item() == pytest.approx(alike, rel=1e-9)
     for threshold, block in ((alike - 1e-3, 1), (alike + 1e-3, 0)):
-        loss = LEAP(layers=3, threshold=float(threshold), loss=FitNets())
+        loss = LEAP(layers=3, threshold=float(threshold), start="first")
         value = loss(torch.from_numpy(MAPS[0]), torch.from_numpy(MAPS[0] + 0.4 * MAPS[1]), progress=0.0)
         assert value.item() == pytest.approx(0.16 * (MAPS[1] ** 2).mean(), rel=1e-9)
         assert loss.chosen() == block

@@ -291,7 +291,13 @@ ROWS = [
     Row("deit_soft", DeiTSoft, normal(4, 5)),
     Row("cskd", CSKD, normal(4, 5, 4, 4, teacher=(4, 5, 2, 2)), zero_at_equal=False),
     Row("cskd-soft", partial(CSKD, targets="soft"), normal(4, 5, 3, 2)),
-    Row("leap", partial(LEAP, layers=3), normal(4, 3, 2, 2), fullgraph=False),
+    Row("leap", partial(LEAP, layers=3, start="first"), normal(4, 3, 2, 2), fullgraph=False),
+    Row(
+        "leap-class",
+        partial(LEAP, layers=3, start="first", relative=True, class_token=True),
+        several(normal(4, 3, 2, 2), normal(4, 5)),
+        fullgraph=False,
+    ),
 ]
 every_loss = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 
