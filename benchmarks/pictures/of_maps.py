@@ -146,6 +146,20 @@ def patch_kl(path: Path) -> None:
     frame.write(drawn, path, title="Which patches of a photograph resemble the circled one, for teacher and student")
 
 
+def features(path: Path) -> None:
+    """Where the student's patches point another way than the teacher's."""
+    drawn, axes = frame.figure(1, 4, height=2.1)
+    for column, name in enumerate(("cat", "coffee")):
+        row = networks.place(name)
+        student, teacher = (
+            functional.normalize(side, dim=0) for side in (networks.adapted()[row], networks.maps("teacher", 16)[row])
+        )
+        apart = 1 - (student * teacher).sum(0)
+        frame.photograph(axes[0, 2 * column], networks.small(name))
+        frame.over(axes[0, 2 * column + 1], networks.small(name), apart.numpy(), f"1 − cosine: {apart.mean():.2f}")
+    frame.write(drawn, path, title="How far the student's patches point from the teacher's, over two photographs")
+
+
 def reviewkd(path: Path) -> None:
     """A map on the pyramid of sizes on which it is compared."""
     drawn, axes = frame.figure(2, 5, height=3.15)
@@ -276,7 +290,8 @@ def fgd(path: Path) -> None:
 
 
 PICTURES = {
-    one.__name__: one for one in (serkd, sekd, fitnets, at, cwd, ickd, patch_kl, reviewkd, vid, ofd, mgd, pkd, fgd)
+    one.__name__: one
+    for one in (serkd, sekd, fitnets, at, cwd, ickd, patch_kl, features, reviewkd, vid, ofd, mgd, pkd, fgd)
 }
 
 

@@ -22,6 +22,7 @@ from reldistill.losses import (
     VID,
     FitNets,
     PatchKL,
+    ProjectedFeatures,
     ReviewKD,
     SimKD,
     pkd_loss,
@@ -69,6 +70,26 @@ def patch_kl(student: Array, teacher: Array, *, tau: float) -> float:
         chances = [softmax(one @ one.T / tau) for one in patches]
         total += [divergence(q, p) for p, q in zip(*chances, strict=True)]
     return float(np.mean(total))
+
+
+def features(student: list[Array], teacher: list[Array], *, weights: tuple[float, float]) -> float:
+    """1 − cosine, a mean over images and one over all patches."""
+    total = 0.0
+    for weight, ours, theirs in zip(weights, student, teacher, strict=True):
+        pairs = zip(*(np.moveaxis(side, 1, -1).reshape(-1, side.shape[1]) for side in (ours, theirs)), strict=True)
+        total += weight * np.mean([1 - a @ b / np.sqrt((a @ a) * (b @ b)) for a, b in pairs])
+    return float(total)
+
+
+def features_mse(student: list[Array], teacher: list[Array]) -> float:
+    """Squared differences in units of the teacher's mean square."""
+    return sum(fitnets(ours, theirs, relative=True) for ours, theirs in zip(student, teacher, strict=True))
+
+
+def leap(student: list[Array], teacher: list[Array], *, weight: float) -> float:
+    """Zhang et al. 2026, as their code has it: patches, and the class token at a twentieth."""
+    patches, token = (fitnets(ours, theirs, relative=True) for ours, theirs in zip(student, teacher, strict=True))
+    return patches + weight * token
 
 
 def pkd(student: Array, teacher: Array) -> float:
@@ -191,6 +212,8 @@ STAGES = (
     [numbers(3, 4, 8, 8, seed=7), numbers(3, 5, 6, 6, seed=8), numbers(3, 6, 2, 2, seed=9)],
     [numbers(3, 4, 8, 8, seed=17), numbers(3, 5, 6, 6, seed=18, shift=-0.3), 2 * numbers(3, 6, 2, 2, seed=19)],
 )
+POOLED_AND_MAPS = [numbers(3, 7, seed=11), MAPS[0]], [numbers(3, 7, seed=12), MAPS[1]]
+MAPS_AND_TOKENS = tuple([maps, pooled_ones] for pooled_ones, maps in POOLED_AND_MAPS)
 BOXES = np.array([[[0.1, 0.2, 0.5, 0.9], [0.3, 0.3, 0.45, 0.5]], [[0.0, 0.0, 0.2, 0.3], [0.55, 0.1, 1.0, 0.35]],
                   [[0.2, 0.6, 0.9, 1.0], [0.05, 0.05, 0.95, 0.1]]])  # fmt: skip
 UNMASKED, MGD_STATE = filled(MGD(channels=4, ratio=0.0), seed=40)
@@ -244,6 +267,9 @@ def fgd_cases() -> list[Case]:
                  lambda s, t, tau=tau: patch_kl(s, t, tau=tau))
             for tau in (0.07, 0.5)
         ),
+        Case("features", lambda: ProjectedFeatures(pooled_weight=0.7, patches_weight=3.0), *POOLED_AND_MAPS,
+             lambda s, t: features(s, t, weights=(0.7, 3.0))),
+        Case("features, mse", lambda: ProjectedFeatures(distance="mse"), *POOLED_AND_MAPS, features_mse),
         Case("pkd", PKD, *MAPS, pkd),
         Case("simkd", SimKD, *MAPS, simkd),
         Case("simkd, a larger teacher", SimKD, *LARGER, simkd),
@@ -252,7 +278,9 @@ def fgd_cases() -> list[Case]:
         Case("vid", with_variances, *MAPS, lambda s, t: vid(s, t, variances=np.log1p(np.exp(ALPHAS.numpy())) + 1e-5)),
         Case("vid before training", lambda: VID(channels=4), *MAPS, lambda s, t: vid(s, t, variances=np.full(4, 5.0))),
         Case("mgd without a mask", lambda: UNMASKED, *MAPS, mgd(MGD_STATE)),
-        Case("leap", lambda: LEAP(layers=5), *MAPS, lambda s, t: fitnets(s, t, relative=True)),
+        Case("leap", lambda: LEAP(layers=5, start="first"), *MAPS, lambda s, t: fitnets(s, t, relative=False)),
+        Case("leap, relative, a class token", lambda: LEAP(layers=5, start="first", relative=True, class_token=True),
+             *MAPS_AND_TOKENS, lambda s, t: leap(s, t, weight=0.05)),
         *fgd_cases(),
     ]
 )  # fmt: skip
@@ -301,7 +329,7 @@ def test_leap_moves_on_by_linear_cka() -> None:
     alike = np.linalg.norm(centred[0].T @ centred[1]) ** 2 / (norms[0] * norms[1])
     assert linear_cka(*(torch.from_numpy(one) for one in tokens)).item() == pytest.approx(alike, rel=1e-9)
     for threshold, block in ((alike - 1e-3, 1), (alike + 1e-3, 0)):
-        loss = LEAP(layers=3, threshold=float(threshold), loss=FitNets())
+        loss = LEAP(layers=3, threshold=float(threshold), start="first")
         value = loss(torch.from_numpy(MAPS[0]), torch.from_numpy(MAPS[0] + 0.4 * MAPS[1]), progress=0.0)
         assert value.item() == pytest.approx(0.16 * (MAPS[1] ** 2).mean(), rel=1e-9)
         assert loss.chosen() == block

@@ -28,6 +28,7 @@ from reldistill.losses.deit_hard import DeiTHard
 from reldistill.losses.deit_soft import DeiTSoft
 from reldistill.losses.dist import DIST
 from reldistill.losses.dkd import DKD
+from reldistill.losses.features import ProjectedFeatures
 from reldistill.losses.fgd import FGD
 from reldistill.losses.fitnets import FitNets
 from reldistill.losses.head_kd import HeadKD
@@ -239,6 +240,8 @@ ROWS = [
     Row("cwd", CWD, normal(4, 3, 2, 3)),
     Row("ickd", ICKD, normal(4, 3, 2, 2, teacher=(4, 3, 3, 2))),
     Row("patch_kl", PatchKL, normal(4, 3, 2, 2, teacher=(4, 5, 4, 2))),
+    Row("features", ProjectedFeatures, several(normal(4, 5), normal(4, 3, 2, 3))),
+    Row("features-mse", partial(ProjectedFeatures, distance="mse"), several(normal(4, 5), normal(4, 3, 2, 3))),
     Row("sp", SP, normal(6, 2, 2, 1, teacher=(6, 5, 1, 2))),
     Row("cc", CC, POOLED),
     Row("pkt", PKT, POOLED),
@@ -288,7 +291,13 @@ ROWS = [
     Row("deit_soft", DeiTSoft, normal(4, 5)),
     Row("cskd", CSKD, normal(4, 5, 4, 4, teacher=(4, 5, 2, 2)), zero_at_equal=False),
     Row("cskd-soft", partial(CSKD, targets="soft"), normal(4, 5, 3, 2)),
-    Row("leap", partial(LEAP, layers=3), normal(4, 3, 2, 2), fullgraph=False),
+    Row("leap", partial(LEAP, layers=3, start="first"), normal(4, 3, 2, 2), fullgraph=False),
+    Row(
+        "leap-class",
+        partial(LEAP, layers=3, start="first", relative=True, class_token=True),
+        several(normal(4, 3, 2, 2), normal(4, 5)),
+        fullgraph=False,
+    ),
 ]
 every_loss = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 

@@ -18,6 +18,10 @@ def maps(seed=0, *, samples=4):
     return [torch.randn(samples, 3, 2, 2, generator=generator, dtype=torch.float64) for _ in range(2)]
 
 
+def first(**settings):
+    return LEAP(start="first", **settings)
+
+
 def vectors(seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(12, dim, generator=generator, dtype=torch.float64) for dim in (3, 5)]
@@ -58,21 +62,22 @@ def test_cka_of_a_single_point_is_0():
 
 def test_the_value_is_the_feature_losss():
     student, teacher = maps()
-    expected = fitnets_loss(student, teacher, relative=True)
-    torch.testing.assert_close(LEAP(layers=3)(student, teacher), expected, rtol=1e-12, atol=0)
-    own = LEAP(layers=3, loss=FitNets())(student, teacher)
-    torch.testing.assert_close(own, fitnets_loss(student, teacher), rtol=1e-12, atol=0)
+    plain, relative = (fitnets_loss(student, teacher, relative=by_size) for by_size in (False, True))
+    torch.testing.assert_close(first(layers=3)(student, teacher), plain, rtol=1e-12, atol=0)
+    torch.testing.assert_close(first(layers=3, relative=True)(student, teacher), relative, rtol=1e-12, atol=0)
+    own = first(layers=3, loss=FitNets(relative=True))(student, teacher)
+    torch.testing.assert_close(own, relative, rtol=1e-12, atol=0)
 
 
 def test_moves_on_when_understood_and_stays_at_the_last():
     student, teacher = maps()
-    loss = LEAP(layers=3)
+    loss = first(layers=3)
     blocks = []
     for _ in range(5):
         loss(teacher, teacher, progress=0.0)
         blocks.append(loss.chosen())
     assert blocks == [1, 2, 2, 2, 2]
-    stays = LEAP(layers=3, longest_stay=1.0)
+    stays = first(layers=3, longest_stay=1.0)
     for _ in range(5):
         stays(student, teacher, progress=0.0)
     assert stays.chosen() == 0
@@ -81,7 +86,7 @@ def test_moves_on_when_understood_and_stays_at_the_last():
 
 def test_smoothing_asks_for_several_batches():
     _, teacher = maps()
-    loss = LEAP(layers=3, smoothing=0.4)
+    loss = first(layers=3, smoothing=0.4)
     blocks = []
     for _ in range(8):  # 0.4, 0.64, 0.784, 0.8704, and again from 0
         loss(teacher, teacher)
@@ -91,7 +96,7 @@ def test_smoothing_asks_for_several_batches():
 
 def test_moves_on_after_the_longest_stay():
     student, teacher = maps()
-    loss = LEAP(layers=4, threshold=1.0, longest_stay=0.25)
+    loss = first(layers=4, threshold=1.0, longest_stay=0.25)
     blocks = []
     for progress in (0.0, 0.2, 0.25, 0.3, 0.45, 0.5, 0.7, 0.8, 0.99):
         loss(student, teacher, progress=progress)
@@ -101,18 +106,18 @@ def test_moves_on_after_the_longest_stay():
 
 def test_eval_mode_leaves_the_block_alone():
     _, teacher = maps()
-    loss = LEAP(layers=3).eval()
+    loss = first(layers=3).eval()
     loss(teacher, teacher, progress=1.0)
     assert loss.chosen() == 0
 
 
 def test_state_is_in_the_state_dict_with_the_feature_losss():
     _, teacher = maps()
-    loss = LEAP(layers=3, smoothing=0.6, loss=Scaled())
+    loss = first(layers=3, smoothing=0.6, loss=Scaled())
     for _ in range(3):
         loss(teacher, teacher, progress=0.01)
     assert set(loss.state_dict()) == {"block", "alignment", "begun", "loss.scale"}
-    restored = LEAP(layers=3, smoothing=0.6, loss=Scaled())
+    restored = first(layers=3, smoothing=0.6, loss=Scaled())
     restored.load_state_dict(loss.state_dict())
     for one in (loss, restored):
         one(teacher, teacher, progress=0.02)
@@ -133,13 +138,13 @@ class Scaled(nn.Module):
 @settings(max_examples=15, deadline=None)
 def test_order_of_the_samples(seed):
     student, teacher = maps(seed)
-    one, other = LEAP(layers=3, longest_stay=1.0), LEAP(layers=3, longest_stay=1.0)
+    one, other = first(layers=3, longest_stay=1.0), first(layers=3, longest_stay=1.0)
     torch.testing.assert_close(one(student.flip(0), teacher.flip(0)), other(student, teacher), rtol=1e-10, atol=0)
     torch.testing.assert_close(one.alignment, other.alignment)
 
 
 def aligned(rank, world_size):
-    loss = LEAP(layers=3, longest_stay=1.0)
+    loss = first(layers=3, longest_stay=1.0)
     loss(*(one.chunk(world_size)[rank] for one in maps()))
     return loss.alignment
 
@@ -151,6 +156,51 @@ def test_ranks_see_the_alignment_of_the_whole_batch():
     torch.testing.assert_close(first, aligned(0, 1))
 
 
+def test_the_first_batch_finds_the_block_that_is_most_alike():
+    student, noise = maps()
+    blocks = tuple(student + share * noise for share in (3.0, 0.9, 0.4, 0.8, 5.0))
+    flat = [one.flatten(2).transpose(1, 2).flatten(0, 1) for one in (student, *blocks)]
+    assert max(range(5), key=lambda i: linear_cka(flat[0], flat[1 + i]).item()) == 2
+    loss = LEAP(layers=5, threshold=1.0)
+    assert loss.chosen() is None
+    value = loss(student, blocks, progress=0.3)
+    torch.testing.assert_close(value, fitnets_loss(student, blocks[2]), rtol=1e-12, atol=0)
+    assert (loss.chosen(), loss.begun.item()) == (2, pytest.approx(0.3))
+    torch.testing.assert_close(loss(student, blocks[2], progress=0.3), value)
+    restored = LEAP(layers=5)
+    restored.load_state_dict(loss.state_dict())
+    assert restored.chosen() == 2
+    at_once = LEAP(layers=5, threshold=0.5)
+    at_once(student, blocks, progress=0.0)
+    assert at_once.chosen() == 3
+
+
+def test_the_first_call_in_eval_mode_finds_it_without_a_trace():
+    student, noise = maps()
+    loss = LEAP(layers=2).eval()
+    value = loss(student, (student + 2 * noise, student + noise))
+    torch.testing.assert_close(value, fitnets_loss(student, student + noise), rtol=1e-12, atol=0)
+    assert loss.chosen() is None
+    with pytest.raises(ValueError, match="expected the first call to have all 2 blocks, got 1"):
+        loss(student, (student,))
+
+
+def test_the_class_token_is_a_part_of_its_own():
+    (student, teacher), (ours, theirs) = maps(), vectors()
+    pair = (student, ours), (teacher, theirs[:, :3, None, None])
+    loss = first(layers=3, class_token=True, class_weight=0.5)
+    parts = loss.parts(*pair)
+    torch.testing.assert_close(parts["patches"], fitnets_loss(student, teacher), rtol=1e-12, atol=0)
+    torch.testing.assert_close(parts["class"], fitnets_loss(ours, theirs[:, :3]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss(*pair), parts["patches"] + 0.5 * parts["class"], rtol=1e-12, atol=0)
+    assert list(loss.parts(*pair, names=["class"])) == ["class"]
+    best = LEAP(layers=2, class_token=True, threshold=1.0)
+    best(pair[0], ((teacher, theirs[:, :3]), (student, ours)))
+    assert best.chosen() == 1
+    with pytest.raises(ValueError, match="student: expected patches and class, got 1 tensors"):
+        loss(student, pair[1])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -158,8 +208,10 @@ def test_ranks_see_the_alignment_of_the_whole_batch():
         ({"layers": 2, "threshold": 0.0}, r"threshold must lie in \(0, 1\], got 0.0"),
         ({"layers": 2, "smoothing": 1.5}, r"smoothing must lie in \(0, 1\], got 1.5"),
         ({"layers": 2, "longest_stay": 0.0}, r"longest_stay must lie in \(0, 1\]"),
+        ({"layers": 2, "start": "last"}, "start must be one of best, first, got 'last'"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         LEAP(**settings)

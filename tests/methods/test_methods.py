@@ -12,6 +12,7 @@ from torch import nn
 
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch, ClassLabels, Evaluator, Features, LevelInfo
+from reldistill.losses.leap import linear_cka
 from reldistill.methods.build import LevelTerms, build_distiller, build_terms, method_names
 from reldistill.methods.learned import train_distillation_token
 from reldistill.methods.plan import LABELS, Choices
@@ -81,6 +82,7 @@ PARTS = {
     "cwd": ["cwd"],
     "ickd": ["ickd"],
     "patch_kl": ["patch_kl"],
+    "features": ["features.pooled", "features.patches", "patch_kl"],
     "sp": ["sp"],
     "cc": ["kd", "cc"],
     "pkt": ["pkt"],
@@ -467,7 +469,7 @@ def test_cskds_pairs() -> None:
 
 @pytest.mark.parametrize(("student", "level"), [("cnn", "stage3"), ("vit", "blocks.2")])
 def test_leap_goes_through_the_teachers_blocks_and_stops_there(student: str, level: str) -> None:
-    settings = {"leap": {"longest_stay": 0.25, "threshold": 1.0}}
+    settings = {"leap": {"longest_stay": 0.25, "threshold": 1.0, "start": "first"}}
     module = build("leap", student, "vit", settings=settings, levels=[(level, f"blocks.{i}") for i in range(4)])
     ran: list[str] = []
     for name, block in module.teachers["teacher"].network.blocks.named_children():
@@ -475,7 +477,7 @@ def test_leap_goes_through_the_teachers_blocks_and_stops_there(student: str, lev
     for progress, blocks in ((0.0, "0"), (0.25, "0"), (0.3, "01"), (0.5, "01"), (0.75, "012"), (0.8, "0123")):
         ran.clear()
         step = module(batch(), progress=progress)
-        assert list(step.parts) == ["task", "leap"]
+        assert list(step.parts) == ["task", "leap.patches", "leap.class"]
         assert "".join(ran) == blocks, progress
     step.total.backward()
     assert all(p.grad is not None and p.grad.any() for p in module.adapters.parameters())
@@ -483,11 +485,38 @@ def test_leap_goes_through_the_teachers_blocks_and_stops_there(student: str, lev
 
 def test_leaps_levels() -> None:
     (term,) = build("leap", teacher="vit").terms
-    assert term.student == "stage3"
-    assert term.teacher[:3] == ("blocks.0", "blocks.1", "blocks.2")
+    assert term.weights == {"patches": 1.0, "class": 0.05}
+    assert term.teacher[1] == ("blocks.1@norm", "blocks.1@norm@class")
+    assert term.student == ("stage3", "pooled")
+    assert term.loss.threshold == 0.85
+    assert len(term.teacher_places) == 2 * len(term.teacher) == 6, "the first batch looks at all"
+    assert build("leap", teacher="vit", images=1_281_167).terms[0].loss.threshold == 0.8
+    assert build("leap", teacher="vit", settings={"leap": {"threshold": 0.6}}).terms[0].loss.threshold == 0.6
     levels = [("stage2", "blocks.1"), ("stage2", "blocks.3")]
     (term,) = build("leap", teacher="vit", levels=levels).terms
-    assert (term.student, term.teacher, term.teacher_places) == ("stage2", ("blocks.1", "blocks.3"), ("blocks.1",))
+    assert term.teacher == (("blocks.1", "blocks.1@class"), ("blocks.3", "blocks.3@class"))
+    averaging = VisionTransformer(img_size=32, patch_size=4, embed_dim=32, depth=4, num_heads=2, num_classes=CLASSES,
+                                  class_token=False, global_pool="avg")  # fmt: skip
+    (term,) = build("leap", teacher=Extractor(averaging)).terms
+    assert (term.student, term.teacher[0], term.weights) == ("stage3", "blocks.0", {"patches": 1.0})
+
+
+def test_leap_begins_where_the_first_batch_says() -> None:
+    module = build("leap", teacher="vit", settings={"leap": {"threshold": 1.0}})
+    loss = module.terms[0].loss
+    assert loss.chosen() is None
+    with torch.no_grad():
+        theirs = module.ask_teacher(batch().images)
+        student = module.student(batch().images, levels=("stage3",)).levels["stage3"]
+        ours = next(iter(module.adapters.values()))[0](student).movedim(1, -1).flatten(0, 2)
+    alike = [linear_cka(ours, theirs[f"blocks.{i}@norm"].movedim(1, -1).flatten(0, 2)).item() for i in range(3)]
+    module(batch())
+    assert loss.chosen() == max(range(3), key=alike.__getitem__)
+    assert len(module.terms[0].teacher_places) == 2
+    step = module(batch())
+    assert list(step.parts) == ["task", "leap.patches", "leap.class"]
+    step.total.backward()
+    assert all(p.grad is not None and p.grad.any() for p in module.adapters.parameters())
     with pytest.raises(UserError, match=r"^leap compares one level of the student with several of the teacher"):
         build("leap", teacher="vit", levels=[("stage1", "blocks.1"), ("stage2", "blocks.3")])
     with pytest.raises(UserError, match=r"^leap needs a teacher of several blocks .*: large cnn is none$"):
@@ -623,7 +652,7 @@ WITHOUT_CLASSES = [name for name, one in METHODS.items() if one.terms and one.ne
 
 
 def test_relations_features_and_samples_need_no_classes() -> None:
-    named = "serkd sekd rkd sp pkt cc ickd cwd at fitnets vid patch_kl leap reviewkd ofd mgd crd"
+    named = "serkd sekd rkd sp pkt cc ickd cwd at fitnets vid patch_kl features leap reviewkd ofd mgd crd"
     assert set(named.split()) <= set(WITHOUT_CLASSES)
     assert not any(METHODS[name].needs_class_scores or METHODS[name].needs_labels for name in WITHOUT_CLASSES)
 
@@ -635,7 +664,8 @@ def test_methods_that_need_no_labels_and_no_classes(method: str) -> None:
         method, student=network("cnn", "student"), teacher=teacher, image_size=SIDE, task=Unlabelled(), images=50
     )
     step = module(Batch(batch().images, None, batch().indices))
-    expected = [part for part in {**PARTS, "leap": ["leap"]}[method] if part != "kd"]
+    leap = {"leap": ["leap.patches", "leap.class"]}
+    expected = [part for part in {**PARTS, **leap}[method] if part != "kd"]
     assert list(step.parts) == ["task", *expected]
     step.total.backward()
     assert "logits" not in {place for term in module.terms for place in term.teacher_places}

@@ -148,6 +148,23 @@ def test_a_loss_that_chooses_a_place() -> None:
     assert term.of_teacher({"y": TEACHER}) is TEACHER
 
 
+def test_a_loss_that_chooses_after_it_has_seen_all() -> None:
+    class Last(Gap):
+        number: int | None = None
+
+        def chosen(self) -> int | None:
+            return self.number
+
+    loss = Last()
+    term = Term("t", loss, student="a", teacher=(("x", "x@class"), ("y", "y@class")), weights=1.0)
+    said = {"x": 1 * TEACHER, "x@class": 2 * TEACHER, "y": 3 * TEACHER, "y@class": 4 * TEACHER}
+    assert term.teacher_places == tuple(said)
+    assert term.of_teacher(said) == ((said["x"], said["x@class"]), (said["y"], said["y@class"]))
+    loss.number = 1
+    assert term.teacher_places == ("y", "y@class")
+    assert term.of_teacher(said) == (said["y"], said["y@class"])
+
+
 @pytest.mark.parametrize("batch", [None, Batch(torch.rand(1, 3, 2, 2), ClassLabels(torch.tensor([4])))])
 def test_what_the_batch_lacks(batch: Batch | None) -> None:
     class ByIndex(nn.Module):

@@ -206,7 +206,7 @@ def test_resuming_a_finished_run_returns_its_record_at_once(world: Path) -> None
 VIT_TEACHER = VIT.replace('"depth":2', '"depth":3')
 MEMORIES = {
     "crd+mgd": {"teacher": "teacher", "settings": '{"crd":{"negatives":8,"dim":8}}'},
-    "leap": {"teacher": "vit-teacher", "settings": '{"leap":{"longest_stay":0.4,"smoothing":0.5}}'},
+    "leap": {"teacher": "vit-teacher", "settings": '{"leap":{"longest_stay":0.4,"smoothing":0.5,"start":"first"}}'},
 }
 
 

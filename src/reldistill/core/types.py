@@ -153,8 +153,19 @@ TEACHER = "teacher"
 OUTPUTS = ("logits", "pooled", "distilled", "dense", "scores")
 """The places of a network that are no levels: what comes out of it."""
 
+THROUGH_NORM = "@norm"
+"""At the end of a level's name: patch tokens as the network's final norm would give them, e.g. `blocks.3@norm`."""
+
+CLASS_TOKEN = "@class"
+"""At the end of a level's name, after `@norm` where both are: its class token, as a map of one cell."""
+
 CLASS_SCORES = ("logits", "distilled", "dense", "scores")
 """Those of them that say something of each class."""
+
+
+def holds_map(place: str) -> bool:
+    """Whether a place of a network is a level with a map or patch tokens, no output and no class token."""
+    return place not in OUTPUTS and not place.endswith(CLASS_TOKEN)
 
 
 @dataclass(frozen=True)
@@ -188,7 +199,7 @@ class Wanted:
     """What a network is asked for. What nobody wants is not computed where that can be helped.
 
     Args:
-        levels: names of levels.
+        levels: names of levels, those that end in `@norm` or `@class` too.
         logits: the logits; of a detector in training mode, its own losses on labelled boxes.
         pooled: the classifier's input.
         distilled: the logits of a distillation token.
@@ -308,8 +319,8 @@ class LossInParts(Protocol):
 class ChoosesPlace(Protocol):
     """A loss that looks at one of the teacher's places that a Term names, so that the teacher can stop there."""
 
-    def chosen(self) -> int:
-        """Its number, from 0, at the next call."""
+    def chosen(self) -> int | None:
+        """Its number, from 0, at the next call; None where that call takes all of them, as a tuple."""
         ...
 
 

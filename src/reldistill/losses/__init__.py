@@ -11,6 +11,7 @@ from reldistill.losses.deit_hard import DeiTHard, deit_hard_loss
 from reldistill.losses.deit_soft import DeiTSoft, deit_soft_loss
 from reldistill.losses.dist import DIST, dist_loss
 from reldistill.losses.dkd import DKD, dkd_loss
+from reldistill.losses.features import ProjectedFeatures, features_loss
 from reldistill.losses.fgd import FGD
 from reldistill.losses.fitnets import FitNets, fitnets_loss
 from reldistill.losses.head_kd import HeadKD, head_kd_loss
@@ -57,6 +58,7 @@ __all__ = [
     "HeadKD",
     "LogitStd",
     "PatchKL",
+    "ProjectedFeatures",
     "ReviewKD",
     "SeRKD",
     "SimKD",
@@ -68,6 +70,7 @@ __all__ = [
     "deit_soft_loss",
     "dist_loss",
     "dkd_loss",
+    "features_loss",
     "fitnets_loss",
     "head_kd_loss",
     "ickd_loss",

@@ -17,7 +17,7 @@ from reldistill.methods.table import METHODS
 from reldistill.networks.extract import Extractor
 from reldistill.step.balance import Balance
 from reldistill.step.distiller import TASK, Distiller
-from reldistill.step.term import Place, Term
+from reldistill.step.term import Place, Places, Term
 
 
 class Unavailable(UserError):
@@ -168,7 +168,7 @@ def build_terms(method: str, source: TermSource, plan: PairPlan[Any]) -> list[Te
         UserError: when a method, level, setting or weight is not known, levels are given that nothing uses, or nothing
             of the method is left.
     """
-    terms: dict[tuple[str, Place, Place], Term] = {}
+    terms: dict[tuple[str, Place, Places], Term] = {}
     left_out: dict[str, Unavailable | None] = {}
     for name in method_names(method):
         try:

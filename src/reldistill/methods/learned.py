@@ -5,22 +5,26 @@ Each function takes a plan and returns its method's terms; `reldistill.methods.t
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import LevelInfo
+from reldistill.core.types import CLASS_TOKEN, THROUGH_NORM, LevelInfo
 from reldistill.losses.crd import CRD
 from reldistill.losses.cskd import CSKD
 from reldistill.losses.deit_hard import DeiTHard
 from reldistill.losses.deit_soft import DeiTSoft
+from reldistill.losses.features import ProjectedFeatures
 from reldistill.losses.leap import LEAP
 from reldistill.losses.mgd import MGD
 from reldistill.losses.ofd import OFD
+from reldistill.losses.patch_kl import PatchKL
 from reldistill.losses.reviewkd import ReviewKD
 from reldistill.losses.simkd import SimKD
 from reldistill.losses.vid import VID
 from reldistill.methods.plan import Plan
-from reldistill.networks.adapters import EachLevel, NormedProjection, PixelwiseRegressor
+from reldistill.networks.adapters import EachLevel, LinearProjection, NormedProjection, PixelwiseRegressor, map_adapter
 from reldistill.networks.extract import Extractor
 from reldistill.networks.fusion import AttentionFusion
 from reldistill.networks.reused_head import ReusedHead, averaged_level
@@ -98,6 +102,23 @@ def mgd(plan: Plan) -> list[Term]:
     ]
 
 
+def features(plan: Plan) -> list[Term]:
+    """The pooled vectors and the deepest pair of levels of more than one cell, each through a linear map; patch_kl."""
+    terms = []
+    for student, teacher in plan.pairs(1, smallest=2):
+        name = f"pooled+{student.name}->pooled+{teacher.name}:linear"
+        plan.adapters[name] = EachLevel(
+            [
+                nn.Linear(plan.student.pooled_size, plan.teacher.pooled_size),
+                LinearProjection(student.channels, teacher.channels, teacher_size=_size(teacher)),
+            ]
+        )
+        loss, places = plan.loss("features", ProjectedFeatures), (("pooled", student.name), ("pooled", teacher.name))
+        terms.append(plan.term("features", loss, *places, {"pooled": 1.0, "patches": 1.0}, adapter=name))
+        terms.append(plan.term("patch_kl", plan.loss("patch_kl", PatchKL), student.name, teacher.name, 1.0))
+    return terms
+
+
 def simkd(plan: Plan) -> list[Term]:
     """One term between what the two networks feed into the teacher's classifier."""
     network = plan.student.network
@@ -157,7 +178,11 @@ def _distillation_token(plan: Plan, name: str, kind: type[nn.Module], weight: fl
 
 
 def leap(plan: Plan) -> list[Term]:
-    """One term between the student's deepest level and one after the other of the teacher's blocks."""
+    """One term between the student's deepest level and one after the other of the teacher's blocks.
+
+    Blocks that nobody named are read through the teacher's final norm, where it has one. Where it has a class token,
+    the student's pooled vector is compared with that.
+    """
     pairs = plan.pairs(1)
     student = pairs[0][0]
     blocks = [teacher for _, teacher in pairs] if plan.levels else plan.teacher.stages(plan.image_size)
@@ -169,9 +194,21 @@ def leap(plan: Plan) -> list[Term]:
             f"leap needs a teacher of several blocks that say maps of one shape, a plain vision transformer: "
             f"{plan.teacher.name} is none"
         )
-    loss = plan.loss("leap", LEAP, sizes={"layers": len(blocks), "loss": None})
-    adapter = plan.adapter(student, blocks[-1])
-    return [plan.term("leap", loss, student.name, tuple(block.name for block in blocks), 1.0, adapter=adapter)]
+    names = [block.name for block in blocks]
+    if not plan.levels and all(plan.teacher.has_view(name, THROUGH_NORM) for name in names):
+        names = [f"{name}{THROUGH_NORM}" for name in names]
+    # The authors' for ImageNet, and for a tenth of its classes; where one ends and the other begins is ours.
+    settings = {"threshold": 0.85 if (plan.images or math.inf) < 500_000 else 0.8, **plan.settings.get("leap", {})}
+    with_token = all(plan.teacher.has_view(name, CLASS_TOKEN) for name in names)
+    loss = plan.loss("leap", LEAP, settings, sizes={"layers": len(blocks), "class_token": with_token, "loss": None})
+    if not with_token:
+        adapter = plan.adapter(student, blocks[-1])
+        return [plan.term("leap", loss, student.name, tuple(names), {"patches": 1.0}, adapter=adapter)]
+    both = f"{student.name}+pooled->{names[-1]}+class"
+    projections = map_adapter(student, blocks[-1]), nn.Linear(plan.student.pooled_size, blocks[-1].channels)
+    plan.adapters[both] = EachLevel(one or nn.Identity() for one in projections)
+    places = (student.name, "pooled"), tuple((name, f"{name}{CLASS_TOKEN}") for name in names)
+    return [plan.term("leap", loss, *places, {"patches": 1.0, "class": 0.05}, adapter=both)]
 
 
 def _before_relu(network: Extractor, level: LevelInfo, image_size: int) -> LevelInfo:

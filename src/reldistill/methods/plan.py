@@ -15,7 +15,7 @@ from reldistill.networks.adapters import map_adapter
 from reldistill.networks.extract import Extractor
 from reldistill.networks.levels import pick_levels
 from reldistill.step.curriculum import Curriculum
-from reldistill.step.term import Place, Term
+from reldistill.step.term import Place, Places, Term
 
 Network = TypeVar("Network", bound=FeatureSource)
 LossModule = TypeVar("LossModule", bound=nn.Module)
@@ -144,7 +144,7 @@ class PairPlan(Generic[Network]):
         name: str,
         loss: nn.Module,
         student: Place,
-        teacher: Place,
+        teacher: Places,
         weights: float | Mapping[str, float],
         *,
         adapter: str | None = None,

@@ -103,6 +103,12 @@ METHODS: dict[str, Method] = {
         levels.patch_kl,
         _LEVELS,
     ),
+    "features": Method(
+        "the vector of an image and of each patch, each through a linear map, and which patches look alike",
+        "no paper; after Ranzinger et al. 2024, arXiv 2312.06709",
+        learned.features,
+        _LEVELS | _POOLED,
+    ),
     "sp": Method(
         "which samples of a batch activate a level alike", "Tung, Mori 2019, arXiv 1907.09682", levels.sp, _LEVELS
     ),

@@ -100,6 +100,25 @@ def map_adapter(student: LevelInfo, teacher: LevelInfo) -> MapAdapter | None:
     return MapAdapter(student.channels, teacher.channels, teacher_size=size)
 
 
+class LinearProjection(nn.Module):
+    """A linear map of every place's vector, with a bias, and bilinear resize as needed.
+
+    Args:
+        channels: C of the student's map.
+        teacher_channels: C' of the teacher's map.
+        teacher_size: (H', W') of the teacher's map.
+    """
+
+    def __init__(self, channels: int, teacher_channels: int, *, teacher_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.resize = MapAdapter(channels, channels, teacher_size=teacher_size)
+        self.project = nn.Conv2d(channels, teacher_channels, 1)
+
+    def forward(self, student: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C_t H_t W_t"]:
+        """(B, C, H, W) → (B, C', H', W')."""
+        return self.project(self.resize(student))
+
+
 class PixelwiseRegressor(nn.Module):
     """VID's mean of the teacher's map: three 1×1 convolutions with ReLU between them, and bilinear resize as needed.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reldistill.core.checks import UserError, check_axes
-from reldistill.core.types import Features, FeatureSource, LevelInfo, Targets, Wanted
-from reldistill.networks.levels import Seen, Tap, stages_of, taps_of
+from reldistill.core.types import CLASS_TOKEN, THROUGH_NORM, Features, FeatureSource, LevelInfo, Targets, Wanted
+from reldistill.networks.levels import Seen, Tap, final_norm_of, has_class_token, stages_of, taps_of
 
 DISTILLATION_HEAD = "head_dist"  # timm's name for it
 
@@ -82,6 +83,7 @@ class Extractor(FeatureSource):
         self._taps: dict[str, Tap] = {}
         self._surveyed_size: int | None = None
         self._untrained: set[str] | None = None
+        self._final_norm: str | None = None
         self._classifier: str | None = None
         self._exact = False
         self._feed: Feed | None = None
@@ -165,7 +167,7 @@ class Extractor(FeatureSource):
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                found[name] = taps[name].read(_first_tensor(output), aspect=aspect)
+                found[name] = self._read(taps[name], _first_tensor(output), aspect=aspect)
                 if stop_early and len(found) == len(taps):
                     raise _DeepEnough
 
@@ -174,7 +176,7 @@ class Extractor(FeatureSource):
         def keep_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
             token_logits.append(output)
 
-        hooks = [(name, keep(name)) for name in taps]
+        hooks = [(name.partition("@")[0], keep(name)) for name in taps]
         if wanted.distilled:
             hooks.append((DISTILLATION_HEAD, keep_output))
         if wanted.pooled and self._classifier:
@@ -192,6 +194,12 @@ class Extractor(FeatureSource):
             dense=self._of_each_place(found[source]) if source else None,
             levels={name: found[name] for name in levels},
         )
+
+    def _read(self, tap: Tap, output: Tensor, *, aspect: float) -> Float[Tensor, "B C H W"]:
+        if tap.norm:
+            # The bare computation: hooks on the norm are for the network's own use of it.
+            output = self.network.get_submodule(tap.norm).forward(output)
+        return tap.read(output, aspect=aspect)
 
     def feed(self, image_size: int) -> Feed | None:
         """Where the classifier's input comes from; None where it is neither a level's mean nor one of its tokens."""
@@ -253,6 +261,7 @@ class Extractor(FeatureSource):
         linear = self._classifier is not None and is_linear(self.network.get_submodule(self._classifier))
         self._feed = _feed_of(vector, seen, self._taps, linear=linear)
         self._surveyed_size, self._untrained = size, None
+        self._final_norm = final_norm_of(stages_of(self.network, {n: t.info for n, t in self._taps.items()}), seen)
         return [tap.info for tap in self._taps.values()]
 
     def stages(self, image_size: int) -> list[LevelInfo]:
@@ -313,11 +322,22 @@ class Extractor(FeatureSource):
         self._survey_at(image_size)
         return self._tap(name).info
 
+    def has_view(self, level: str, view: str) -> bool:
+        """Whether a level can be read so: with `THROUGH_NORM` or `CLASS_TOKEN` at the end of its name."""
+        tap = self._tap(level.partition("@")[0])
+        if view == THROUGH_NORM:
+            norm = self._taps.get(self._final_norm or "")
+            return norm is not None and norm.layout == tap.layout and norm.info.channels == tap.info.channels
+        return tap.prefix_tokens > 0 and has_class_token(self.network)
+
     def _survey_at(self, image_size: int) -> None:
         if self._surveyed_size != (self.input_size or image_size):
             self.survey(image_size)
 
     def _tap(self, name: str) -> Tap:
+        path, *views = name.split("@")
+        if views and path in self._taps and views in (["norm"], ["class"], ["norm", "class"]):
+            return self._view(name, self._taps[path], [f"@{view}" for view in views])
         if name not in self._taps:
             names = [i.name for i in stages_of(self.network, {n: t.info for n, t in self._taps.items()})]
             listed = ", ".join(names) if len(names) < 6 else f"{', '.join(names[:3])} … {names[-1]}"
@@ -326,6 +346,19 @@ class Extractor(FeatureSource):
                 f"level '{name}' not in {self.name}: it has {listed} (see: reldistill layers {self.name} --all)"
             )
         return self._taps[name]
+
+    def _view(self, name: str, tap: Tap, views: Sequence[str]) -> Tap:
+        for view in views:
+            if not self.has_view(tap.info.name, view):
+                what = {THROUGH_NORM: "final norm that its patch tokens go through", CLASS_TOKEN: "class token there"}
+                raise UserError(f"level '{name}': {self.name} has no {what[view]}: say '{tap.info.name}'")
+        one_cell = {"height": 1, "width": 1} if CLASS_TOKEN in views else {}
+        return replace(
+            tap,
+            info=replace(tap.info, name=name, **one_cell),
+            norm=self._final_norm if self._final_norm is not None and THROUGH_NORM in views else "",
+            class_token=CLASS_TOKEN in views,
+        )
 
 
 @contextmanager

@@ -25,12 +25,23 @@ _NO_MAP_OF_THEIR_OWN = (
 
 @dataclass(frozen=True)
 class Tap:
-    """How to read one module's output: its layout, how many tokens to drop in front, whether it must be copied."""
+    """How to read one module's output.
+
+    Args:
+        info: the level.
+        layout: of the output.
+        prefix_tokens: how many tokens stand in front of the patches' and are dropped.
+        overwritten: whether a later layer writes to the output, so that it must be copied.
+        norm: path of the norm that the output is put through first; empty for none.
+        class_token: whether the first token is read, as a map of one cell, in place of the patches.
+    """
 
     info: LevelInfo
     layout: Layout
     prefix_tokens: int
     overwritten: bool
+    norm: str = ""
+    class_token: bool = False
 
     def read(self, output: Float[Tensor, "B *_"], *, aspect: float) -> Float[Tensor, "B C H W"]:
         """The module's output → (B, C, H, W), for images whose height is `aspect` times their width."""
@@ -41,6 +52,8 @@ class Tap:
             return output
         if self.layout == "BHWC":
             return output.permute(0, 3, 1, 2)
+        if self.class_token:
+            return output[:, 0, :, None, None]
         tokens = output[:, self.prefix_tokens :]
         width = round(math.sqrt(tokens.shape[1] / aspect))
         return tokens.transpose(1, 2).unflatten(2, (tokens.shape[1] // width, width))
@@ -103,6 +116,29 @@ def stages_of(network: nn.Module, infos: dict[str, LevelInfo]) -> list[LevelInfo
             return [i for i in largest if type(network.get_submodule(i.name)) is block]
     # Blocks before single layers: the norm that opens the next stage has this stage's resolution still.
     return [([i for i in group if _is_block(network, i)] or group)[-1] for group in groups.values()]
+
+
+def final_norm_of(blocks: Sequence[LevelInfo], seen: Sequence[Seen]) -> str | None:
+    """Path of the norm that a transformer puts all tokens of its last block through; None where there is none.
+
+    Args:
+        blocks: the network's stages.
+        seen: what its modules said in a dry run.
+    """
+    last = next((place for place, one in enumerate(seen) if blocks and one.name == blocks[-1].name), None)
+    if last is None or blocks[-1].kind != "tokens":
+        return None
+    for one in seen[last + 1 :]:
+        parameters = [*one.module.parameters()]
+        is_norm = parameters and all(p.ndim == 1 for p in parameters)
+        if is_norm and one.output.shape == seen[last].output.shape:
+            return one.name
+    return None
+
+
+def has_class_token(network: nn.Module) -> bool:
+    """Whether the first of its tokens is a class token, as timm and torchvision name it."""
+    return any(getattr(network, name, None) is not None for name in ("cls_token", "class_token"))
 
 
 def pick_levels(stages: Sequence[LevelInfo], count: int) -> list[LevelInfo]:

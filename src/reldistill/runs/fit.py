@@ -21,7 +21,7 @@ import reldistill
 from reldistill.core.checks import UserError
 from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
 from reldistill.core.safe_files import write_text
-from reldistill.core.types import OUTPUTS
+from reldistill.core.types import holds_map
 from reldistill.data.images import Images
 from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
@@ -270,7 +270,7 @@ def _drawn_levels(run: Run, distiller: Distiller, teacher: OpenedNetwork, images
     place = 0 if run.task.drawn_level == "finest" else -1
     for term in list(distiller.terms)[:: 1 if place == 0 else -1]:
         if isinstance(term, Term) and term.looks_inside:
-            inside = [[p for p in places if p not in OUTPUTS] for places in (term.student_places, term.teacher_places)]
+            inside = [[p for p in places if holds_map(p)] for places in (term.student_places, term.teacher_places)]
             return inside[0][place], inside[1][place]
     stages = [network.stages(images.image_size) for network in (distiller.student, teacher.extractor)]
     return (stages[0][place].name, stages[1][place].name) if all(stages) else None

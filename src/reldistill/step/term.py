@@ -7,10 +7,22 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from reldistill.core.types import CLASS_SCORES, OUTPUTS, TEACHER, Batch, ChoosesPlace, Features, Loss, LossInParts
+from reldistill.core.types import (
+    CLASS_SCORES,
+    OUTPUTS,
+    TEACHER,
+    Batch,
+    ChoosesPlace,
+    Features,
+    Loss,
+    LossInParts,
+    holds_map,
+)
 from reldistill.step.curriculum import Curriculum
 
 Place = str | tuple[str, ...]
+Places = Place | tuple[Place, ...]
+"""A place, or several of them that a loss chooses from."""
 
 
 class Term(nn.Module):
@@ -21,7 +33,8 @@ class Term(nn.Module):
         loss: (student tensor, teacher tensor) → scalar; see `core.types.Loss` for what it can declare.
         student: `logits`, `pooled`, `distilled`, `dense`, `scores`, or the name of a level of the student; several of
             them, as a tuple, for a loss that takes a tuple of tensors.
-        teacher: the same for the teacher. A loss that `ChoosesPlace` looks at one of them at a time.
+        teacher: the same for the teacher. A loss that `ChoosesPlace` has a tuple of such places, and looks at one of
+            them at a time.
         weights: the weight; for a loss with several parts, part name → weight. A part without one is left out.
         adapter: name of the Distiller's adapter that shapes the student's tensor, or None. It is called with the
             tensors of all the student's places.
@@ -38,7 +51,7 @@ class Term(nn.Module):
         loss: Loss,
         *,
         student: Place,
-        teacher: Place,
+        teacher: Places,
         weights: float | Mapping[str, float],
         adapter: str | None = None,
         curriculum: Curriculum | None = None,
@@ -65,31 +78,29 @@ class Term(nn.Module):
         return (self.student,) if isinstance(self.student, str) else self.student
 
     @property
-    def teacher_now(self) -> Place:
+    def teacher_now(self) -> Places:
         """Where in the teacher it looks at this step."""
-        return self.teacher[cast(ChoosesPlace, self.loss).chosen()] if self.chooses_place else self.teacher
+        chosen = cast(ChoosesPlace, self.loss).chosen() if self.chooses_place else None
+        return self.teacher if chosen is None else self.teacher[chosen]
 
     @property
     def teacher_places(self) -> tuple[str, ...]:
         """The same as a tuple, whether it is one place or several."""
-        now = self.teacher_now
-        return (now,) if isinstance(now, str) else now
+        return _flat(self.teacher_now)
 
     @property
     def looks_inside(self) -> bool:
         """Whether it looks at a level of the student, and not at what comes out of it only."""
-        return any(place not in OUTPUTS for place in self.student_places)
+        return any(holds_map(place) for place in self.student_places)
 
     @property
     def compares_class_scores(self) -> bool:
         """Whether it looks at what a network says of each class."""
-        teacher = (self.teacher,) if isinstance(self.teacher, str) else self.teacher
-        return any(place in CLASS_SCORES for place in (*self.student_places, *teacher))
+        return any(place in CLASS_SCORES for place in (*self.student_places, *_flat(self.teacher)))
 
     def of_teacher(self, said: Mapping[str, Tensor]) -> Any:
         """The tensor at the teacher's place, or a tuple of them, of what a teacher said by place."""
-        now = self.teacher_now
-        return said[now] if isinstance(now, str) else tuple(said[place] for place in now)
+        return _at(said, self.teacher_now)
 
     @property
     def named_weights(self) -> dict[str, float]:
@@ -149,6 +160,14 @@ def _of_the_batch(batch: Batch | None, name: str) -> Tensor | None:
     if batch is None or name == "indices":
         return None if batch is None else batch.indices
     return None if batch.targets is None else batch.targets.for_loss(name, batch.images)
+
+
+def _flat(places: Places) -> tuple[str, ...]:
+    return (places,) if isinstance(places, str) else tuple(one for place in places for one in _flat(place))
+
+
+def _at(said: Mapping[str, Tensor], places: Places) -> Any:
+    return said[places] if isinstance(places, str) else tuple(_at(said, place) for place in places)
 
 
 def value_at(features: Features, place: Place) -> Any:
