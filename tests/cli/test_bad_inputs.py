@@ -87,7 +87,12 @@ def wrong_values(name: str, kind: Any) -> dict[str, str]:
     inner = typing.get_args(kind)
     values = dict(OF_KIND[outer(kind)])
     if outer(kind) is list:
-        values |= {"open": "[", "null": "[null]", "mapping": "[{a: 1}]", "number": "[1]" if inner[0] is str else "[x]"}
+        values |= {
+            "open": "[",
+            "null": "[null]",
+            "mapping": "[{a: 1}]",
+            "number": "[x]" if inner[0] is float else "[1]",
+        }
         values |= {k: v for k, v in OF_KIND[inner[0]].items() if inner[0] in (int, float)}
     if outer(kind) is str and inner:
         values |= {"negative": "-1", "zero": "0", "huge": str(10**30), "word": "some"}
@@ -190,7 +195,7 @@ def command_with(words: tuple[str, ...], name: str, value: str) -> list[str]:
     return [*words, *(f"--{option.replace('_', '-')}={said}" for option, said in given.items()), "--", *places]
 
 
-@pytest.mark.parametrize(("words", "name"), ROWS, ids=lambda value: value if isinstance(value, str) else " ".join(value))
+@pytest.mark.parametrize(("words", "name"), ROWS, ids=[" ".join((*words, name)) for words, name in ROWS])
 def test_every_option_refuses_what_is_not_of_its_kind(
     words: tuple[str, ...], name: str, refused: Refused, nothing_begins: None
 ) -> None:

@@ -16,6 +16,7 @@ from reldistill.core.checks import printable
 CONFIG_LIMIT = 1 << 20
 """Bytes; settings are never as long."""
 _MOST_NODES = 100_000
+_DEEPEST = 50
 _SHOWN = 80
 _KINDS: dict[type, str] = {dict: "mapping", list: "list"}
 
@@ -134,6 +135,12 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's way
+
+    def fetch_more_tokens(self) -> None:
+        """Refuse what is nested too deep before it is: its cost would grow with the depth's square."""
+        if self.flow_level + len(self.indents) > _DEEPEST:
+            raise RecursionError
+        super().fetch_more_tokens()
 
     def get_single_node(self) -> Any:
         """The document, unless its aliases make more of it than anybody means."""
