@@ -192,7 +192,7 @@ WRONG_WORDS: list[tuple[list[str], str]] = [
     (["distill", "more"], "'more' is one word too many"),
     (["distill", "--teacher", "x"], "--out, --data, --student must be given (see: reldistill distill --help)"),
     (["layers"], "model must be given"),
-    (["train", "--config", "nowhere.yaml"], "--config: File does not exist"),
+    (["train", "--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
     (["list", "things"], "there is no list of 'things': say methods, models or recipes"),
     (["list", "models", "zzzz"], "none of the models has 'zzzz' in its name"),
 ]
@@ -211,10 +211,10 @@ def test_wrong_words(arguments: list[str], text: str, capfd: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("zz: 3", "--config: there is no setting 'zz'"),
+        ("zz: 3", "there is no setting 'zz'"),
         ("batch-size: 3", "did you mean batch_size?"),
-        ("epochs: [", "--config: "),
-        ("just words", "--config: just words"),
+        ("epochs: [", "bad.yaml: is not YAML"),
+        ("just words", "expected settings as NAME: VALUE"),
         ("epochs: many", "--epochs: expected a whole number, got 'many'"),
     ],
 )

@@ -405,7 +405,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (["export", "teacher", "--format", "onnx", "--raw"], "--raw: a detector's normalisation is part of it"),
     (["export", "ignorant", "--format", "onnx"], "finds nothing in the pictures of ignorant"),
     (["layers", "retinanet_nothing_fpn"], "no such backbone 'nothing'"),
-    (["layers", "teacher", "--image-size", "-1"], "image size must be positive, got -1"),
+    (["layers", "teacher", "--image-size", "-1"], "image size -1: give at least 1"),
 ]
 
 

@@ -28,7 +28,7 @@ from reldistill.training.settings import DataSettings, PairSettings, TrainSettin
         ("ema", 1.0, "ema 1.0: give at least 0 and less than 1"),
         ("label_smoothing", 1.5, "label smoothing 1.5: give at least 0 and less than 1"),
         ("lr_warm_up", -0.5, "lr warm up -0.5: give at least 0 and less than 1"),
-        ("milestones", [0.5, 60], "milestone 60: give at least 0 and at most 1"),
+        ("milestones", [0.5, 60], "milestones 60: give at least 0 and at most 1"),
         ("seed", -1, "seed -1: give at least 0"),
         ("devices", 0, "devices 0: give at least 1"),
         ("devices", "2.5", "devices: expected a number or auto, got '2.5'"),

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import LARGEST_SIDE, UserError, check_range
+
+_MOST_CLASSES = 100_000
 
 if TYPE_CHECKING:
     from reldistill.core.types import FeatureSource
@@ -52,8 +54,8 @@ def layers_of(
     from reldistill.core.tasks import FALLBACK, task_names
     from reldistill.tasks.base import task_named
 
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image size must be positive, got {image_size}")
+    check_range("image_size", image_size, 1, LARGEST_SIDE)
+    check_range("num_classes", num_classes, 1, _MOST_CLASSES)
     tasks = [task_named(name) for name in task_names()]
     task = next((task for task in tasks if task.claims_network(model)), task_named(FALLBACK))
     opened = task.open_alone(model, num_classes=num_classes, image_size=image_size, arguments=arguments)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, check_range
 from reldistill.report.comparison.cell_records import CellPlan
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 _MOST_AXES = 2
+_MOST_SEEDS = 1000
 TASK = "task"
 
 
@@ -205,9 +206,13 @@ def _numbers(settings: type) -> set[str]:
     return {field.name for field in dataclasses.fields(settings) if field.type in kinds} - {"seed"}
 
 
+def check_seeds(count: int) -> None:
+    """UserError where there are no runs, or more than anybody waits for."""
+    check_range("seeds", count, 1, _MOST_SEEDS)
+
+
 def _seeds(training: TrainSettings, count: int) -> range:
-    if count < 1:
-        raise UserError(f"seeds {count}: give at least 1")
+    check_seeds(count)
     return range(training.seed, training.seed + count)
 
 

@@ -17,6 +17,7 @@ from reldistill.comparison.cells import (
     Cell,
     MethodParts,
     check_choices,
+    check_seeds,
     compared_cells,
     read_axes,
     swept_cells,
@@ -24,7 +25,7 @@ from reldistill.comparison.cells import (
 from reldistill.comparison.measure import made_of
 from reldistill.comparison.pool import Failure, Job, run_all
 from reldistill.comparison.worker import LOG_FILE, run_cell, run_reference
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, check_range
 from reldistill.core.run_files import RECORD_FILE
 from reldistill.core.safe_files import write_text
 from reldistill.data.samples import cores
@@ -75,6 +76,7 @@ def compare(
         UserError: when something given is wrong, or the folder holds a comparison with other settings.
     """
     _check_methods(methods)
+    check_seeds(seeds)
     data, training = _for_cells(data, training, jobs)
     head = _head("compare", flat_settings(data, networks, training), leave_out=_OWN)
     with _claimed(out, head, networks) as head:
@@ -178,8 +180,7 @@ def _check_methods(methods: Sequence[str]) -> None:
 
 def _for_cells(data: DataSettings, training: TrainSettings, jobs: int) -> tuple[DataSettings, TrainSettings]:
     """The settings as every cell gets them: with a test part, on one device, with its share of the cores."""
-    if jobs < 1:
-        raise UserError(f"jobs {jobs}: give at least 1")
+    check_range("jobs", jobs, 1)
     if str(training.devices) not in ("auto", "1") or training.nodes != 1:
         raise UserError("every cell of a comparison runs on one device: leave --devices and --nodes, and give --jobs")
     workers = max(1, cores() // jobs) if data.workers is None and jobs > 1 else data.workers

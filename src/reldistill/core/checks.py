@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import unicodedata
 from collections.abc import Collection, Iterable
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, halves of characters and ends of lines."""
+
+LARGEST_SIDE = 4096
+"""Pixels; no network is given larger images."""
 
 
 def printable(text: str) -> str:
@@ -35,6 +39,12 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+def system_error(error: OSError, where: object = "") -> str:
+    """What the system refused, and of which file: the one that the error names, else `where`."""
+    file = error.filename if error.filename is not None else where
+    return f"{file}: {error.strerror or error}" if file else str(error.strerror or error)
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -83,3 +93,23 @@ def check_temperature(temperature: float) -> None:
     """Raise ValueError unless a softmax can have this temperature."""
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
+
+
+def check_range(
+    name: str,
+    value: float | None,
+    low: float,
+    high: float = math.inf,
+    *,
+    open_start: bool = False,
+    open_end: bool = False,
+) -> None:
+    """UserError unless the number is None or between the bounds, which belong to the range where it is not open."""
+    if value is None:
+        return
+    above = value > low if open_start else value >= low
+    below = value < high if open_end else value <= high
+    if not (above and below and math.isfinite(value)):
+        least = f"more than {low}" if open_start else f"at least {low}"
+        most = "" if high == math.inf else f" and {'less than' if open_end else 'at most'} {high}"
+        raise UserError(f"{name.replace('_', ' ')} {value}: give {least}{most}")

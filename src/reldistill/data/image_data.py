@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reldistill.core.checks import UserError, check_axes
+from reldistill.core.checks import LARGEST_SIDE, UserError, check_axes
 from reldistill.data.augment import Augment, ImageTransform
 from reldistill.data.class_folders import read_splits
 from reldistill.data.decode import BadImage
@@ -36,7 +36,6 @@ from reldistill.data.unlabelled import UNLABELLED, open_unlabelled
 DEFAULT_SIZE = 224
 SMALL_SIDE = 64  # up to this side images are kept in memory, and their own size is the default
 MEMORY_LIMIT = 2 << 30  # bytes
-LARGEST_SIDE = 4096
 PROBED = 64  # images whose headers are looked at for the default size
 ACCEPTED = (
     f"a folder of class folders, a .zip of it, {', '.join(NAMES)}, or one of timm's names "

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, check_range
 from reldistill.data.decode import BadImage, fit
 
 T = TypeVar("T")
@@ -193,14 +193,10 @@ def processes(asked: int | None, *, batches: int, world_size: int) -> int:
 
 def check_settings(batch_size: int, val_fraction: float, workers: int | None, limit: int | None) -> None:
     """UserError for settings of a data set that make no sense."""
-    if batch_size < 1:
-        raise UserError(f"batch size {batch_size}: give at least 1")
-    if not 0 < val_fraction < 1:
-        raise UserError(f"val fraction {val_fraction}: give a number between 0 and 1, e.g. 0.1")
-    if workers is not None and workers < 0:
-        raise UserError(f"workers {workers}: give 0 (decode in this process) or more")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit {limit}: give at least 1 image")
+    check_range("batch_size", batch_size, 1)
+    check_range("val_fraction", val_fraction, 0, 1, open_start=True, open_end=True)
+    check_range("workers", workers, 0)
+    check_range("limit", limit, 1)
 
 
 def check_counts(train: int, val: int, batch_size: int, rank: int, world_size: int, where: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, check_range
 from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -46,14 +46,16 @@ def quickstart(
 
     for method in methods:
         method_names(method)
+    check_range("teacher_epochs", teacher_epochs, 1)
+    of_teacher, budget = (
+        TrainSettings(epochs=number, batch_size=64, lr=0.1, seed=seed) for number in (teacher_epochs, epochs)
+    )
     if (out / "teacher").exists() and not resume:
         raise UserError(f"{out} already holds a quickstart: continue it with --resume, or give another --out")
     images = DataSettings(data="digits", image_size=32)
     say(f"1 of {len(methods) + 1}: the teacher, {TEACHER}")
     teacher = out / "teacher"
-    budget = TrainSettings(epochs=teacher_epochs, batch_size=64, lr=0.1, seed=seed)
-    records = [train(images, ModelSettings(model=TEACHER), budget, out=teacher, resume=resume)]
-    budget = TrainSettings(epochs=epochs, batch_size=64, lr=0.1, seed=seed)
+    records = [train(images, ModelSettings(model=TEACHER), of_teacher, out=teacher, resume=resume)]
     for position, method in enumerate(methods, start=2):
         say(f"{position} of {len(methods) + 1}: {STUDENT} by {method}")
         pair = PairSettings(teacher=str(teacher), student=STUDENT, method=method)

@@ -53,11 +53,12 @@ def evaluate(
         raise UserError(
             f"{network.model} has no weights to evaluate: give --weights FILE, --pretrained or a run folder"
         )
+    batch_size = TrainSettings(batch_size=batch_size).for_task(data.task).step_images
     size = data.image_size or (read_record(Path(network.model)).data.image_size if is_run else None)
     # Nothing is trained on, so the training images may be fewer than a batch.
     training = TrainSettings(batch_size=1, devices=1)
     images = read_images(dataclasses.replace(data, image_size=size), training, models=(network.model,))
-    images.val.batch_size = TrainSettings(batch_size=batch_size).for_task(data.task).step_images
+    images.val.batch_size = batch_size
     images.val.shard(0, 1)
     opened = _open(network, images, task=task, is_run=is_run, image_size=data.image_size, headless=bool(probes))
     if probes:

@@ -11,7 +11,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from reldistill.core.checks import UserError
@@ -48,6 +47,8 @@ def claimed(out: Path, settings: dict[str, Any], *, resume: bool) -> Iterator[Ru
 @contextlib.contextmanager
 def _threads_of(record: RunRecord | None) -> Iterator[None]:
     """As many threads within an operation as the run on record had."""
+    import torch  # here, as a command's help needs no more of this file than `rank`
+
     here = torch.get_num_threads()
     torch.set_num_threads(record.environment.get("threads", here) if record else here)
     try:

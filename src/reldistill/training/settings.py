@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import LARGEST_SIDE, UserError, check_range
 from reldistill.core.tasks import open_task, task_of_data
 
 
@@ -44,8 +43,11 @@ class DataSettings:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the words; numbers are checked against the images themselves."""
+        """Check the words and numbers; what a size can be is the task's to say."""
         _check_words(self)
+        check_range("image_size", self.image_size, 1, LARGEST_SIDE)
+        check_range("val_fraction", self.val_fraction, 0, 1, open_start=True, open_end=True)
+        check_range("workers", self.workers, 0)
         self.task = task_of_data(self.data, task=self.task)
 
 
@@ -115,11 +117,12 @@ class PairSettings:
     def __post_init__(self) -> None:
         """Check what can be checked without networks."""
         _check_words(self)
-        _check_range("balance", self.balance, 0)
-        _check_range("cache_views", self.cache_views, 1)
-        _check_range("warm up", self.warm_up, 0, 1)
+        check_range("teacher_image_size", self.teacher_image_size, 1, LARGEST_SIDE)
+        check_range("balance", self.balance, 0)
+        check_range("cache_views", self.cache_views, 1)
+        check_range("warm up", self.warm_up, 0, 1)
         for part, weight in self.weights.items():
-            _check_range(f"weight of {part}", weight, 0)
+            check_range(f"weight of {part}", weight, 0)
 
 
 @dataclass(kw_only=True)
@@ -193,19 +196,19 @@ class TrainSettings:
         """Check every number, so that a typing slip is known before images are read."""
         _check_words(self)
         for name in ("epochs", "batch_size", "accumulate", "nodes", "validate_every"):
-            _check_range(name, getattr(self, name), 1)
+            check_range(name, getattr(self, name), 1)
         for name in ("clip", "patience", "checkpoint_every", "weight_decay"):
-            _check_range(name, getattr(self, name), 0)
+            check_range(name, getattr(self, name), 0)
         for name in ("label_smoothing", "ema", "lr_warm_up"):
-            _check_range(name, getattr(self, name), 0, 1, open_end=True)
-        _check_range("lr", self.lr, 0, open_start=True)
-        _check_range("seed", self.seed, 0, 2**32 - 1)
+            check_range(name, getattr(self, name), 0, 1, open_end=True)
+        check_range("lr", self.lr, 0, open_start=True)
+        check_range("seed", self.seed, 0, 2**32 - 1)
         for mark in self.milestones:
-            _check_range("milestone", mark, 0, 1)
+            check_range("milestones", mark, 0, 1)
         if self.devices != "auto":
             if not str(self.devices).isdecimal():
                 raise UserError(f"devices: expected a number or auto, got '{self.devices}'")
-            _check_range("devices", int(self.devices), 1)
+            check_range("devices", int(self.devices), 1)
 
 
 def _default(one: dataclasses.Field[Any]) -> Any:
@@ -231,23 +234,3 @@ def _check_words(settings: Any) -> None:
         if get_origin(kind) is Literal and getattr(settings, name) not in get_args(kind):
             words = ", ".join(get_args(kind))
             raise UserError(f"{name.replace('_', ' ')} '{getattr(settings, name)}' is not known: there are {words}")
-
-
-def _check_range(
-    name: str,
-    value: float | None,
-    low: float,
-    high: float = math.inf,
-    *,
-    open_start: bool = False,
-    open_end: bool = False,
-) -> None:
-    """UserError unless the number is None or between the bounds, which belong to the range where it is not open."""
-    if value is None:
-        return
-    above = value > low if open_start else value >= low
-    below = value < high if open_end else value <= high
-    if not (above and below and math.isfinite(value)):
-        least = f"more than {low}" if open_start else f"at least {low}"
-        most = "" if high == math.inf else f" and {'less than' if open_end else 'at most'} {high}"
-        raise UserError(f"{name.replace('_', ' ')} {value}: give {least}{most}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from reldistill.core.checks import UserError, printable
+from reldistill.core.checks import LARGEST_SIDE, UserError, printable
 from reldistill.data.decode import BadImage
 from reldistill.data.files import Archive, FileReader, Folder, Store, leads_out
 from reldistill.data.left_out import in_words, is_image, kind_of
@@ -42,7 +42,7 @@ from reldistill.tasks.detection.layouts import LAYOUTS, is_detection
 READERS: dict[str, Callable[[Store, str], Annotated]] = {"coco": read_coco, "voc": read_voc, "yolo": read_yolo}
 DEFAULT_SIZE = 800
 DEFAULT_SQUARE_SIZE = 320
-SMALLEST_SIDE, LARGEST_SIDE = 32, 4096
+SMALLEST_SIDE = 32
 
 
 @dataclass(frozen=True)
