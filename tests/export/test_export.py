@@ -170,7 +170,7 @@ def test_a_graph_takes_the_place_of_a_file_in_one_step(tmp_path: Path, monkeypat
     with pytest.raises(UserError, match="differs"):
         write(UserError("differs"))
     assert target.read_bytes() == b"before"
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         write(full=True)
     assert target.read_bytes() == b"before"
     monkeypatch.undo()

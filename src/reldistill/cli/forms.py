@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from reldistill.cli.options import Options
-from reldistill.core.checks import UserError
 from reldistill.core.tasks import open_task
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
@@ -131,12 +129,3 @@ def know_task(given: str | None) -> None:
     """Make a task of the user's own known, by the file that was named; nothing where none was."""
     if given is not None:
         open_task(given)
-
-
-@contextlib.contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """One line where a file there cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

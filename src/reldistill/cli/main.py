@@ -17,7 +17,7 @@ from typing import Any
 
 from reldistill.cli.forms import Command, Group
 from reldistill.cli.table import COMMANDS
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, printable, system_error
 from reldistill.runs.folders import rank
 
 
@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # no space, no permission, a folder that has gone
+        print(f"reldistill: {' '.join(printable(system_error(error)).split())}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -37,6 +37,12 @@ class UserError(ValueError):
         super().__init__(printable(message))
 
 
+def system_error(error: OSError, where: object = "") -> str:
+    """What the system refused, and of which file: the one that the error names, else `where`."""
+    file = error.filename if error.filename is not None else where
+    return f"{file}: {error.strerror or error}" if file else str(error.strerror or error)
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """The first line of an error's text, after its kind."""
     text = (str(error).strip().splitlines() or [""])[0]
