@@ -54,7 +54,7 @@ def bare(student: str) -> nn.Module:
 
 
 def normalised(images: Tensor, run: Path) -> Tensor:
-    from reldistill.networks.saved import read_card
+    from reldistill.networks.cards import read_card
 
     card = read_card(run / "student.safetensors")
     return (images - torch.tensor(card.mean).view(3, 1, 1)) / torch.tensor(card.std).view(3, 1, 1)

@@ -13,6 +13,7 @@ from reldistill.cli.forms import (
     Answer,
     Command,
     Given,
+    add_trust,
     before_arguments,
     first_sentence,
     know_task,
@@ -85,7 +86,7 @@ def evaluate_(
     """Measure a network on the validation images.
 
     Args:
-        model: a run folder, or a network's name.
+        model: a run folder, or a network's name, FILE.py:factory among them (which runs that file).
         data: images, as in reldistill distill.
         weights: file with the network's weights; for a run folder, student-best.safetensors in it is the best epoch.
         pretrained: take the published weights.
@@ -169,6 +170,7 @@ def _recipe(function: Callable[..., Any]) -> Command:
     def options(prog: str) -> Options:
         found = Options(prog, before_arguments(function))
         found.add(function)
+        add_trust(found)
         found.add_one("json", bool, JSON_HELP, default=False)
         return found
 

@@ -18,6 +18,7 @@ from reldistill.comparison.cells import Cell
 from reldistill.comparison.measure import measure_cell, measure_reference
 from reldistill.core.checks import UserError, one_line, system_error
 from reldistill.core.safe_files import no_links
+from reldistill.core.trust import trust
 from reldistill.report.comparison.cell_records import REFERENCE
 from reldistill.runs.distill import distill
 from reldistill.runs.opening import read_images
@@ -45,7 +46,13 @@ def run_reference(
 
 
 def in_process(
-    work: Callable[[], None], folder: Path, answer: Connection, *, device: int | None, threads: int | None
+    work: Callable[[], None],
+    folder: Path,
+    answer: Connection,
+    *,
+    device: int | None,
+    threads: int | None,
+    trusted: Sequence[str] = (),
 ) -> None:
     """Do the work, its output going to the folder's log; send None, or the one line that says why it failed."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -59,6 +66,7 @@ def in_process(
         with open(folder / LOG_FILE, "ab", opener=no_links) as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
+        trust(trusted)
         work()
     except (UserError, OSError) as error:
         said = " ".join(str(error if isinstance(error, UserError) else system_error(error)).split())

@@ -9,7 +9,8 @@ from reldistill.core.checks import UserError
 from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
 from reldistill.core.safe_files import check_target, sha256, write_bytes, write_text
 from reldistill.export.onnx_files import onnx_file
-from reldistill.networks.saved import read_card
+from reldistill.networks.cards import read_card
+from reldistill.networks.weights import read_weights
 from reldistill.report.record import read_record
 from reldistill.tasks.base import AnyTask, task_named
 
@@ -56,6 +57,7 @@ def export_run(
 
 
 def _write_weights(task: AnyTask, target: Path, source: Path) -> dict[str, Any]:
+    read_weights(source, what="the student")  # what is not sound is not handed on
     beside = task.companions(read_card(source), target)
     for path in beside.files:
         check_target(path)

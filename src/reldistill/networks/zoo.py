@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ from torch import Tensor, nn
 
 from reldistill.core.checks import UserError, one_line
 from reldistill.core.tasks import task_naming
+from reldistill.core.trust import FILE, HUB_PREFIXES
 from reldistill.networks import cifar
-from reldistill.networks.sources import HUB_PREFIXES, BuiltNetwork, Source, TimmSource, TorchvisionSource
+from reldistill.networks.sources import BuiltNetwork, Source, TimmSource, TorchvisionSource
 from reldistill.networks.user_file import FileSource
 from reldistill.networks.weights import fitting_names, load_weights, mismatch, read_weights
 
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 Role = Literal["student", "teacher", "model"]
 
 _TORCHVISION = "torchvision/"
-_FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<factory>\w*))?")
 _OWN_ARGUMENTS = ("num_classes", "pretrained", "weights")
 
 
@@ -187,7 +186,7 @@ def _torchvision_names() -> list[str]:
 
 def _find(name: str, *, what: str) -> Source:
     """The source of a name, in the order that this module's beginning gives."""
-    file = _FILE.fullmatch(name)
+    file = FILE.fullmatch(name)
     if file:
         path = Path(file["path"]).expanduser()
         if not path.is_file():

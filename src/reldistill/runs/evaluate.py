@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from reldistill.core.checks import UserError
-from reldistill.data.images import Images
-from reldistill.networks.saved import OpenedNetwork, run_folder
+from reldistill.networks.saved import run_folder
 from reldistill.report.record import read_record
 from reldistill.runs.opening import measure, read_images
-from reldistill.tasks.base import AnyTask, task_of
+from reldistill.tasks.base import task_of
 from reldistill.training.settings import DataSettings, ModelSettings, TrainSettings
 
 
@@ -41,7 +40,15 @@ def evaluate(
     images = read_images(dataclasses.replace(data, image_size=size), training, models=(network.model,))
     images.val.batch_size = TrainSettings(batch_size=batch_size).for_task(data.task).step_images
     images.val.shard(0, 1)
-    opened = _open(network, images, task=task, is_run=is_run, image_size=data.image_size)
+    opened = task.open(
+        network.model,
+        role="model" if is_run else "teacher",
+        images=images,
+        image_size=data.image_size,
+        weights=network.model_weights,
+        pretrained=network.model_pretrained,
+        arguments=network.model_arguments,
+    )
     found = measure(opened, images, task.objective(training, images), precision=precision).found
     return {
         "model": network.model,
@@ -54,24 +61,3 @@ def evaluate(
         "left_out": dict(images.left_out),
         "summary": f"{network.model}: {task.in_words(found, images.val.images)}",
     }
-
-
-def _open(
-    network: ModelSettings, images: Images, *, task: AnyTask, is_run: bool, image_size: int | None
-) -> OpenedNetwork:
-    """The network with its weights; UserError where it was trained on other classes."""
-    opened = task.open(
-        network.model,
-        role="model" if is_run else "teacher",
-        images=images,
-        image_size=image_size,
-        weights=network.model_weights,
-        pretrained=network.model_pretrained,
-        arguments=network.model_arguments,
-    )
-    if opened.card.classes and tuple(opened.card.classes) != images.classes:
-        raise UserError(
-            f"{network.model} was trained on other classes ({', '.join(opened.card.classes[:3])} …) than the data have "
-            f"({', '.join(images.classes[:3])} …)"
-        )
-    return opened

@@ -23,9 +23,10 @@ from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
 from reldistill.core.safe_files import write_text
 from reldistill.core.types import OUTPUTS
 from reldistill.data.images import Images
+from reldistill.networks.cards import write_weights
 from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
-from reldistill.networks.saved import OpenedNetwork, write_weights
+from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.record import DataRecord, NetworkRecord, RunRecord, TermRecord, write_record
 from reldistill.report.run.render import render_html
 from reldistill.runs.folders import command_line, now, rank

@@ -15,7 +15,8 @@ from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
     from reldistill.methods.build import TermSource
-    from reldistill.networks.saved import NetworkCard, OpenedNetwork
+    from reldistill.networks.cards import NetworkCard
+    from reldistill.networks.saved import OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.classification.images import ImageData
     from reldistill.tasks.classification.objective import Classification
@@ -109,6 +110,7 @@ class ClassificationTask:
             name,
             role=role,
             num_classes=len(images.classes),
+            classes=images.classes,
             image_size=image_size or images.image_size,
             weights=weights,
             pretrained=pretrained,
