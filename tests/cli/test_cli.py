@@ -19,7 +19,7 @@ import torch
 
 from reldistill.cli.main import COMMANDS, main
 from reldistill.recipes import RECIPES
-from small_runs import DISTILL, TRAIN, environment, reldistill, with_options, write_world
+from small_runs import DISTILL, TRAIN, TRUST, environment, reldistill, with_options, write_world
 
 COMMAND_WORDS = [*([name] for name in COMMANDS if name != "run"), *(["run", name] for name in RECIPES)]
 HEAVY = ("torch", "torchvision", "timm", "lightning", "sklearn", "matplotlib", "numpy")
@@ -297,7 +297,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(KD, teacher="resnet8", teacher_weights="a-file"), "a-file is no weights file"),
     (with_options(KD, teacher="resnet8"), "no pretrained weights exist"),
     (with_options(KD, teacher="resnet18"), "teacher resnet18 says 1000 classes, the data has 3"),
-    (with_options(KD, data="two"), "3 classes, 2 are asked for"),
+    (with_options(KD, data="two"), "the data lack its class red"),
     (with_options(KD, teacher="ignorant"), "its weights are not for these classes"),
     (with_options(KD, teacher="nets.py:small"), "its weights are not for these classes"),
     (with_options(TRAIN, out="teacher"), "teacher already holds a run: continue it with --resume"),
@@ -309,9 +309,12 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(TRAIN, out="no-record", resume=True), "no-record/record.json is not JSON"),
     (["evaluate", "two", "--data", "pics"], "two has no weights to evaluate"),
     (["evaluate", "unfinished", "--data", "pics"], "the run in unfinished is not finished"),
-    (["evaluate", "teacher", "--data", "two"], "3 classes, 2 are asked for"),
-    (["evaluate", "teacher", "--data", "renamed"], "was trained on other classes"),
-    (["evaluate", "teacher", "--data", "pics", "--weights", "other.pth"], "other.pth does not fit"),
+    (
+        ["evaluate", "teacher", "--data", "two"],
+        "was trained on other classes than the data's: the data lack its class red",
+    ),
+    (["evaluate", "teacher", "--data", "renamed"], "its weights don't know the class"),
+    (["evaluate", "teacher", "--data", "pics", "--weights", "other.pth", *TRUST], "other.pth does not fit"),
     (["evaluate", "teacher", "--data", "pics", "--batch-size", "0"], "batch size 0"),
     (["evaluate", "resnet8", "--data", "pics"], "resnet8 has no weights to evaluate"),
     (["export", "pics"], "no record at pics/record.json"),
@@ -423,8 +426,8 @@ def test_an_interrupt_is_no_traceback(
     [
         with_options(TRAIN, epochs=1, out="json-train"),
         with_options(KD, out="json-distill"),
-        ["evaluate", "teacher", "--data", "pics"],
-        ["layers", "teacher"],
+        ["evaluate", "teacher", "--data", "pics", *TRUST],
+        ["layers", "teacher", *TRUST],
         ["layers", "resnet8", "--image-size", "32", "--all"],
         ["list", "methods"],
         ["list", "models", "resnet2"],
@@ -459,15 +462,16 @@ def test_what_libraries_print_stays_out_of_standard_output(world: Path, tmp_path
 
 def test_evaluate_measures_what_the_run_measured(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """On the same split, though the run's was not the default."""
-    found = json.loads(Said(capfd, ["evaluate", "teacher", "--data", "pics", "--json"]).out)
+    evaluate = ["evaluate", "teacher", "--data", "pics", *TRUST]
+    found = json.loads(Said(capfd, [*evaluate, "--json"]).out)
     record = json.loads(Path("teacher/record.json").read_text())
     assert found["images"] == record["data"]["val_images"] == 18
     assert found["accuracy"] == pytest.approx(record["result"]["score_last"], abs=1e-4)
     low, high = found["accuracy_interval"]
     assert low <= found["accuracy"] <= high
-    few = json.loads(Said(capfd, ["evaluate", "teacher", "--data", "pics", "--val-fraction", "0.1", "--json"]).out)
+    few = json.loads(Said(capfd, [*evaluate, "--val-fraction", "0.1", "--json"]).out)
     assert few["images"] == 6
-    text = Said(capfd, ["evaluate", "teacher", "--data", "pics"]).out
+    text = Said(capfd, evaluate).out
     assert re.match(r"teacher: [\d.]+ % of the 18 validation images right \(95 % interval", text)
 
 

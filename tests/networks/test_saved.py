@@ -8,7 +8,8 @@ import torch
 from reldistill.core.checks import UserError
 from reldistill.core.run_files import LAST_WEIGHTS, RECORD_FILE
 from reldistill.core.safe_files import sha256
-from reldistill.networks.saved import NetworkCard, open_network, read_card, run_folder, write_weights
+from reldistill.networks.cards import NetworkCard, read_card, write_weights
+from reldistill.networks.saved import open_network, run_folder
 
 
 def _finished(folder: Path) -> torch.nn.Module:
@@ -29,8 +30,8 @@ def test_a_run_folder_brings_network_weights_and_classes(tmp_path: Path) -> None
 
 
 def test_card_round_trip(tmp_path: Path) -> None:
-    card = NetworkCard("vit", 5, 32, (0.0,) * 3, (1.0,) * 3, ("x",), {"patch_size": 4})
-    write_weights(tmp_path / "w.safetensors", {"a": torch.ones(2)}, card)
+    card = NetworkCard("vit", 5, 32, (0.0,) * 3, (1.0,) * 3, tuple("vwxyz"), {"patch_size": 4})
+    write_weights(tmp_path / "w.safetensors", {"a": torch.ones(5)}, card)
     assert read_card(tmp_path / "w.safetensors") == card
 
 
@@ -58,7 +59,9 @@ def test_a_folder_called_like_a_detector_is_not_taken_for_it(tmp_path: Path, mon
 
 def test_a_run_of_another_task_says_what_it_needs(tmp_path: Path) -> None:
     made = _finished(tmp_path / "run")
-    card = NetworkCard("fcos_resnet18_fpn", 1, 64, (0.0,) * 3, (1.0,) * 3, ("a",), detector={"outputs": [1]})
+    card = NetworkCard(
+        "fcos_resnet18_fpn", 1, 64, (0.0,) * 3, (1.0,) * 3, ("a",), detector={"outputs": [1], "num_outputs": 2}
+    )
     write_weights(tmp_path / "run" / LAST_WEIGHTS, made.state_dict(), card)
     with pytest.raises(
         UserError, match=r"run is a run of detection: labelled boxes are given as coco:DIR, voc:DIR, yo"

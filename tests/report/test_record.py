@@ -74,7 +74,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, make_record, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, moment, crash)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         write_record(tmp_path, make_record("kd", hits=350))
     monkeypatch.undo()
     assert read_record(tmp_path) == make_record("kd", hits=300)

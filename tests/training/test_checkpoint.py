@@ -16,14 +16,14 @@ from reldistill.training.checkpoint import FORMAT, unpack
 
 def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "new/last.ckpt"
-    write_bytes(file, b"old")
+    write_bytes(file, b"old", make_folder=True)
     with monkeypatch.context() as patch:
 
         def full(descriptor: int) -> None:
             raise OSError(28, "No space left on device")
 
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(UserError, match="No space left"):
             write_bytes(file, b"new")
     assert file.read_bytes() == b"old"
     write_bytes(file, b"new")

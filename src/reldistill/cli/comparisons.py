@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from reldistill.cli.forms import Answer, Given, part_of, writable
+from reldistill.cli.forms import Answer, Given, part_of
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 
@@ -79,10 +79,8 @@ def comparison_again(folder: Path, *, out: Path | None, markdown: Path | None, c
 
     found = read_comparison(folder)
     rows = summaries(found)
-    with writable(out or folder):
-        page = write_comparison(found, page=out)
+    page = write_comparison(found, page=out)
     for path, text in ((markdown, lambda: comparison_markdown(found, rows)), (csv, lambda: comparison_csv(rows))):
         if path is not None:
-            with writable(path):
-                write_text(path, text())
+            write_text(path, text(), make_folder=True)
     return dataclasses.replace(_comparison(found, page=page), code=0)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from reldistill.cli.options import Options
-from reldistill.core.checks import UserError
 from reldistill.core.tasks import open_task
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
@@ -18,6 +16,10 @@ JSON_HELP = "print one JSON document on standard output, all else on standard er
 _OVER_HELP = (
     "one or two settings with their values: a part's weight (serkd.angle=1,10,50), a loss's setting (serkd:cell=1,2) "
     "or a number of training (lr=0.1,0.2)"
+)
+_TRUST_HELP = (
+    "FILE.py:factory that made the network of a run, where the run is opened and the file is not named elsewhere; that "
+    "file is run, as FILE.py:factory always does"
 )
 Given = Mapping[str, Any]
 
@@ -59,12 +61,16 @@ class Group:
     members: Callable[[], Mapping[str, Command | Group]]
 
 
-def of_function(function: Callable[..., Answer | None], *, positional: Sequence[str] = ()) -> Command:
-    """A command whose options are a function's arguments."""
+def of_function(
+    function: Callable[..., Answer | None], *, positional: Sequence[str] = (), opens_runs: bool = False
+) -> Command:
+    """A command whose options are a function's arguments, and whose networks it may trust where it opens runs."""
 
     def options(prog: str) -> Options:
         found = Options(prog, before_arguments(function))
         found.add(function, positional=positional)
+        if opens_runs:
+            add_trust(found)
         return found
 
     def run(given: Given) -> Answer | None:
@@ -81,6 +87,7 @@ def of_settings(summary: str, run: Callable[[Given], Answer | None], *groups: ty
         found.add_one("out", Path, "folder for everything that comes of the run", required=True)
         found.add_one("resume", bool, "continue the run in --out from its last checkpoint", default=False)
         found.add_one("json", bool, JSON_HELP, default=False)
+        add_trust(found)
         for group in groups:
             found.add(group)
         return found
@@ -104,6 +111,7 @@ def of_cells(summary: str, run: Callable[[Given], Answer | None], *, sweep: bool
         found.add_one("dry_run", bool, "say which runs there would be and which are finished, and stop", default=False)
         found.add_one("resume", bool, "accepted as elsewhere; what is in --out is continued in any case", default=False)
         found.add_one("json", bool, JSON_HELP, default=False)
+        add_trust(found)
         found.add(DataSettings, skip=["hold_out_test"])
         found.add(PairSettings, skip=["student"] if sweep else ["method"])
         found.add(TrainSettings)
@@ -122,6 +130,11 @@ def first_sentence(function: Callable[..., Any]) -> str:
     return " ".join(before_arguments(function).split("\n\n")[0].split())
 
 
+def add_trust(options: Options) -> None:
+    """The option by which runs of networks from files are opened."""
+    options.add_one("trust", list[str], _TRUST_HELP, default=[])
+
+
 def part_of(given: Given, kind: type) -> Any:
     """One group of settings out of what was given."""
     return kind(**{field.name: given[field.name] for field in fields(kind)})
@@ -131,12 +144,3 @@ def know_task(given: str | None) -> None:
     """Make a task of the user's own known, by the file that was named; nothing where none was."""
     if given is not None:
         open_task(given)
-
-
-@contextlib.contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """One line where a file there cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

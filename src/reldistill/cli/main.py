@@ -18,6 +18,7 @@ from typing import Any
 from reldistill.cli.forms import Command, Group
 from reldistill.cli.table import COMMANDS
 from reldistill.core.checks import UserError, printable, system_error
+from reldistill.core.trust import forget, trust
 from reldistill.runs.folders import rank
 
 
@@ -67,6 +68,8 @@ def _dispatch(given: list[str]) -> int:
         values = chosen.options(name).parse(rest)
     except SystemExit:  # after --help and --print_config
         return 0
+    forget()
+    trust(values.get("trust") or ())
     with _results_only(), _own_warnings():
         answer = chosen.run(values)
     if answer is not None and values["json"]:

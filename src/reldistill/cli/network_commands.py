@@ -19,7 +19,7 @@ def layers(
     """List the places of a network that can be tapped, and which the automatic choice would take.
 
     Args:
-        model: a network's name, FILE.py:factory, or a run folder.
+        model: a network's name, FILE.py:factory (which runs that file), or a run folder.
         arguments: keyword arguments of the network's constructor.
         image_size: side of its images, for a detector the shorter one; by default its own.
         num_classes: classes of the network that is built for the list; by default its own.

@@ -13,11 +13,11 @@ from reldistill.cli.forms import (
     Answer,
     Command,
     Given,
+    add_trust,
     before_arguments,
     first_sentence,
     know_task,
     part_of,
-    writable,
 )
 from reldistill.cli.options import Options
 from reldistill.runs.folders import rank
@@ -87,7 +87,7 @@ def evaluate_(
     """Measure a network on the validation images.
 
     Args:
-        model: a run folder, or a network's name.
+        model: a run folder, or a network's name, FILE.py:factory among them (which runs that file).
         data: images, as in reldistill distill.
         weights: file with the network's weights; for a run folder, student-best.safetensors in it is the best epoch.
         pretrained: take the published weights.
@@ -146,23 +146,24 @@ def report(
         task: FILE.py:CLASS where the runs' task is one of your own, which runs that file.
         json: print one JSON document on standard output, all else on standard error.
     """
-    from reldistill.core.safe_files import write_text
+    from reldistill.core.safe_files import check_target, write_text
     from reldistill.report.comparison.summary import kind_in
     from reldistill.report.record import find_runs, read_record
     from reldistill.report.run.render import render_csv, render_html, render_markdown
 
     know_task(task)
+    for path in (out, markdown, csv):
+        if path is not None:
+            check_target(path)
     if len(runs) == 1 and kind_in(runs[0]):
         return comparison_again(runs[0], out=out, markdown=markdown, csv=csv)
     folders = find_runs(runs)
     records = [read_record(folder) for folder in folders]
     page = out or runs[0] / "report.html"
-    with writable(page):
-        render_html(folders, page)
+    render_html(folders, page)
     for path, text in ((markdown, render_markdown), (csv, render_csv)):
         if path is not None:
-            with writable(path):
-                write_text(path, text(records))
+            write_text(path, text(records), make_folder=True)
     return runs_answer(records, page=page)
 
 
@@ -174,6 +175,7 @@ def _recipe(function: Callable[..., Any]) -> Command:
     def options(prog: str) -> Options:
         found = Options(prog, before_arguments(function))
         found.add(function)
+        add_trust(found)
         found.add_one("json", bool, JSON_HELP, default=False)
         return found
 

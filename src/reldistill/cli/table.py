@@ -24,10 +24,10 @@ COMMANDS: dict[str, Command | Group] = {
     "sweep": of_cells(
         "Run a method over a grid of one or two settings, for one student or more.", comparisons.sweep_, sweep=True
     ),
-    "evaluate": of_function(runs.evaluate_, positional=["model"]),
-    "layers": of_function(networks.layers, positional=["model"]),
+    "evaluate": of_function(runs.evaluate_, positional=["model"], opens_runs=True),
+    "layers": of_function(networks.layers, positional=["model"], opens_runs=True),
     "list": of_function(networks.list_, positional=["what", "pattern"]),
     "run": Group("Run a recipe: one reproduction with its command, cost and expected score.", runs.recipes),
-    "export": of_function(networks.export, positional=["run"]),
+    "export": of_function(networks.export, positional=["run"], opens_runs=True),
     "report": of_function(runs.report, positional=["runs"]),
 }

@@ -289,8 +289,7 @@ def _run(head: Head, cells: Sequence[Cell], *, out: Path, jobs: int) -> Comparis
             def ended(job: Job, failure: Failure | None) -> None:
                 (job.folder / FAILED_FILE).unlink(missing_ok=True)
                 if failure is not None:
-                    job.folder.mkdir(parents=True, exist_ok=True)
-                    write_text(job.folder / FAILED_FILE, failure.reason + "\n")
+                    write_text(job.folder / FAILED_FILE, failure.reason + "\n", make_folder=out.is_dir())
                 comparison = gather(head, out, plans)
                 write_tables(comparison)
                 test = next(cell.test for cell in comparison.cells if cell.plan.cell == job.name)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from reldistill.comparison.worker import in_process
+from reldistill.core.trust import named
 from reldistill.data.samples import cores
 
 _LOOK_EVERY = 0.5
@@ -43,7 +44,9 @@ class _Running:
         self.job, self.device = job, device
         self.answer, theirs = context.Pipe(duplex=False)
         self.process = context.Process(
-            target=in_process, args=(job.work, job.folder, theirs), kwargs={"device": device, "threads": threads}
+            target=in_process,
+            args=(job.work, job.folder, theirs),
+            kwargs={"device": device, "threads": threads, "trusted": named()},
         )
         self.process.start()
         theirs.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -15,7 +16,9 @@ import torch
 
 from reldistill.comparison.cells import Cell
 from reldistill.comparison.measure import measure_cell, measure_reference
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, one_line, system_error
+from reldistill.core.safe_files import no_links
+from reldistill.core.trust import trust
 from reldistill.report.comparison.cell_records import REFERENCE
 from reldistill.runs.distill import distill
 from reldistill.runs.opening import read_images
@@ -43,7 +46,13 @@ def run_reference(
 
 
 def in_process(
-    work: Callable[[], None], folder: Path, answer: Connection, *, device: int | None, threads: int | None
+    work: Callable[[], None],
+    folder: Path,
+    answer: Connection,
+    *,
+    device: int | None,
+    threads: int | None,
+    trusted: Sequence[str] = (),
 ) -> None:
     """Do the work, its output going to the folder's log; send None, or the one line that says why it failed."""
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -52,19 +61,21 @@ def in_process(
     if threads is not None:  # said here too, since the process that forks may be older than the number
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG_FILE).open("ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / LOG_FILE, "ab", opener=no_links) as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        trust(trusted)
         work()
-    except UserError as error:
-        print(f"reldistill: {error}", file=sys.stderr)
-        answer.send((" ".join(str(error).split()), True))
+    except (UserError, OSError) as error:
+        said = " ".join(str(error if isinstance(error, UserError) else system_error(error)).split())
+        answer.send((said, True))
+        with contextlib.suppress(OSError):  # the log has no space either
+            print(f"reldistill: {said}", file=sys.stderr)
     except Exception as error:
+        answer.send((one_line(error), False))
         traceback.print_exc()
-        said = str(error).splitlines()
-        answer.send((f"{type(error).__name__}: {said[0]}" if said else type(error).__name__, False))
     else:
         answer.send(None)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from reldistill.core.checks import UserError, one_line
-from reldistill.core.safe_files import write_bytes
+from reldistill.core.safe_files import folder_beside, write_bytes
 from reldistill.tasks.base import GraphForm
 
 INPUT = "images"
@@ -38,9 +38,8 @@ def onnx_file(target: Path, form: GraphForm) -> Iterator[Callable[[np.ndarray], 
         import onnxruntime
     except ImportError as error:
         raise UserError(f"ONNX export needs {error.name}: pip install 'reldistill[onnx]'") from error
-    part = target.with_name(f".{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with folder_beside(target) as folder:
+        part = folder / "graph.onnx"
         _export(form, part)
         if form.properties:
             graph = onnx.load(part)
@@ -51,8 +50,6 @@ def onnx_file(target: Path, form: GraphForm) -> Iterator[Callable[[np.ndarray], 
         session = onnxruntime.InferenceSession(part, options, providers=["CPUExecutionProvider"])
         yield lambda given: session.run([*form.outputs], {INPUT: given})
         write_bytes(target, part.read_bytes())
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _export(form: GraphForm, part: Path) -> None:

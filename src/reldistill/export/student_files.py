@@ -7,9 +7,10 @@ from typing import Any
 
 from reldistill.core.checks import UserError
 from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
-from reldistill.core.safe_files import sha256, write_bytes, write_text
+from reldistill.core.safe_files import check_target, sha256, write_bytes, write_text
 from reldistill.export.onnx_files import onnx_file
-from reldistill.networks.saved import read_card
+from reldistill.networks.cards import read_card
+from reldistill.networks.weights import read_weights
 from reldistill.report.record import read_record
 from reldistill.tasks.base import AnyTask, task_named
 
@@ -44,22 +45,23 @@ def export_run(
     target = out or run / f"export{'-best' if best else ''}.{format}"
     if target.resolve() in [(run / own).resolve() for own in (LAST_WEIGHTS, BEST_WEIGHTS)]:
         raise UserError(f"{target} is the run's own file: give another --out")
+    check_target(target)
     card = read_card(source)
     result = {"file": str(target), "format": format, "input_size": card.input_size, "classes": list(card.classes)}
-    try:
-        if format == "onnx":
-            result |= _write_graph(task, run, target, source, raw=raw)
-        else:
-            result |= _write_weights(task, target, source)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    if format == "onnx":
+        result |= _write_graph(task, run, target, source, raw=raw)
+    else:
+        result |= _write_weights(task, target, source)
     result["sha256"] = sha256(target)
     return result
 
 
 def _write_weights(task: AnyTask, target: Path, source: Path) -> dict[str, Any]:
+    read_weights(source, what="the student")  # what is not sound is not handed on
     beside = task.companions(read_card(source), target)
-    write_bytes(target, source.read_bytes())
+    for path in beside.files:
+        check_target(path)
+    write_bytes(target, source.read_bytes(), make_folder=True)
     for path, text in beside.files.items():
         write_text(path, text)
     return {**beside.result, "summary": f"{target}: {beside.said or 'safetensors'}"}

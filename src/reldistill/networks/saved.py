@@ -2,56 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from reldistill.core.checks import UserError, one_line
 from reldistill.core.run_files import LAST_WEIGHTS, RECORD_FILE
-from reldistill.core.safe_files import sha256, write_bytes
+from reldistill.core.safe_files import sha256
 from reldistill.core.tasks import known_task, task_naming
+from reldistill.core.trust import as_named, note_named
 from reldistill.core.types import FeatureSource
+from reldistill.networks.cards import NetworkCard, card_in, read_card, told_by_card
+from reldistill.networks.class_order import order_of, reorder
 from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
+from reldistill.networks.sources import told_in_one_line
 from reldistill.networks.weights import read_weights, weights_file
 from reldistill.networks.zoo import Head, LoadedNetwork, Role, list_networks, load_network
-
-_KEY = "reldistill"
-
-
-@dataclass(frozen=True)
-class NetworkCard:
-    """What is needed to build a network again and to feed it.
-
-    Args:
-        name: as the zoo takes it.
-        arguments: keyword arguments of its constructor.
-        num_classes: K of its logits.
-        classes: their names.
-        mean: per-channel mean to subtract from images in [0, 1].
-        std: per-channel standard deviation to divide by.
-        input_size: side of its images, pixels.
-        reused_head: how to give it another network's classifier, as `ReusedHead.described` says; None for its own.
-        detector: `outputs`, the number of the class output for each of `classes`, and `num_outputs`, where it is one.
-    """
-
-    name: str
-    num_classes: int
-    input_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...] = ()
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    reused_head: Mapping[str, Any] | None = None
-    detector: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +64,7 @@ def open_network(
     role: Role,
     num_classes: int | None,
     image_size: int | None,
+    classes: Sequence[str] | None = None,
     weights: str | None = None,
     pretrained: bool = False,
     arguments: Mapping[str, Any] | None = None,
@@ -105,37 +77,64 @@ def open_network(
         role: a teacher must bring weights.
         num_classes: K that the network must have; None to take what it has.
         image_size: side of the images; None for the network's own.
+        classes: names of the data's classes. Where the weights' card names theirs, these must be the same, and the
+            network says them in this order.
         weights: file to load.
         pretrained: take the weights that timm or torchvision publish.
         arguments: keyword arguments of the constructor.
-        head: `none` takes it without its class scores, whatever their number.
+        head: `none` takes it without its class scores, whatever their number; a student that was trained on other
+            classes gets a `new` one.
 
     Raises:
-        UserError: when name, weights and classes don't go together.
+        UserError: when name, weights and classes don't go together, or a run's card names a file to run or a hub that
+            the user has not named (see `core.trust`).
     """
-    run = run_folder(name)
+    run, what, given = run_folder(name), f"{role} {name}", dict(arguments or {})
+    trained_on = names_on_card(run, weights, what=what)
+    order = None
+    if trained_on and classes and role == "student" and set(trained_on) != set(classes):
+        head = "new"
+    elif trained_on and classes:
+        order = order_of(trained_on, classes, what=what)
     if run is not None:
-        return _open_run(
+        opened = _open_run(
             run,
             role=role,
             num_classes=num_classes,
             image_size=image_size,
             weights=weights,
-            arguments=arguments or {},
+            arguments=given,
             head=head,
         )
-    loaded = load_network(
-        name,
-        num_classes=num_classes,
-        weights=weights,
-        pretrained=pretrained,
-        image_size=image_size,
-        arguments=arguments,
-        role=role,
-        head=head,
-    )
-    given = dict(arguments or {})
-    return _opened(loaded, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=given)
+    else:
+        note_named(name)
+        loaded = load_network(
+            name,
+            num_classes=num_classes,
+            weights=weights,
+            pretrained=pretrained,
+            image_size=image_size,
+            arguments=given,
+            role=role,
+            head=head,
+        )
+        opened = _opened(
+            loaded, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=given
+        )
+    if order is not None and isinstance(opened.extractor, Extractor):
+        reorder(opened.extractor, order, image_size or opened.card.input_size, what=what)
+    if not opened.card.num_classes:
+        return replace(opened, card=replace(opened.card, classes=()))
+    known = classes if trained_on and classes else opened.card.classes
+    return replace(opened, card=replace(opened.card, classes=tuple(known)))
+
+
+def names_on_card(run: Path | None, weights: str | None, *, what: str) -> tuple[str, ...]:
+    """The classes of the weights that will be loaded, by their own card, else by the run's; empty where none says."""
+    card = None if weights is None else card_in(weights_file(weights, what=what))
+    if card is None and run is not None:
+        card = read_card(run / LAST_WEIGHTS)
+    return () if card is None else card.classes
 
 
 def _open_run(
@@ -149,37 +148,40 @@ def _open_run(
     head: Head,
 ) -> OpenedNetwork:
     """The network of a finished run, by the card in its weights."""
-    card = read_card(run / LAST_WEIGHTS)
+    file = run / LAST_WEIGHTS
+    card = read_card(file)
     if card.detector is not None:
         raise UserError(f"{run} is a run of detection: {known_task('detection').data_help}")
-    weights, image_size = weights or str(run / LAST_WEIGHTS), image_size or card.input_size
+    name, reused = as_named(card.name, card_of=file), card.reused_head
+    weights, image_size = weights or str(file), image_size or card.input_size
     num_classes = card.num_classes or None if num_classes is None else num_classes
     given = {**card.arguments, **arguments}
-    reused = card.reused_head
-    if reused is not None and head == "none":
-        raise UserError(f"{run}: its classifier is another network's (simkd), so it can't be taken without")
+    if reused is not None and head != "own":
+        raise UserError(f"{run}: its classifier is another network's (simkd), so it can't be taken without it")
     if not card.num_classes and role != "student":
         head = "none"  # it never had one
-    loaded = load_network(
-        card.name,
-        num_classes=num_classes,
-        weights=weights if reused is None else None,
-        image_size=image_size,
-        arguments=given,
-        role=role if reused is None else "student",
-        head=head,
-    )
-    if reused is not None:
-        made = ReusedHead(
-            loaded.module, image_size=loaded.input_size or image_size, num_classes=card.num_classes, **reused
+    with told_by_card(file):
+        loaded = load_network(
+            name,
+            num_classes=num_classes,
+            weights=weights if reused is None else None,
+            image_size=image_size,
+            arguments=given,
+            role=role if reused is None else "student",
+            head=head,
         )
-        module = _loaded_with(made, weights, name=card.name)
-        loaded = replace(loaded, module=module, pretrained=weights)
-    # A run says how its network was fed; its name's defaults may have changed since.
-    loaded = replace(loaded, mean=card.mean, std=card.std)
-    opened = _opened(
-        loaded, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=given
-    )
+        if reused is not None:
+            with told_in_one_line(f"{role} {name} with a reused classifier", {}, downloads=False):
+                made = ReusedHead(
+                    loaded.module, image_size=loaded.input_size or image_size, num_classes=card.num_classes, **reused
+                )
+            module = _loaded_with(made, weights, name=name)
+            loaded = replace(loaded, module=module, pretrained=weights)
+        # A run says how its network was fed; its name's defaults may have changed since.
+        loaded = replace(loaded, mean=card.mean, std=card.std)
+        opened = _opened(
+            loaded, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=given
+        )
     return replace(opened, card=replace(opened.card, classes=card.classes, reused_head=reused))
 
 
@@ -215,32 +217,6 @@ def _loaded_with(network: ReusedHead, weights: str, *, name: str) -> ReusedHead:
     except RuntimeError as error:
         raise UserError(f"{weights} does not fit {name} with a reused classifier: {one_line(error)}") from error
     return network
-
-
-def write_weights(path: Path, state: Mapping[str, Tensor], card: NetworkCard) -> str:
-    """Write a network's state as safetensors with its card inside; the result is the file's sha256."""
-    # Tied weights share memory, which the format refuses; each name gets its own copy.
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
-    data = save(tensors, metadata={_KEY: json.dumps(asdict(card), sort_keys=True)})
-    write_bytes(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def read_card(path: Path) -> NetworkCard:
-    """The card inside a run's weights.
-
-    Raises:
-        UserError: when the file is not a run's weights.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        content = json.loads(metadata[_KEY])
-        for name in ("mean", "std", "classes"):
-            content[name] = tuple(content[name])
-        return NetworkCard(**content)
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} does not say which network it is for: it was not written by a run") from error
 
 
 class Normalised(nn.Module):

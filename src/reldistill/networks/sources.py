@@ -15,9 +15,9 @@ import torchvision
 from torch import nn
 
 from reldistill.core.checks import UserError, one_line
+from reldistill.core.trust import HUB_PREFIXES
 
 Triple = tuple[float, float, float]
-HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 _CONNECT_SECONDS = 5.0
 _STALL_SECONDS = 15.0
 

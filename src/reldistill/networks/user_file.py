@@ -16,6 +16,7 @@ from torch import nn
 from reldistill.core.checks import UserError
 from reldistill.core.user_code import importable_beside, run_file
 from reldistill.networks.sources import BuiltNetwork, Triple, told_in_one_line, triple
+from reldistill.networks.weights import first_not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ class FileSource:
                 network = make(**settings)
         if not isinstance(network, nn.Module):
             raise UserError(f"{self.what} returned {type(network).__name__}: expected a torch.nn.Module")
+        not_finite = first_not_finite(network.state_dict())
+        if not_finite:
+            raise UserError(f"{self.what} has values that are not finite, first in {not_finite}")
         mean, std = self._normalisation(module)
         return BuiltNetwork(network, mean, std, own_size=None)
 

@@ -49,9 +49,31 @@ def read_weights(path: str | Path, *, what: str) -> dict[str, Tensor]:
         what: whose weights they are, for the messages.
 
     Raises:
-        UserError: no such file, a damaged one, or one that holds more than tensors.
+        UserError: no such file, a damaged one, one that holds more than tensors, or values that are not finite.
     """
     file = weights_file(path, what=what)
+    tensors = _tensors_of(file, path=path, what=what)
+    not_finite = first_not_finite(tensors)
+    if not_finite:
+        raise UserError(
+            f"{what}: {path} holds values that are not finite, first in {not_finite}: give weights of a training that "
+            f"did not diverge"
+        )
+    return tensors
+
+
+def first_not_finite(state: Mapping[str, Any]) -> str | None:
+    """The first tensor with a NaN or an infinity; None where all are finite."""
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
+            # what is smaller than single precision has no isfinite everywhere
+            values = tensor.float() if tensor.element_size() < 4 else tensor
+            if not torch.isfinite(values).all():
+                return name
+    return None
+
+
+def _tensors_of(file: Path, *, path: str | Path, what: str) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(file)

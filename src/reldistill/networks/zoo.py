@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import fnmatch
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,10 @@ from torch import Tensor, nn
 
 from reldistill.core.checks import UserError, one_line
 from reldistill.core.tasks import task_naming
+from reldistill.core.trust import FILE, HUB_PREFIXES
 from reldistill.networks import cifar
 from reldistill.networks.headless import head_weights, without_head
-from reldistill.networks.sources import HUB_PREFIXES, BuiltNetwork, Source, TimmSource, TorchvisionSource
+from reldistill.networks.sources import BuiltNetwork, Source, TimmSource, TorchvisionSource
 from reldistill.networks.user_file import FileSource
 from reldistill.networks.weights import fitting_names, load_weights, mismatch, read_weights
 
@@ -34,10 +34,9 @@ __all__ = ["ListedNetwork", "LoadedNetwork", "list_networks", "load_network", "l
 logger = logging.getLogger(__name__)
 
 Role = Literal["student", "teacher", "model"]
-Head = Literal["own", "none"]
+Head = Literal["own", "none", "new"]
 
 _TORCHVISION = "torchvision/"
-_FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<factory>\w*))?")
 _OWN_ARGUMENTS = ("num_classes", "pretrained", "weights")
 
 
@@ -102,7 +101,8 @@ def load_network(
             pretrained weights are used as they are.
         arguments: for the network's maker, e.g. `{"patch_size": 4, "depth": 6}` for a transformer of timm.
         role: a student may start from random weights or get a new classifier; a teacher never.
-        head: `none` takes the network without its class scores, whatever their number, see `headless.without_head`.
+        head: `none` takes the network without its class scores, whatever their number, see `headless.without_head`;
+            `new` lets its head start from random weights. A student whose head the weights don't fit gets a new one.
 
     Raises:
         UserError: unknown name or argument, weights that are missing or don't fit, a class count that differs from
@@ -203,7 +203,7 @@ def _torchvision_names() -> list[str]:
 
 def _find(name: str, *, what: str) -> Source:
     """The source of a name, in the order that this module's beginning gives."""
-    file = _FILE.fullmatch(name)
+    file = FILE.fullmatch(name)
     if file:
         path = Path(file["path"]).expanduser()
         if not path.is_file():
@@ -290,10 +290,10 @@ def _build(
             return built
         named = fitting_names(built.module, state)
         misfit = mismatch(built.module, named)
-        if misfit is not None and (head == "none" or role == "student"):
+        if head == "new" or (misfit is not None and (head == "none" or role == "student")):
             own = isinstance(source, FileSource)
             named, misfit = _body(named, built, misfit, image_size=image_size, what=what, own=own)
-            if misfit is None and head == "own":
+            if misfit is None and head != "none":
                 logger.warning(
                     "%s: its head starts from random weights, all other %d tensors from %s", what, len(named), weights
                 )
@@ -306,7 +306,7 @@ def _build(
 
 
 def _body(
-    state: dict[str, Tensor], built: BuiltNetwork, misfit: str, *, image_size: int | None, what: str, own: bool
+    state: dict[str, Tensor], built: BuiltNetwork, misfit: str | None, *, image_size: int | None, what: str, own: bool
 ) -> tuple[dict[str, Tensor], str | None]:
     """The weights that are not the head's, and what is wrong with these."""
     for side in _sides(built, image_size):

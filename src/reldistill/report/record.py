@@ -216,9 +216,8 @@ def result_of(
 def write_record(path: str | Path, record: RunRecord) -> Path:
     """Write `record` as JSON into a run folder (or to a `.json` path): whole or not at all, whenever the run dies."""
     target = _record_path(Path(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(encode(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_text(target, text)
+    return write_text(target, text, make_folder=True)
 
 
 def read_record(path: str | Path) -> RunRecord:

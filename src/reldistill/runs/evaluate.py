@@ -119,10 +119,10 @@ def _interval(right: np.ndarray) -> tuple[float, float]:
 def _open(
     network: ModelSettings, images: Images, *, task: AnyTask, is_run: bool, image_size: int | None, headless: bool
 ) -> OpenedNetwork:
-    """The network with its weights; UserError where it was trained on other classes."""
+    """The network with its weights, or with its features alone."""
     if headless and (not isinstance(task, TakesHeadless) or not images.classes):
         raise UserError(f"--probe measures features by one class an image: {task_named(FALLBACK).data_help}")
-    opened = (takes_headless(task, teacher=network.model).open_headless if headless else task.open)(
+    return (takes_headless(task, teacher=network.model).open_headless if headless else task.open)(
         network.model,
         role="model" if is_run else "teacher",
         images=images,
@@ -131,9 +131,3 @@ def _open(
         pretrained=network.model_pretrained,
         arguments=network.model_arguments,
     )
-    if not headless and opened.card.classes and tuple(opened.card.classes) != images.classes:
-        raise UserError(
-            f"{network.model} was trained on other classes ({', '.join(opened.card.classes[:3])} …) than the data have "
-            f"({', '.join(images.classes[:3])} …)"
-        )
-    return opened

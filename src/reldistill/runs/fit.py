@@ -18,14 +18,15 @@ import torchvision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import reldistill
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, system_error
 from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
 from reldistill.core.safe_files import write_text
 from reldistill.core.types import holds_map
 from reldistill.data.images import Images
+from reldistill.networks.cards import write_weights
 from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
-from reldistill.networks.saved import OpenedNetwork, write_weights
+from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.record import DataRecord, NetworkRecord, RunRecord, TermRecord, write_record
 from reldistill.report.run.render import render_html
 from reldistill.runs.folders import command_line, now, rank
@@ -41,7 +42,7 @@ from reldistill.training.progress import say
 from reldistill.training.settings import TrainSettings
 from reldistill.training.signals import usr1_ends_training
 from reldistill.training.teacher_cache import TeacherCache
-from reldistill.training.trainer import Loaders, make_trainer, resolve_precision
+from reldistill.training.trainer import Loaders, make_trainer, quiet_writers, resolve_precision
 
 REPORT_FILE = "report.html"
 
@@ -117,14 +118,17 @@ def fit(
 def _stopped_on_error(record: RunRecord, out: Path, trainer: L.Trainer, signals: Sequence[int]) -> Iterator[None]:
     """The record says so where training ends by an error; a user's error names the last good checkpoint."""
     try:
-        yield
+        with quiet_writers():
+            yield
     except BaseException as error:
         record.status = "stopped"
-        if trainer.is_global_zero:
-            write_record(out, record)
-        if isinstance(error, UserError):
+        if trainer.is_global_zero and out.is_dir():
+            with contextlib.suppress(UserError):  # where the disk is full: the error says so
+                write_record(out, record)
+        if isinstance(error, UserError | OSError):
+            said = str(error) if isinstance(error, UserError) else system_error(error, out)
             where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
-            raise UserError(f"{error}{where}") from error
+            raise UserError(f"{said}{where}") from error
         if isinstance(error, SIGTERMException):
             say("stopped by a signal: the same command with --resume continues from the last checkpoint")
             raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM)) from error

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from reldistill.core.checks import UserError
 from reldistill.core.run_files import RECORD_FILE
+from reldistill.core.safe_files import check_target, remove_parts
 from reldistill.report.record import RunRecord, read_record
 from reldistill.training.settings import DEFAULTS
 
@@ -62,8 +63,7 @@ def _previous(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord
         return None
     if not resume:
         raise UserError(f"{out} already holds a run: continue it with --resume, or give another --out")
-    for half_written in out.glob(".*.part"):
-        half_written.unlink(missing_ok=True)
+    remove_parts(out)
     record = read_record(out)
     refuse_changes(record.settings, settings, what=f"the run in {out}")
     return record
@@ -71,12 +71,15 @@ def _previous(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """A folder that can be written to, made if need be, for this process alone.
+    """A folder that can be written to, made if need be, for this process alone; of files it holds only regular ones.
 
     Where nothing has been written when an error ends it, the folders that were made for it are gone again.
     """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     make_folder(out)
+    for there in out.iterdir():
+        if not there.is_dir():
+            check_target(there)
     lock = FileLock(out / _LOCK)
     try:
         lock.acquire(timeout=0)

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from reldistill.core.checks import UserError
+from reldistill.core.trust import note_named
 from reldistill.core.types import Evaluator
 from reldistill.data.images import Images
 from reldistill.data.loader import Loader
@@ -63,6 +64,7 @@ def _workers(data: DataSettings, devices: int | str) -> int | None:
 
 def open_teacher(networks: PairSettings, images: Images, *, task: AnyTask, seed: int) -> OpenedNetwork:
     """The teacher, with weights and with the data's classes; one without is the same for the same seed."""
+    note_named(networks.student)  # a file that makes the student may be that of the teacher's run
     L.seed_everything(seed, verbose=False)
     is_named = not networks.teacher_weights and ".py:" not in networks.teacher and not run_folder(networks.teacher)
     headless = networks.teacher_head == "none"

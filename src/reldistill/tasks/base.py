@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from reldistill.data.images import Images
     from reldistill.data.loader import Loader
     from reldistill.methods.build import TaskObjective, TermSource
-    from reldistill.networks.saved import NetworkCard, OpenedNetwork
+    from reldistill.networks.cards import NetworkCard
+    from reldistill.networks.saved import OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.training.settings import DataSettings, TrainSettings
 

@@ -56,7 +56,8 @@ class ModelSettings:
     """The network of `train`.
 
     Args:
-        model: a timm or torchvision name, a CIFAR net of the literature (resnet20, wrn_40_2, …), or FILE.py:factory.
+        model: a timm or torchvision name, a CIFAR net of the literature (resnet20, wrn_40_2, …), FILE.py:factory, which
+            runs that file, or a run folder.
         model_weights: a .safetensors or .pth file, or a run folder, to start from.
         model_pretrained: start from the weights that timm or torchvision publish.
         model_arguments: keyword arguments for the network's constructor, e.g. '{"patch_size": 4}'.
@@ -73,7 +74,8 @@ class PairSettings:
     """Teacher, student and method.
 
     Args:
-        teacher: a timm or torchvision name, a CIFAR net of the literature, FILE.py:factory, or a run folder.
+        teacher: a timm or torchvision name, a CIFAR net of the literature, FILE.py:factory (which runs that
+            file), or a run folder.
         student: the same for the student.
         method: a method's name (see: reldistill list methods), or several joined by +.
         teacher_weights: a .safetensors or .pth file with the teacher's weights; otherwise the published ones are taken.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.safe_files import write_text
+from reldistill.core.safe_files import allocate, write_text
 from reldistill.core.types import TEACHER, Batch
 
 _CARD = "cache.json"
@@ -175,9 +175,7 @@ class TeacherCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
-            raise UserError(
-                f"--cache-teacher {self.folder} can't be written to ({error.strerror}): give another folder"
-            ) from None
+            raise self._unwritable(error) from error
         layout = self._layout(card)
         needed = sum(array.nbytes for array in layout.values())
         if needed > free:
@@ -185,9 +183,13 @@ class TeacherCache:
                 f"the teacher cache needs {size_in_words(needed)} for {self.views} views of {self.images:,} images, "
                 f"{self.folder} has {size_in_words(free)} left: lower --cache-views or give another folder"
             )
-        for name, array in layout.items():
-            with (self.folder / name).open("ab") as file:
-                file.truncate(array.nbytes)
+        try:
+            for name, array in layout.items():
+                allocate(self.folder / name, array.nbytes)
+        except OSError as error:
+            for name in layout:
+                (self.folder / name).unlink(missing_ok=True)
+            raise self._unwritable(error) from error
         write_text(self.folder / _CARD, json.dumps(card, indent=2))
 
     def _layout(self, card: Mapping[str, Any]) -> dict[str, _Array]:
@@ -207,7 +209,13 @@ class TeacherCache:
                 f"the teacher cache in {self.folder} is damaged ({name} is not as long as it was made): remove it, or "
                 f"give another folder to --cache-teacher"
             )
-        return np.memmap(path, array.dtype, "r+", shape=array.shape)
+        try:
+            return np.memmap(path, array.dtype, "r+", shape=array.shape)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"--cache-teacher {self.folder} can't be written to ({error.strerror}): give another folder")
 
 
 def _check_same(

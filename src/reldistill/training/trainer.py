@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,22 @@ def make_trainer(training: TrainSettings, *, precision: str, out: Path, keeper: 
         )
     except MisconfigurationException as error:
         raise UserError(f"--accelerator {training.accelerator} --devices {training.devices}: {error}") from error
+
+
+@contextlib.contextmanager
+def quiet_writers() -> Iterator[None]:
+    """Leave what the system refuses to a logger's own thread to the thread that trains, which is told of it too."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not issubclass(failed.exc_type, OSError):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class Loaders(L.LightningDataModule):

@@ -229,7 +229,7 @@ def test_an_old_page_is_replaced_and_a_folder_is_refused(tmp_path: Path, make_re
     (tmp_path / "report.html").write_text("old")
     text, _ = rendered(tmp_path / "kd", tmp_path / "report.html")
     assert "old" not in text[:20]
-    with pytest.raises(UserError, match="is a folder: name the page"):
+    with pytest.raises(UserError, match="it is a folder; name a new file"):
         render_html([tmp_path / "kd"], tmp_path)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from reldistill.core.checks import UserError
 from reldistill.core.run_files import LAST_WEIGHTS
-from reldistill.networks.saved import NetworkCard, open_network, write_weights
+from reldistill.networks.cards import NetworkCard, write_weights
+from reldistill.networks.saved import open_network
 from reldistill.tasks.classification.export import classifier_graph
 
 

@@ -27,4 +27,4 @@ def write_comparison(comparison: Comparison, *, page: Path | None = None) -> Pat
     """All files, the page by default beside the others; returns the page's path."""
     write_tables(comparison)
     target = page or comparison.folder / f"{comparison.head.kind}.html"
-    return write_text(target, comparison_page(comparison, summaries(comparison)))
+    return write_text(target, comparison_page(comparison, summaries(comparison)), make_folder=page is not None)

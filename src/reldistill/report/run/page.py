@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reldistill.core.checks import UserError
-from reldistill.core.safe_files import write_text
+from reldistill.core.safe_files import check_target, write_text
 from reldistill.report.paired import Row, comparison_table, in_order, labels, outcome, role_of
 from reldistill.report.record import RunRecord, find_runs, read_record
 from reldistill.report.run.relations_file import read_relations
@@ -36,6 +36,8 @@ def render_html(run_folders: Sequence[str | Path], out: str | Path) -> Path:
     Returns:
         `out`.
     """
+    target = Path(out)
+    check_target(target)
     records = in_order([read_record(folder) for folder in find_runs(run_folders)])
     tasks = sorted({record.task for record in records})
     if len(tasks) > 1:
@@ -43,11 +45,7 @@ def render_html(run_folders: Sequence[str | Path], out: str | Path) -> Path:
     names = labels(records)
     problems: list[str] = []
     pictures = _pictures(records, names, (*report_of(tasks[0]).sections, *_OF_EVERY_TASK), problems)
-    target = Path(out)
-    if target.is_dir():
-        raise UserError(f"{target} is a folder: name the page to write, e.g. {target / 'report.html'}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return write_text(target, _page(records, names, pictures, problems))
+    return write_text(target, _page(records, names, pictures, problems), make_folder=True)
 
 
 def _pictures(

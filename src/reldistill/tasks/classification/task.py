@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from reldistill.core.types import Evaluator
     from reldistill.data.image_data import ImageData
     from reldistill.methods.build import TermSource
-    from reldistill.networks.saved import NetworkCard, OpenedNetwork
+    from reldistill.networks.cards import NetworkCard
+    from reldistill.networks.saved import OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.classification.objective import Classification
     from reldistill.training.settings import DataSettings, TrainSettings
@@ -118,6 +119,7 @@ class ClassificationTask:
             name,
             role=role,
             num_classes=len(images.classes),
+            classes=images.classes,
             image_size=image_size or images.image_size,
             weights=weights,
             pretrained=pretrained,

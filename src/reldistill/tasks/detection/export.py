@@ -18,7 +18,7 @@ from torch.nn import functional
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from reldistill.core.checks import UserError
-from reldistill.networks.saved import NetworkCard
+from reldistill.networks.cards import NetworkCard
 from reldistill.tasks.base import Companions, GraphForm
 from reldistill.tasks.detection.detections_file import PICTURES_FILE, read_detections
 from reldistill.tasks.detection.networks import plain_detectors

@@ -14,7 +14,8 @@ from reldistill.training.defaults import TrainDefaults
 
 if TYPE_CHECKING:
     from reldistill.methods.build import TermSource
-    from reldistill.networks.saved import NetworkCard, OpenedNetwork
+    from reldistill.networks.cards import NetworkCard
+    from reldistill.networks.saved import OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.detection.images import DetectionData
     from reldistill.tasks.detection.objective import Detection

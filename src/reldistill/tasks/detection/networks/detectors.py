@@ -19,6 +19,7 @@ from torchvision.models._meta import _COCO_CATEGORIES
 from reldistill.core.checks import UserError
 from reldistill.core.safe_files import sha256
 from reldistill.networks import cifar
+from reldistill.networks.class_order import differences
 from reldistill.networks.sources import Triple, impatient, told_in_one_line
 from reldistill.networks.weights import fitting_names, mismatch, read_weights, weights_file
 from reldistill.networks.zoo import ListedNetwork, Role
@@ -144,10 +145,7 @@ def load_detector(
     fresh = state is not None and role == "student" and None in found
     if None in found and not fresh:
         lacking = [one for one, output in zip(classes, found, strict=True) if output is None]
-        raise UserError(
-            f"{what}: its weights don't know the class{'es' * (len(lacking) > 1)} {', '.join(lacking[:5])}"
-            f"{', …' * (len(lacking) > 5)} of the data: train a teacher on these data first (reldistill train …)"
-        )
+        raise UserError(f"{what}: {differences(lacking)}: train a teacher on these data first (reldistill train …)")
     if state is None or fresh:
         known, found = ("", *classes), list(range(1, len(classes) + 1))
     backbone = pretrained_backbone and state is None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reldistill.core.checks import UserError
 from reldistill.core.run_files import LAST_WEIGHTS
 from reldistill.core.safe_files import sha256
-from reldistill.networks.saved import NetworkCard, OpenedNetwork, read_card, run_folder
+from reldistill.networks.cards import NetworkCard, card_in, read_card, told_by_card
+from reldistill.networks.saved import OpenedNetwork, run_folder
 from reldistill.networks.weights import weights_file
 from reldistill.networks.zoo import Role
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
@@ -44,27 +46,27 @@ def open_detector(
     """
     given = dict(arguments or {})
     backbone = bool(given.pop("pretrained_backbone", False))
-    trained_on = None
     folder = run_folder(name)
+    weights = weights if weights or folder is None else str(folder / LAST_WEIGHTS)
+    card = card_in(weights_file(weights, what=f"{role} {name}")) if weights else None
     if folder is not None:
-        card = read_card(folder / LAST_WEIGHTS)
-        if card.detector is None:
+        own = read_card(folder / LAST_WEIGHTS)
+        if own.detector is None:
             raise UserError(f"{name} is a run of classification: its network finds no boxes")
-        name, given = card.name, {**card.arguments, **given}
-        weights = weights or str(folder / LAST_WEIGHTS)
-        trained_on = _names_of_outputs(card.detector, card.classes)
-        classes = classes or card.classes
+        name, given, card = own.name, {**own.arguments, **given}, card or own
+        classes = classes or own.classes
     sizes = {"min_size": min_size, "max_size": max_size}
-    loaded = load_detector(
-        name,
-        classes=classes,
-        weights=weights,
-        pretrained=pretrained,
-        pretrained_backbone=backbone,
-        trained_on=trained_on,
-        arguments={**given, **{key: value for key, value in sizes.items() if value and name not in FIXED_SIZE}},
-        role=role,
-    )
+    with told_by_card(folder / LAST_WEIGHTS) if folder else contextlib.nullcontext():
+        loaded = load_detector(
+            name,
+            classes=classes,
+            weights=weights,
+            pretrained=pretrained,
+            pretrained_backbone=backbone,
+            trained_on=_names_of_outputs(card.detector, card.classes) if card and card.detector else None,
+            arguments={**given, **{key: value for key, value in sizes.items() if value and name not in FIXED_SIZE}},
+            role=role,
+        )
     extractor = DetectorExtractor(loaded.module, outputs=loaded.outputs, name=loaded.name)
     return OpenedNetwork(
         extractor,
