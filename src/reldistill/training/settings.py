@@ -31,6 +31,8 @@ class DataSettings:
         skip_bad_images: leave out images that can't be read, and count them.
         download: fetch the data set if it is not there.
         workers: processes that decode images which don't fit in memory; by default by the number of cores.
+        views: how many views (random changes of every image) the epochs cycle through; by default every epoch has new
+            ones, with a teacher cache 16.
     """
 
     data: str
@@ -42,10 +44,12 @@ class DataSettings:
     skip_bad_images: bool = False
     download: bool = False
     workers: int | None = None
+    views: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the words; numbers are checked against the images themselves."""
+        """Check the words; other numbers are checked against the images themselves."""
         _check_words(self)
+        _check_range("views", self.views, 1)
         self.task = task_of_data(self.data, task=self.task)
 
 
@@ -88,8 +92,7 @@ class PairSettings:
         balance: find the weights while training: every part's gradient gets this share of the task's (try 1); 0 for
             fixed weights. With it, weights are multiples of that share.
         cache_teacher: folder where what the teacher says of the images is kept, so that it runs once for each view of
-            them; may serve other runs with the same teacher and data too.
-        cache_views: how many views (random changes of every image) the cache holds; the epochs cycle through them.
+            them (see views); may serve other runs with the same teacher and data too.
     """
 
     teacher: str
@@ -107,12 +110,10 @@ class PairSettings:
     warm_up: float = 0.0
     balance: float = 0.0
     cache_teacher: str | None = None
-    cache_views: int = 4
 
     def __post_init__(self) -> None:
         """Check what can be checked without networks."""
         _check_range("balance", self.balance, 0)
-        _check_range("cache_views", self.cache_views, 1)
         _check_range("warm up", self.warm_up, 0, 1)
         for part, weight in self.weights.items():
             _check_range(f"weight of {part}", weight, 0)
