@@ -44,14 +44,13 @@ def main() -> None:
 
         def seconds(method: str, out: str, *, cached: bool) -> float:
             record = distill(
-                DataSettings(data=str(folder / "subset.zip"), image_size=32),
+                DataSettings(data=str(folder / "subset.zip"), image_size=32, views=1 if cached else None),
                 PairSettings(
                     teacher=given.teacher,
                     teacher_weights=given.teacher_weights,
                     student=given.student,
                     method=method,
                     cache_teacher=str(folder / f"cache-{method}") if cached else None,
-                    cache_views=1,
                 ),
                 TrainSettings(epochs=2 if cached and out == "filling" else 1, batch_size=128, lr=0.1),
                 out=folder / f"{method}-{out}",

@@ -73,7 +73,7 @@ def what_is_left(run: Path, *, pictures: bool = True) -> dict[str, Any]:
 
 
 def test_killed_while_a_teacher_cache_is_filled_and_read(world: Path) -> None:
-    cached = {**LONG, **STUDENTS["32-true"], "method": "kd+rkd", "cache_views": 2}
+    cached = {**LONG, **STUDENTS["32-true"], "method": "kd+rkd", "views": 2}
     command = with_options(DISTILL, **cached)
     resume = with_options(command, out="killed-cached", cache_teacher="cache-2", resume=True)
     statuses = live(
@@ -86,7 +86,7 @@ def test_killed_while_a_teacher_cache_is_filled_and_read(world: Path) -> None:
     )
     assert statuses == [0, *[KILLED] * 4, 0]
     assert what_is_left(world / "killed-cached") == what_is_left(world / "whole-cached")
-    for name in ("present.u8", "cache.json"):
+    for name in ("0.present.u8", "cache.json"):
         assert (world / "cache-2" / name).read_bytes() == (world / "cache-1" / name).read_bytes()
 
 

@@ -50,12 +50,11 @@ def said_by(cache: TeacherCache, given: Batch, ask: Any) -> dict[str, Tensor]:
 
 
 def test_values_come_back_to_half_precision_whatever_their_size(tmp_path: Path) -> None:
-    cache = TeacherCache(tmp_path / "c", **GIVEN, seed=0)
+    cache = TeacherCache(tmp_path / "c", **GIVEN)
     given = batch(4, 1, 7)
     filling = said_by(cache, given, says)
     cache.flush()
-    again = TeacherCache(tmp_path / "c", **GIVEN, seed=3)
-    assert again.seed == 0, "a cache that is there keeps its views"
+    again = TeacherCache(tmp_path / "c", **GIVEN)
     stored = said_by(again, given, says)
     for name, live in says(given.images).items():
         assert torch.equal(filling[name], stored[name])
@@ -65,7 +64,7 @@ def test_values_come_back_to_half_precision_whatever_their_size(tmp_path: Path) 
 
 
 def test_the_teacher_is_asked_for_what_is_not_there_and_only_then(tmp_path: Path) -> None:
-    cache = TeacherCache(tmp_path, **GIVEN, seed=0)
+    cache = TeacherCache(tmp_path, **GIVEN)
     said_by(cache, batch(0, 1, 2, 3, 4), says)
     with pytest.raises(AssertionError, match="asked"):
         said_by(cache, batch(0, 1), no_teacher)  # not said to be there before it is on disk
@@ -87,9 +86,32 @@ def test_the_teacher_is_asked_for_what_is_not_there_and_only_then(tmp_path: Path
 
 
 def test_fewer_values_may_be_used_than_there_are(tmp_path: Path) -> None:
-    TeacherCache(tmp_path, **GIVEN, seed=0)
-    few = TeacherCache(tmp_path, **{**GIVEN, "rows": {"layer2": (4, 2, 2)}}, seed=0)
+    TeacherCache(tmp_path, **GIVEN)
+    few = TeacherCache(tmp_path, **{**GIVEN, "rows": {"layer2": (4, 2, 2)}})
     assert list(said_by(few, batch(1, 2), says)) == ["layer2"]
+
+
+def test_another_method_adds_what_it_needs(tmp_path: Path) -> None:
+    given = batch(4, 1, 7)
+    said_by(first := TeacherCache(tmp_path, **{**GIVEN, "rows": {"logits": (3,)}}), given, says)
+    first.flush()
+    both = TeacherCache(tmp_path, **GIVEN)
+    assert not both.is_full
+
+    def says_otherwise(images: Tensor) -> dict[str, Tensor]:
+        said = says(images)
+        return {**said, "logits": 1.01 * said["logits"]}
+
+    found = said_by(both, given, says_otherwise)
+    both.flush()
+    assert torch.equal(found["logits"], said_by(first, given, no_teacher)["logits"]), "what is there stays"
+    said_by(TeacherCache(tmp_path, **{**GIVEN, "rows": {"layer2": (4, 2, 2)}}), given, says)
+    with pytest.raises(AssertionError, match="asked"):
+        said_by(first, batch(5), no_teacher)
+    said_by(first, batch(5), says)
+    first.flush()
+    with pytest.raises(AssertionError, match="asked"):  # its logits are there, its map is not
+        said_by(both, batch(5), no_teacher)
 
 
 @pytest.mark.parametrize(
@@ -99,28 +121,27 @@ def test_fewer_values_may_be_used_than_there_are(tmp_path: Path) -> None:
         ({"made_of": {"teacher": "abc", "augmentation": "none"}}, "is of augmentation crop, not none"),
         ({"images": 11}, "is of images 10, not 11"),
         ({"views": 3}, "is of views 2, not 3"),
-        ({"rows": {"layer3": (8, 1, 1)}}, r"holds logits, layer2, but this method needs layer3 of shape \(8, 1, 1\)"),
-        ({"rows": {"logits": (5,)}}, "holds logits, layer2, but this method needs logits of shape"),
+        ({"rows": {"logits": (5,)}}, r"holds logits of shape \(3,\), but this method needs \(5,\)"),
     ],
 )
 def test_a_stale_cache_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    TeacherCache(tmp_path, **GIVEN, seed=0)
+    TeacherCache(tmp_path, **GIVEN)
     with pytest.raises(UserError, match=message):
-        TeacherCache(tmp_path, **{**GIVEN, **change}, seed=0)
+        TeacherCache(tmp_path, **{**GIVEN, **change})
 
 
 def test_values_of_other_views_are_found_out(tmp_path: Path) -> None:
-    cache = TeacherCache(tmp_path, **GIVEN, seed=0)
+    cache = TeacherCache(tmp_path, **GIVEN)
     said_by(cache, batch(0, 1), says)
     cache.flush()
-    later = TeacherCache(tmp_path, **GIVEN, seed=0)
+    later = TeacherCache(tmp_path, **GIVEN)
     with pytest.raises(UserError, match="does not hold what the teacher says of these images"):
         later.complete(batch(0, 1, seed=1), says)
 
 
 @pytest.mark.parametrize(("off", "found_out"), [(0.04, False), (-0.04, False), (0.06, True), (-0.06, True)])
 def test_values_may_be_off_by_a_twentieth_of_the_largest(off: float, found_out: bool, tmp_path: Path) -> None:
-    said_by(cache := TeacherCache(tmp_path, **GIVEN, seed=0), batch(0, 1), says)
+    said_by(cache := TeacherCache(tmp_path, **GIVEN), batch(0, 1), says)
     cache.flush()
 
     def says_otherwise(images: Tensor) -> dict[str, Tensor]:
@@ -129,7 +150,7 @@ def test_values_may_be_off_by_a_twentieth_of_the_largest(off: float, found_out: 
         said["layer2"][1].view(-1)[smallest] += off * said["layer2"][1].amax()
         return said
 
-    again = TeacherCache(tmp_path, **GIVEN, seed=0)
+    again = TeacherCache(tmp_path, **GIVEN)
     if found_out:
         with pytest.raises(UserError, match=r"does not hold what the teacher says of these images \(layer2 differs\)"):
             again.complete(batch(0, 1), says_otherwise)
@@ -139,23 +160,21 @@ def test_values_may_be_off_by_a_twentieth_of_the_largest(off: float, found_out: 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "no json", "no card"])
 def test_damage_is_said_in_one_line(damage: str, tmp_path: Path) -> None:
-    TeacherCache(tmp_path, **GIVEN, seed=0)
+    TeacherCache(tmp_path, **GIVEN)
     if damage == "cut":
         with (tmp_path / "0.f16").open("ab") as file:
             file.truncate(7)
     elif damage == "gone":
-        (tmp_path / "present.u8").unlink()
+        (tmp_path / "0.present.u8").unlink()
     else:
         (tmp_path / "cache.json").write_text("{" if damage == "no json" else "[1]")
     with pytest.raises(UserError, match=r"is damaged|can't be read"):
-        TeacherCache(tmp_path, **GIVEN, seed=0)
+        TeacherCache(tmp_path, **GIVEN)
 
 
 def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"needs [0-9.]+ TB for 2 views of 1,000,000,000,000 images.*lower --cache-views"
-    ):
-        TeacherCache(tmp_path, **{**GIVEN, "images": 10**12}, seed=0)
+    with pytest.raises(UserError, match=r"needs [0-9.]+ TB for 2 views of 1,000,000,000,000 images.*lower --views"):
+        TeacherCache(tmp_path, **{**GIVEN, "images": 10**12})
     assert not (tmp_path / "cache.json").exists()
 
 
@@ -182,16 +201,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(world: Path, out: str, *, method: str = "serkd+sekd", epochs: int = 4, **more: Any) -> Any:
     training = {name: more.pop(name) for name in [*more] if name in ("seed", "precision")}
+    more = {"cache_teacher": str(world / "cache"), **more}
     # Four channels wide, at this learning rate: the default weight of the features makes it diverge.
     weights = {"weights": {"feature": 1.0}} if "serkd" in method else {}
     return distill(
-        DataSettings(data=str(world / "pics"), val_fraction=0.3),
+        DataSettings(data=str(world / "pics"), val_fraction=0.3, views=more.pop("views", 2)),
         PairSettings(
             teacher=str(more.pop("teacher", world / "teacher")),
             student=f"{world}/nets.py:small",
             method=method,
             student_arguments={"width": 4},
-            **{"cache_teacher": str(world / "cache"), "cache_views": 2, **weights, **more},
+            **{**weights, **more},
         ),
         TrainSettings(epochs=epochs, batch_size=12, lr=0.1, **training),
         out=world / out,
@@ -203,7 +223,7 @@ def test_a_full_cache_serves_other_runs_without_the_teacher(
 ) -> None:
     first = run(world, "first", epochs=6)
     assert "teacher cache: 2 views of 42 images take" in capsys.readouterr().err
-    present = np.fromfile(world / "cache" / "present.u8", np.uint8)
+    present = np.fromfile(world / "cache" / "0.present.u8", np.uint8)
     assert present.reshape(2, 42).sum() >= 2 * 36, "all but the images of the last, incomplete batch"
     again = run(world, "again", epochs=6)
     assert (world / "first" / LAST_WEIGHTS).read_bytes() == (world / "again" / LAST_WEIGHTS).read_bytes()
@@ -235,7 +255,7 @@ def test_losses_from_the_cache_are_the_live_ones_to_half_precision(world: Path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cache_views": 3}, "is of views 2, not 3"),
+        ({"views": 3}, "is of views 2, not 3"),
         ({"precision": "bf16-mixed"}, "is of precision"),
         ({"teacher": "another"}, "is of teacher "),
     ],
@@ -257,7 +277,7 @@ def test_the_card_says_what_it_is_of(world: Path) -> None:
 
 
 def test_a_batch_keeps_the_rest(tmp_path: Path) -> None:
-    cache = TeacherCache(tmp_path, **GIVEN, seed=0)
+    cache = TeacherCache(tmp_path, **GIVEN)
     given = batch(2, 3)
     completed = cache.complete(given, says)
     assert replace(completed, teachers={}) == given

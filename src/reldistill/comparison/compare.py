@@ -33,6 +33,7 @@ from reldistill.methods.build import method_names
 from reldistill.report.comparison.cell_records import FAILED_FILE, REFERENCE, read_cell, read_json
 from reldistill.report.comparison.comparison_files import write_comparison, write_tables
 from reldistill.report.comparison.summary import Comparison, Head, Kind, gather, kind_in
+from reldistill.runs.caching import settle_views
 from reldistill.runs.folders import (
     MAY_CHANGE_ON_RESUME,
     command_line,
@@ -77,7 +78,7 @@ def compare(
     """
     _check_methods(methods)
     check_seeds(seeds)
-    data, training = _for_cells(data, training, jobs)
+    data, training = _for_cells(data, networks, training, jobs)
     head = _head("compare", flat_settings(data, networks, training), leave_out=_OWN)
     with _claimed(out, head, networks) as head:
         reference = _reference(data, [networks], training, methods, out)
@@ -116,7 +117,7 @@ def sweep(
         UserError: as `compare`.
     """
     axes = read_axes(over)
-    data, training = _for_cells(data, training, jobs)
+    data, training = _for_cells(data, networks, training, jobs)
     cells = planned_sweep(data, networks, training, students=students, over=axes, seeds=seeds)
     head = _head("sweep", flat_settings(data, networks, training), leave_out=("student", "seed"), over=axes)
     pairs = [dataclasses.replace(networks, student=student) for student in students]
@@ -178,14 +179,16 @@ def _check_methods(methods: Sequence[str]) -> None:
         raise UserError("--methods: a method is given twice")
 
 
-def _for_cells(data: DataSettings, training: TrainSettings, jobs: int) -> tuple[DataSettings, TrainSettings]:
-    """The settings as every cell gets them: with a test part, on one device, with its share of the cores."""
+def _for_cells(
+    data: DataSettings, networks: PairSettings, training: TrainSettings, jobs: int
+) -> tuple[DataSettings, TrainSettings]:
+    """The settings as every cell gets them: a test part, the same views, one device, its share of the cores."""
     check_range("jobs", jobs, 1)
     if str(training.devices) not in ("auto", "1") or training.nodes != 1:
         raise UserError("every cell of a comparison runs on one device: leave --devices and --nodes, and give --jobs")
     workers = max(1, cores() // jobs) if data.workers is None and jobs > 1 else data.workers
     return (
-        dataclasses.replace(data, hold_out_test=True, workers=workers),
+        dataclasses.replace(settle_views(data, networks), hold_out_test=True, workers=workers),
         dataclasses.replace(training, devices=1).for_task(data.task),
     )
 

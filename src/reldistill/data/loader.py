@@ -18,6 +18,7 @@ from reldistill.data.decode import BadImage
 from reldistill.data.samples import Samples, evenly
 
 Key = tuple[int, int, int]  # seed, epoch, index
+_VIEWS_SEED = 0  # the same for all runs, so that what is compared, or kept of a teacher, is of the same images
 
 
 @dataclass(frozen=True)
@@ -260,14 +261,14 @@ class Loader:
             groups = torch.zeros(self.images, dtype=torch.int64)
         self._groups = groups
         self._epoch, self._first = 0, 0
-        self._views: tuple[int, int] | None = None
+        self._views: int | None = None
         self.shard(rank, world_size)
 
-    def cycle_views(self, count: int | None, *, seed: int = 0) -> None:
-        """Let epoch e show every image as epoch e mod `count` of `seed` does; None: as every epoch of its own does."""
+    def cycle_views(self, count: int | None) -> None:
+        """Let epoch e show view e mod `count` of every image, the same whatever the loader's seed; None: new ones."""
         if count is not None and count < 1:
             raise ValueError(f"count: expected at least 1 view, got {count}")
-        self._views = None if count is None else (count, seed)
+        self._views = count
 
     def plain(self, limit: int) -> Loader:
         """At most `limit` of the images, evenly over the classes, in order and without random changes, of every rank.
@@ -344,5 +345,4 @@ class Loader:
         plans = self._plans(epoch, first)
         if self._views is None:
             return self._pixels.batches(self._seed, epoch, plans)
-        count, seed = self._views
-        return self._pixels.batches(seed, epoch % count, plans)
+        return self._pixels.batches(_VIEWS_SEED, epoch % self._views, plans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -13,9 +14,19 @@ from reldistill.step.distiller import Distiller
 from reldistill.step.term import Term
 from reldistill.tasks.base import AnyTask
 from reldistill.training.progress import say
-from reldistill.training.settings import PairSettings, TrainSettings
+from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 from reldistill.training.teacher_cache import TeacherCache, fingerprint_of, size_in_words
 from reldistill.training.trainer import resolve_precision
+
+CACHED_VIEWS = 16
+"""Views of a run with a teacher cache, where nobody has said how many."""
+
+
+def settle_views(data: DataSettings, networks: PairSettings) -> DataSettings:
+    """With a teacher cache every run, also one that asks no teacher, sees the views that are kept."""
+    if networks.cache_teacher is None or data.views is not None:
+        return data
+    return dataclasses.replace(data, views=CACHED_VIEWS)
 
 
 def check_cache(networks: PairSettings, *, task: AnyTask) -> None:
@@ -31,9 +42,11 @@ def open_cache(
     teacher: OpenedNetwork,
     images: Images,
     training: TrainSettings,
+    *,
+    views: int | None,
 ) -> TeacherCache | None:
     """What the terms need of the teacher, on disk, where that was asked for."""
-    if networks.cache_teacher is None or not distiller.teachers:
+    if networks.cache_teacher is None or views is None or not distiller.teachers:
         return None
     if training.nodes > 1:
         raise UserError("--cache-teacher needs a folder that all processes see: it works on one machine only")
@@ -57,8 +70,7 @@ def open_cache(
         },
         rows={name: tuple(tensor.shape[1:]) for name, tensor in distiller.ask_teacher(one).items()},
         images=images.train.images,
-        views=networks.cache_views,
-        seed=training.seed,
+        views=views,
     )
     state = "complete" if cache.is_full else f"filled in the first {cache.views} epochs"
     say(

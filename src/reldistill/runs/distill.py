@@ -12,7 +12,7 @@ from reldistill.methods.build import build_distiller, method_names
 from reldistill.methods.plan import Choices
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.record import RunRecord
-from reldistill.runs.caching import check_cache, open_cache
+from reldistill.runs.caching import check_cache, open_cache, settle_views
 from reldistill.runs.fit import Run, fit, refuse_other_images, with_report
 from reldistill.runs.folders import claimed
 from reldistill.runs.opening import open_student, open_teacher, read_images, trusted_teacher
@@ -50,7 +50,7 @@ def distill(
     task = task_of(data)
     check_cache(networks, task=task)
     level_pairs(networks.levels)
-    training = training.for_task(data.task)
+    data, training = settle_views(data, networks), training.for_task(data.task)
     settings = flat_settings(data, networks, training)
     with claimed(out, settings, resume=resume) as previous:
         if previous is not None and previous.status == "finished":
@@ -66,7 +66,7 @@ def distill(
         if distiller.left_out:
             parts = ", ".join(distiller.left_out)
             say(f"left out of {networks.method}: {parts} (they need class scores of the teacher, or labels)")
-        cache = open_cache(networks, distiller, network, images, training)
+        cache = open_cache(networks, distiller, network, images, training, views=data.views)
         run = Run(task, settings, out=out, previous=previous, student=student, teacher=teacher, method=networks.method)
         return fit(run, distiller, images, training, cache=cache)
 

@@ -91,7 +91,7 @@ def fit(
     run = dataclasses.replace(run, student=_as_built(run.student, distiller))
     module = _module(distiller, images, training, task=run.task)
     module.teacher_cache = cache
-    images.train.cycle_views(cache.views if cache else None, seed=cache.seed if cache else 0)
+    images.train.cycle_views(run.settings["views"])
     record = _record(run, module, images, precision=precision)
     if run.previous is not None:
         _refuse_other_weights(run.previous, record, out=run.out)

@@ -30,6 +30,8 @@ class DataSettings:
         skip_bad_images: leave out images that can't be read, and count them.
         download: fetch the data set if it is not there.
         workers: processes that decode images which don't fit in memory; by default by the number of cores.
+        views: how many views (random changes of every image) the epochs cycle through; by default every epoch has new
+            ones, with a teacher cache 16.
     """
 
     data: str
@@ -41,6 +43,7 @@ class DataSettings:
     skip_bad_images: bool = False
     download: bool = False
     workers: int | None = None
+    views: int | None = None
 
     def __post_init__(self) -> None:
         """Check the words and numbers; what a size can be is the task's to say."""
@@ -48,6 +51,7 @@ class DataSettings:
         check_range("image_size", self.image_size, 1, LARGEST_SIDE)
         check_range("val_fraction", self.val_fraction, 0, 1, open_start=True, open_end=True)
         check_range("workers", self.workers, 0)
+        check_range("views", self.views, 1)
         self.task = task_of_data(self.data, task=self.task)
 
 
@@ -94,8 +98,7 @@ class PairSettings:
         balance: find the weights while training: every part's gradient gets this share of the task's (try 1); 0 for
             fixed weights. With it, weights are multiples of that share.
         cache_teacher: folder where what the teacher says of the images is kept, so that it runs once for each view of
-            them; may serve other runs with the same teacher and data too.
-        cache_views: how many views (random changes of every image) the cache holds; the epochs cycle through them.
+            them (see views); may serve other runs with the same teacher and data too.
     """
 
     teacher: str
@@ -114,14 +117,12 @@ class PairSettings:
     warm_up: float = 0.0
     balance: float = 0.0
     cache_teacher: str | None = None
-    cache_views: int = 4
 
     def __post_init__(self) -> None:
         """Check what can be checked without networks."""
         _check_words(self)
         check_range("teacher_image_size", self.teacher_image_size, 1, LARGEST_SIDE)
         check_range("balance", self.balance, 0)
-        check_range("cache_views", self.cache_views, 1)
         check_range("warm up", self.warm_up, 0, 1)
         for part, weight in self.weights.items():
             check_range(f"weight of {part}", weight, 0)

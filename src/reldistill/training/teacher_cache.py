@@ -1,23 +1,26 @@
 """What a teacher said of the training images, kept on disk, so that later epochs do without the teacher.
 
-A stored row belongs to one image in one *view*: an epoch's random changes of the image, which are a function of the
-view's seed and number and of the image's index. Epoch e shows view e mod V. In the epochs that fill the cache the
-losses already see the values as they are stored, so a run ends the same whether it found the cache full or filled it.
+A stored row belongs to one image in one *view*: random changes of the image, which are a function of the view's
+number and of the image's index. Epoch e shows view e mod V. In the epochs that fill the cache the losses already see
+the values as they are stored, so a run ends the same whether it found the cache full or filled it. Each tensor says for
+itself which rows are there: a method that needs more of the teacher than an earlier one adds to what there is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from reldistill.core.checks import UserError
@@ -25,7 +28,7 @@ from reldistill.core.safe_files import allocate, write_text
 from reldistill.core.types import TEACHER, Batch
 
 _CARD = "cache.json"
-_PRESENT = "present.u8"
+_LOCK = ".lock"
 # Stored and live values may differ by rounding (half precision, and a batch of other images), never by more than this
 # share of their image's largest.
 _TOLERANCE = 0.05
@@ -52,10 +55,9 @@ class TeacherCache:
         rows: name → shape of one image's part of a tensor.
         images: number of training images.
         views: V.
-        seed: of the views, for a new cache; a cache that is there keeps its own.
 
     Raises:
-        UserError: when the folder holds another teacher's, data's, … values, lacks some, or the disk is too small.
+        UserError: when the folder holds another teacher's, data's, … values, is damaged, or the disk is too small.
     """
 
     def __init__(
@@ -66,35 +68,33 @@ class TeacherCache:
         rows: Mapping[str, tuple[int, ...]],
         images: int,
         views: int,
-        seed: int,
     ) -> None:
         self.folder, self.images, self.views = folder, images, views
         self.view = 0
         made_of = {**made_of, "images": images, "views": views, "layout of maps": "channels last"}
-        card = self._card()
-        self._checked = card is None  # a new one holds this run's own values only
-        if card is None:
-            card = {"made_of": made_of, "seed": seed, "rows": {name: list(shape) for name, shape in rows.items()}}
-            self._create(card)
-        _check_same(folder, card, made_of, rows)
-        self.seed = int(card["seed"])
-        layout = self._layout(card)
-        numbers = {name: number for number, name in enumerate(card["rows"])}
-        self._values = {name: self._map(f"{numbers[name]}.f16", layout) for name in rows}
-        self._scales = {name: self._map(f"{numbers[name]}.scale.f32", layout) for name in rows}
-        self._present = self._map(_PRESENT, layout)
+        with self._alone():
+            card = self._card() or {"made_of": made_of, "rows": {}}
+            _check_same(folder, card, made_of, rows)
+            self._checked = not rows.keys() & card["rows"].keys()  # what is new is this run's own
+            new = {name: list(shape) for name, shape in rows.items() if name not in card["rows"]}
+            if new:
+                card["rows"].update(new)
+                self._extend(card, new)
+        layouts = self._layouts(card)
+        self._values, self._scales, self._present = (
+            {name: self._map(*layouts[name][part]) for name in rows} for part in range(3)
+        )
         self._pending: list[tuple[int, np.ndarray]] = []
 
     @property
     def bytes(self) -> int:
         """Size of what this run uses of the cache once it is full."""
-        maps = [*self._values.values(), *self._scales.values(), self._present]
-        return sum(m.nbytes for m in maps)
+        return sum(m.nbytes for maps in (self._values, self._scales, self._present) for m in maps.values())
 
     @property
     def is_full(self) -> bool:
         """Whether every view of every image is there."""
-        return bool(self._present.all())
+        return all(bool(present.all()) for present in self._present.values())
 
     def complete(self, batch: Batch, ask: Callable[[Tensor], Mapping[str, Tensor]]) -> Batch:
         """The batch with what the teacher says of its images: from the cache, else by asking the teacher.
@@ -106,7 +106,7 @@ class TeacherCache:
         if batch.indices is None:
             raise ValueError("a teacher cache knows images by their indices: give Batch(images, targets, indices)")
         indices = batch.indices.cpu().numpy()
-        there = self._present[self.view, indices].astype(bool)
+        there = np.all([present[self.view, indices] for present in self._present.values()], axis=0)
         if there.any() and not self._checked:
             known = torch.from_numpy(there)
             self._check(self._read(indices[there], batch.images.device), ask(batch.images[known]))
@@ -122,10 +122,11 @@ class TeacherCache:
             return
         for stored in (*self._values.values(), *self._scales.values()):
             stored.flush()
-        for view, indices in self._pending:
-            self._present[view, indices] = 1
+        for present in self._present.values():
+            for view, indices in self._pending:
+                present[view, indices] = 1
+            present.flush()
         self._pending = []
-        self._present.flush()
 
     def _read(self, indices: np.ndarray, device: torch.device) -> dict[str, Tensor]:
         said = {}
@@ -143,8 +144,9 @@ class TeacherCache:
             largest = tensor.flatten(1).abs().amax(dim=1)
             scale = torch.where(largest > 0, largest, 1.0)
             scaled = tensor / scale.view(-1, *[1] * (tensor.ndim - 1))
-            values[self.view, indices] = _as_stored(scaled.half()).cpu().numpy()
-            self._scales[name][self.view, indices] = scale.cpu().numpy()
+            new = self._present[name][self.view, indices] == 0  # others have seen what is there: it stays
+            values[self.view, indices[new]] = _as_stored(scaled.half()).cpu().numpy()[new]
+            self._scales[name][self.view, indices[new]] = scale.cpu().numpy()[new]
         self._pending.append((self.view, indices))
 
     def _check(self, stored: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
@@ -164,46 +166,56 @@ class TeacherCache:
             return None
         try:
             card = json.loads(path.read_text())
-            if {"made_of", "seed", "rows"} <= card.keys():
+            if {"made_of", "rows"} <= card.keys():
                 return card
         except (OSError, ValueError, AttributeError):
             pass
         raise UserError(f"{path} can't be read: it is not a teacher cache's; give another folder to --cache-teacher")
 
-    def _create(self, card: Mapping[str, Any]) -> None:
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The folder, made if need be, while no other run changes its card."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.folder).free
+            with FileLock(self.folder / _LOCK):
+                yield
         except OSError as error:
             raise self._unwritable(error) from error
-        layout = self._layout(card)
-        needed = sum(array.nbytes for array in layout.values())
+
+    def _extend(self, card: Mapping[str, Any], new: Iterable[str]) -> None:
+        """Make room for what the card names and the folder lacks."""
+        layouts = self._layouts(card)
+        files = [file for name in new for file in layouts[name]]
+        needed, free = sum(array.nbytes for _, array in files), shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(
                 f"the teacher cache needs {size_in_words(needed)} for {self.views} views of {self.images:,} images, "
-                f"{self.folder} has {size_in_words(free)} left: lower --cache-views or give another folder"
+                f"{self.folder} has {size_in_words(free)} left: lower --views or give another folder"
             )
         try:
-            for name, array in layout.items():
+            for name, array in files:
                 allocate(self.folder / name, array.nbytes)
         except OSError as error:
-            for name in layout:
+            for name, _ in files:
                 (self.folder / name).unlink(missing_ok=True)
             raise self._unwritable(error) from error
         write_text(self.folder / _CARD, json.dumps(card, indent=2))
 
-    def _layout(self, card: Mapping[str, Any]) -> dict[str, _Array]:
-        """Every file of the cache by name."""
+    def _layouts(self, card: Mapping[str, Any]) -> dict[str, list[tuple[str, _Array]]]:
+        """Name → the files of a tensor: its values, their scales, and which rows are there."""
         rows = (self.views, self.images)
-        files = {_PRESENT: _Array(np.dtype(np.uint8), rows)}
-        for number, shape in enumerate(card["rows"].values()):
+        layouts = {}
+        for number, (name, shape) in enumerate(card["rows"].items()):
             stored = _as_stored(torch.empty(1, *shape, device="meta")).shape[1:]
-            files[f"{number}.f16"] = _Array(np.dtype(np.float16), (*rows, *stored))
-            files[f"{number}.scale.f32"] = _Array(np.dtype(np.float32), rows)
-        return files
+            layouts[name] = [
+                (f"{number}.f16", _Array(np.dtype(np.float16), (*rows, *stored))),
+                (f"{number}.scale.f32", _Array(np.dtype(np.float32), rows)),
+                (f"{number}.present.u8", _Array(np.dtype(np.uint8), rows)),
+            ]
+        return layouts
 
-    def _map(self, name: str, layout: Mapping[str, _Array]) -> np.memmap:
-        path, array = self.folder / name, layout[name]
+    def _map(self, name: str, array: _Array) -> np.memmap:
+        path = self.folder / name
         if not path.is_file() or path.stat().st_size != array.nbytes:
             raise UserError(
                 f"the teacher cache in {self.folder} is damaged ({name} is not as long as it was made): remove it, or "
@@ -229,10 +241,10 @@ def _check_same(
                 f"--cache-teacher"
             )
     for name, shape in rows.items():
-        if card["rows"].get(name) != list(shape):
+        if card["rows"].get(name, list(shape)) != list(shape):
             raise UserError(
-                f"the teacher cache in {folder} holds {', '.join(card['rows'])}, but this method needs {name} of shape "
-                f"{tuple(shape)}: give another folder to --cache-teacher"
+                f"the teacher cache in {folder} holds {name} of shape {tuple(card['rows'][name])}, but this method "
+                f"needs {tuple(shape)}: give another folder to --cache-teacher"
             )
 
 
