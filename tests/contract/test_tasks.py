@@ -47,6 +47,7 @@ class Row:
     model: str
     arguments: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    labelled: bool = True
 
 
 ROWS = {
@@ -58,6 +59,13 @@ ROWS = {
         "retinanet_resnet18_fpn",
         {"fpn_channels": 16, "norm": "group"},
         {"image_size": 64},
+    ),
+    "features": Row(
+        lambda: known_task("features"),
+        lambda folder: f"unlabelled:{_classes(folder)}",
+        "unlabelled:no/such/folder",
+        "resnet8",
+        labelled=False,
     ),
     "one's own": Row(
         lambda: run_file(TEMPLATE, what="the template").Discs(), lambda _: "discs:60", "discs:3", "resnet8"
@@ -102,7 +110,7 @@ def test_what_it_reads_is_the_same_every_time(task: Any, row: Row, tmp_path: Pat
     assert f"{images.val.images:,}" in task.summary(images)
     for loader in (images.train, images.val):
         batch = next(iter(loader))
-        assert batch.targets is not None
+        assert (batch.targets is not None) == row.labelled
         assert batch.indices is not None
         assert 0 <= float(batch.images.min()) <= float(batch.images.max()) <= 1
     seen = [index for batch in images.val for index in batch.indices.tolist()]
@@ -148,7 +156,8 @@ def test_every_method_is_built_or_refused_in_one_line(task: Any, row: Row, tmp_p
             continue
         built.append(method)
         assert bool(len(distiller.terms)) == (method != "none")
-    assert {"none", "serkd", "sekd", "fitnets"} <= set(built)
+    assert {"serkd", "sekd", "fitnets"} <= set(built)
+    assert ("none" in built) == row.labelled, "without labels there is nothing to learn alone"
     assert not [said for said in refused if "\n" in said]
 
 
@@ -162,6 +171,6 @@ def test_a_step_has_its_parts(task: Any, row: Row, tmp_path: Path) -> None:
         "fitnets", student=student, teacher=teacher, image_size=images.image_size, task=objective
     ).train()
     step = distiller(next(iter(images.train)))
-    assert step.parts.keys() == {"task", "fitnets"}
+    assert step.parts.keys() - {"pooled"} == ({"task", "fitnets"} if row.labelled else {"fitnets"})
     step.total.backward()
     assert any(p.grad is not None and bool(p.grad.any()) for p in student.parameters())
