@@ -241,6 +241,8 @@ def build_distiller(
     }
     _change_student(plans, names, image_size)
     if not has_loss(task):
+        if choices.weights.get(TASK):
+            raise UserError(f"weights: '{TASK}' has no loss of its own on images without labels: leave its weight out")
         choices = dataclasses.replace(choices, weights={**choices.weights, TASK: 0.0})
     elif not choices.balance:
         taken = [name for name in names if any(METHODS[name].needs <= plan.available for plan in plans.values())]

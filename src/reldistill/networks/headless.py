@@ -54,3 +54,16 @@ def head_weights(network: nn.Module, *, image_size: int, what: str, own: bool = 
     """The names of the head's weights in the network's state dict; see `without_head`."""
     body = without_head(copy.deepcopy(network), image_size=image_size, what=what, own=own)
     return set(network.state_dict()) - set(body.state_dict())
+
+
+def freeze_backbone(network: nn.Module, *, image_size: int, what: str) -> None:
+    """Let nothing but the head be trained: the rest keeps its weights and, in eval mode, its norms' statistics.
+
+    Raises:
+        UserError: when no one linear layer makes the logits.
+    """
+    head = head_weights(network, image_size=image_size, what=what)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in head)
+    for module in network.modules():
+        module.is_frozen = not any(p.requires_grad for p in module.parameters())  # type: ignore[assignment]

@@ -20,6 +20,9 @@ from reldistill.networks.weights import first_not_finite
 
 logger = logging.getLogger(__name__)
 
+ANY_CLASSES = 2
+"""What a factory is given that wants a number of classes where there is none."""
+
 
 @dataclass(frozen=True)
 class FileSource:
@@ -55,6 +58,8 @@ class FileSource:
             if not callable(make):
                 found = [n for n, v in vars(module).items() if callable(v) and _defined_in(v, module)]
                 raise UserError(f"{self.what}: {self.path.name} defines no {self.factory!r}: it has {', '.join(found)}")
+            if num_classes is None and _demands(make, "num_classes"):
+                num_classes = ANY_CLASSES  # nobody will use its class scores
             offered = {"num_classes": num_classes, "pretrained": pretrained or None}
             settings = {k: v for k, v in offered.items() if v is not None and _accepts(make, k)} | dict(arguments)
             unknown = [name for name in arguments if not _accepts(make, name)]
@@ -86,6 +91,11 @@ def _accepts(function: Callable[..., Any], name: str) -> bool:
     parameters = inspect.signature(function).parameters
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return any(p.kind is p.VAR_KEYWORD or (p.name == name and p.kind in by_name) for p in parameters.values())
+
+
+def _demands(function: Callable[..., Any], name: str) -> bool:
+    parameter = inspect.signature(function).parameters.get(name)
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def _defined_in(value: Any, module: ModuleType) -> bool:

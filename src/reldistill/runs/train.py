@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 
 from reldistill.methods.build import build_distiller
+from reldistill.networks.headless import freeze_backbone
 from reldistill.report.record import RunRecord
 from reldistill.runs.fit import Run, fit, refuse_other_images, with_report
 from reldistill.runs.folders import claimed
@@ -46,6 +47,8 @@ def train(
             pretrained=network.model_pretrained,
             arguments=network.model_arguments,
         )
+        if network.freeze == "backbone":
+            freeze_backbone(student.extractor.network, image_size=student.card.input_size, what=network.model)
         distiller = build_distiller(
             "none",
             student=student.extractor,

@@ -83,8 +83,11 @@ class Distiller(nn.Module):
         return {name: getattr(self, attribute) for name, attribute in self._teachers.items()}
 
     def train(self, mode: bool = True) -> Distiller:
-        """Set training mode for everything but the teachers."""
+        """Set training mode for everything but the teachers, and what of the student is frozen."""
         super().train(mode)
+        for module in self.student.modules():
+            if getattr(module, "is_frozen", False):
+                module.eval()
         for teacher in self.teachers.values():
             teacher.eval()
         return self

@@ -65,12 +65,14 @@ class ModelSettings:
         model_weights: a .safetensors or .pth file, or a run folder, to start from.
         model_pretrained: start from the weights that timm or torchvision publish.
         model_arguments: keyword arguments for the network's constructor, e.g. '{"patch_size": 4}'.
+        freeze: backbone trains the head alone, on the features as they are.
     """
 
     model: str
     model_weights: str | None = None
     model_pretrained: bool = False
     model_arguments: dict[str, Any] = field(default_factory=dict)
+    freeze: Literal["nothing", "backbone"] = "nothing"
 
 
 @dataclass(kw_only=True)

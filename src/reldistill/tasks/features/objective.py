@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from reldistill.core.types import Batch, Evaluator, Features
-from reldistill.methods.build import LevelTerms
+from reldistill.tasks.features.methods import FeatureTerms
 from reldistill.tasks.features.metrics import Relations
 
 
 class FeatureTransfer(nn.Module):
     """No loss of the student's own; it is measured beside its teacher."""
 
-    methods = LevelTerms("images without labels")
+    methods = FeatureTerms("images without labels")
     own_loss = False
 
     def __init__(self) -> None:
