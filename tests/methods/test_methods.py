@@ -497,7 +497,7 @@ def test_leaps_levels() -> None:
     assert term.teacher == (("blocks.1", "blocks.1@class"), ("blocks.3", "blocks.3@class"))
     averaging = VisionTransformer(img_size=32, patch_size=4, embed_dim=32, depth=4, num_heads=2, num_classes=CLASSES,
                                   class_token=False, global_pool="avg")  # fmt: skip
-    (term,) = build("leap", teacher=Extractor(averaging)).terms
+    (term,) = build("leap", teacher=Extractor(averaging, input_size=32)).terms
     assert (term.student, term.teacher[0], term.weights) == ("stage3", "blocks.0", {"patches": 1.0})
 
 
