@@ -13,10 +13,12 @@ from benchmarks.pictures import frame, networks
 from benchmarks.pictures.frame import STUDENT, TEACHER
 from reldistill.losses import MGD
 from reldistill.losses.ofd import margins
+from reldistill.losses.spectralkd import half_spectrum
 from reldistill.relations.attention import map_attention
 from reldistill.relations.channel_graph import channel_adjacency
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import superpixel_grid, superpixels_and_assignment
+from reldistill.relations.tokens import average_pool
 from reldistill.report.run.relations_file import spectral_order
 
 ROLES = ("student", "teacher")
@@ -160,6 +162,31 @@ def features(path: Path) -> None:
     frame.write(drawn, path, title="How far the student's patches point from the teacher's, over two photographs")
 
 
+def spectralkd(path: Path) -> None:
+    """Spectra, and how the loss counts their columns."""
+    row = networks.place("cat")
+    student, teacher = (networks.maps(role, 16)[row : row + 1] for role in ROLES)
+    teacher = average_pool(teacher.flatten(2)[None], (student.shape[1], teacher.shape[2] * teacher.shape[3]))
+    teacher = teacher[0].unflatten(2, student.shape[2:])
+    spectra = [half_spectrum(side)[0].square().sum(-1).mean(0) for side in (student, teacher)]
+    drawn, axes = frame.figure(1, 4, height=2.1, width_ratios=[1, 0.6, 0.6, 1.3])
+    frame.photograph(axes[0, 0], networks.small("cat"))
+    most = float(max(one.log10().max() for one in spectra))
+    for ax, name, power in ((axes[0, 1], "teacher", spectra[1]), (axes[0, 2], "student", spectra[0])):
+        shifted = torch.fft.fftshift(power, dim=0).log10()
+        frame.heat(ax, (shifted - most + 5).clamp_min(0).numpy(), name, limit=5)
+    gap = half_spectrum(student - teacher)[0].square().sum(dim=(0, 1, 3))
+    twins = torch.full_like(gap, 2.0)
+    twins[[0, -1]] = 1.0
+    ax = axes[0, 3]
+    for shares, name, colour, shift in ((gap, "this loss", STUDENT, -0.2), (gap * twins, "plain square", TEACHER, 0.2)):
+        ax.bar(np.arange(len(gap)) + shift, (shares / shares.sum()).numpy(), width=0.4, color=colour, label=name)
+    ax.set(xlabel="horizontal frequency", xticks=range(len(gap)))
+    ax.set_title("a column's share")
+    ax.legend(loc="upper right")
+    frame.write(drawn, path, title="Spectra of a map in teacher and student, and the share of each column in the loss")
+
+
 def reviewkd(path: Path) -> None:
     """A map on the pyramid of sizes on which it is compared."""
     drawn, axes = frame.figure(2, 5, height=3.15)
@@ -291,7 +318,7 @@ def fgd(path: Path) -> None:
 
 PICTURES = {
     one.__name__: one
-    for one in (serkd, sekd, fitnets, at, cwd, ickd, patch_kl, features, reviewkd, vid, ofd, mgd, pkd, fgd)
+    for one in (serkd, sekd, fitnets, at, cwd, ickd, patch_kl, features, spectralkd, reviewkd, vid, ofd, mgd, pkd, fgd)
 }
 
 

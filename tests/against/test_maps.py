@@ -25,6 +25,7 @@ from reldistill.losses import (
     ProjectedFeatures,
     ReviewKD,
     SimKD,
+    SpectralKD,
     pkd_loss,
 )
 from reldistill.losses.leap import linear_cka
@@ -90,6 +91,18 @@ def leap(student: list[Array], teacher: list[Array], *, weight: float) -> float:
     """Zhang et al. 2026, as their code has it: patches, and the class token at a twentieth."""
     patches, token = (fitnets(ours, theirs, relative=True) for ours, theirs in zip(student, teacher, strict=True))
     return patches + weight * token
+
+
+def spectralkd(student: list[Array], teacher: list[Array]) -> float:
+    """Tian et al. 2024: real FFT of both, the teacher's channels averaged; real and imaginary parts as numbers."""
+    total = 0.0
+    for ours, theirs in zip(student, teacher, strict=True):
+        windows = [slice(k * theirs.shape[1] // ours.shape[1], -(-(k + 1) * theirs.shape[1] // ours.shape[1]))
+                   for k in range(ours.shape[1])]  # fmt: skip
+        fewer = np.stack([theirs[:, window].mean(axis=1) for window in windows], axis=1)
+        gap = np.fft.rfft2(ours, norm="ortho") - np.fft.rfft2(fewer, norm="ortho")
+        total += float((gap.real**2 + gap.imag**2).mean()) / 2 / len(student)
+    return total
 
 
 def pkd(student: Array, teacher: Array) -> float:
@@ -270,6 +283,8 @@ def fgd_cases() -> list[Case]:
         Case("features", lambda: ProjectedFeatures(pooled_weight=0.7, patches_weight=3.0), *POOLED_AND_MAPS,
              lambda s, t: features(s, t, weights=(0.7, 3.0))),
         Case("features, mse", lambda: ProjectedFeatures(distance="mse"), *POOLED_AND_MAPS, features_mse),
+        Case("spectralkd", SpectralKD, [MAPS[0], STAGES[0][2]], [numbers(3, 6, 5, 6, seed=21), STAGES[1][2]],
+             spectralkd),
         Case("pkd", PKD, *MAPS, pkd),
         Case("simkd", SimKD, *MAPS, simkd),
         Case("simkd, a larger teacher", SimKD, *LARGER, simkd),

@@ -47,6 +47,7 @@ from reldistill.losses.sekd import SEKD
 from reldistill.losses.serkd import SeRKD
 from reldistill.losses.simkd import SimKD
 from reldistill.losses.sp import SP
+from reldistill.losses.spectralkd import SpectralKD
 from reldistill.losses.vid import VID
 
 Side = Tensor | tuple[Tensor, ...]
@@ -265,6 +266,7 @@ ROWS = [
         draws_on_its_device=True,
     ),
     Row("reviewkd", ReviewKD, several(normal(4, 3, 5, 5), normal(4, 2, 3, 2), normal(4, 6))),
+    Row("spectralkd", SpectralKD, several(normal(4, 3, 4, 2, teacher=(4, 5, 2, 3)), normal(4, 2, 3, 3))),
     Row("vid", partial(VID, channels=3), normal(4, 3, 2, 2), zero_at_equal=False),
     Row("ofd", OFD, several(normal(4, 3, 3, 2), normal(4, 5, 2, 2))),
     Row(

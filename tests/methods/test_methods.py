@@ -91,6 +91,7 @@ PARTS = {
     "vid": ["vid"],
     "ofd": ["ofd"],
     "mgd": ["mgd"],
+    "spectralkd": ["kd", "spectralkd"],
     "simkd": ["simkd"],
     "rkd": ["rkd.distance", "rkd.angle"],
     "serkd": ["kd", "serkd.distance", "serkd.angle", "feature"],
@@ -497,8 +498,22 @@ def test_leaps_levels() -> None:
     assert term.teacher == (("blocks.1", "blocks.1@class"), ("blocks.3", "blocks.3@class"))
     averaging = VisionTransformer(img_size=32, patch_size=4, embed_dim=32, depth=4, num_heads=2, num_classes=CLASSES,
                                   class_token=False, global_pool="avg")  # fmt: skip
-    (term,) = build("leap", teacher=Extractor(averaging)).terms
+    (term,) = build("leap", teacher=Extractor(averaging, input_size=32)).terms
     assert (term.student, term.teacher[0], term.weights) == ("stage3", "blocks.0", {"patches": 1.0})
+
+
+def test_spectralkds_levels() -> None:
+    def places(depth: int, other: int) -> list[Any]:
+        pair = [Extractor(vit(SIDE, 6, 16, count + 1)) for count in (depth, other)]  # the last blocks are left out
+        kd, spectral = build("spectralkd", *pair).terms
+        assert kd.loss.temperature == 1.0
+        return [[int(name.removeprefix("blocks.")) for name in side] for side in (spectral.student, spectral.teacher)]
+
+    assert places(12, 24) == [[0, 1, 6, 7, 8, 9, 10, 11], [0, 1, 18, 19, 20, 21, 22, 23]]
+    assert places(4, 9) == [[0, 1, 2, 3], [0, 6, 7, 8]]
+    assert places(2, 3) == [[0, 1], [1, 2]]
+    module = build("spectralkd", levels=[("stage2", "stage3")])
+    assert (module.terms[1].student, module.terms[1].teacher) == (("stage2",), ("stage3",))
 
 
 def test_leap_begins_where_the_first_batch_says() -> None:

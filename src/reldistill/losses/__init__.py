@@ -30,6 +30,7 @@ from reldistill.losses.sekd import SEKD, sekd_loss
 from reldistill.losses.serkd import SeRKD, serkd_loss
 from reldistill.losses.simkd import SimKD, simkd_loss
 from reldistill.losses.sp import SP, sp_loss
+from reldistill.losses.spectralkd import SpectralKD, spectralkd_loss
 from reldistill.losses.vid import VID
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "ReviewKD",
     "SeRKD",
     "SimKD",
+    "SpectralKD",
     "at_loss",
     "cc_loss",
     "cskd_loss",
@@ -86,4 +88,5 @@ __all__ = [
     "serkd_loss",
     "simkd_loss",
     "sp_loss",
+    "spectralkd_loss",
 ]

@@ -185,12 +185,7 @@ class Plan(PairPlan[Extractor]):
             return self.chosen_pairs()
         stages = []
         for network in (self.student, self.teacher):
-            found = network.stages(self.image_size)
-            if not found:
-                raise UserError(
-                    f"{network.name} has no place that holds a map or patch tokens at {self.image_size}x"
-                    f"{self.image_size}: only methods on what comes out fit it (kd, rkd, …)"
-                )
+            found = self.stages_of(network)
             large = [level for level in found if min(level.height, level.width) >= smallest]
             stages.append([level for level in large if min(level.height, level.width) >= preferred] or large)
             if not large:
@@ -200,6 +195,16 @@ class Plan(PairPlan[Extractor]):
                 )
         count = min(count, len(stages[0]), len(stages[1]))
         return list(zip(pick_levels(stages[0], count), pick_levels(stages[1], count), strict=True))
+
+    def stages_of(self, network: Extractor) -> list[LevelInfo]:
+        """The levels to choose from, from shallow to deep; UserError where there are none."""
+        found = network.stages(self.image_size)
+        if not found:
+            raise UserError(
+                f"{network.name} has no place that holds a map or patch tokens at {self.image_size}x"
+                f"{self.image_size}: only methods on what comes out fit it (kd, rkd, …)"
+            )
+        return found
 
     def adapter(self, student: LevelInfo, teacher: LevelInfo) -> str | None:
         """Name of the adapter between two levels, shared by all terms that ask for it; None where none is needed."""

@@ -151,6 +151,14 @@ METHODS: dict[str, Method] = {
         learned.mgd,
         _LEVELS,
     ),
+    "spectralkd": Method(
+        "the spectra of the maps of a few blocks, and softened class scores",
+        "Tian et al. 2024, arXiv 2412.19055",
+        levels.spectralkd,
+        _LEVELS,
+        uses=_CLASSES,
+        task_weight=0.1,
+    ),
     "simkd": Method(
         "the teacher's classifier, and the map in front of it",
         "Chen et al. 2022, arXiv 2203.14001",

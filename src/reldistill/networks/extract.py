@@ -352,12 +352,12 @@ class Extractor(FeatureSource):
             if not self.has_view(tap.info.name, view):
                 what = {THROUGH_NORM: "final norm that its patch tokens go through", CLASS_TOKEN: "class token there"}
                 raise UserError(f"level '{name}': {self.name} has no {what[view]}: say '{tap.info.name}'")
-        one_cell = {"height": 1, "width": 1} if CLASS_TOKEN in views else {}
+        info, token = replace(tap.info, name=name), CLASS_TOKEN in views
         return replace(
             tap,
-            info=replace(tap.info, name=name, **one_cell),
-            norm=self._final_norm if self._final_norm is not None and THROUGH_NORM in views else "",
-            class_token=CLASS_TOKEN in views,
+            info=replace(info, height=1, width=1) if token else info,
+            norm=self._final_norm or "" if THROUGH_NORM in views else "",
+            class_token=token,
         )
 
 
