@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 import unicodedata
 from collections.abc import Collection, Iterable
@@ -34,6 +35,14 @@ def check_printable(names: Iterable[str], where: str) -> None:
             raise UserError(f"{where}: class name {name!r} has characters that cannot be printed; rename it")
 
 
+_PYTHONS_WORDS = (
+    (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
+    (r"\bNoneType\b", "None"),
+    (r" object at 0x[0-9a-f]+", ""),
+    (r"not supported between instances of", "does not work between"),
+)
+
+
 class UserError(ValueError):
     """Bad input: says in one line what is wrong, where, and what to do. The command line prints it and exits with 2."""
 
@@ -48,8 +57,10 @@ def system_error(error: OSError, where: object = "") -> str:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an error's text, after its kind."""
+    """The first line of an error's text, after its kind, without what only Python's own words say."""
     text = (str(error).strip().splitlines() or [""])[0]
+    for pattern, plain in _PYTHONS_WORDS:
+        text = re.sub(pattern, plain, text)
     kind = type(error).__name__
     return textwrap.shorten(f"{kind}: {text}" if text else kind, limit, placeholder=" …")
 

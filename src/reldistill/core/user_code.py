@@ -52,7 +52,10 @@ def run_file(path: Path, *, what: str) -> ModuleType:
     try:
         # Not the loader's own way: it may take stale bytecode of a file that was changed within the second.
         exec(compile(content, str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        del sys.modules[name]
+        raise
+    except BaseException as error:  # SystemExit too, and whatever else
         del sys.modules[name]
         raise UserError(f"{what}: {path} could not be run: {one_line(error)}{_line_in(path, error)}") from error
     return module

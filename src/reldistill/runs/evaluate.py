@@ -10,7 +10,7 @@ from reldistill.core.checks import UserError
 from reldistill.data.images import Images
 from reldistill.networks.saved import OpenedNetwork, run_folder
 from reldistill.report.record import read_record
-from reldistill.runs.opening import measure, read_images
+from reldistill.runs.opening import check_named, measure, read_images
 from reldistill.tasks.base import AnyTask, task_of
 from reldistill.training.settings import DataSettings, ModelSettings, TrainSettings
 
@@ -35,6 +35,7 @@ def evaluate(
         raise UserError(
             f"{network.model} has no weights to evaluate: give --weights FILE, --pretrained or a run folder"
         )
+    check_named(network.model, network.model_weights, role="model")
     batch_size = TrainSettings(batch_size=batch_size).for_task(data.task).step_images
     size = data.image_size or (read_record(Path(network.model)).data.image_size if is_run else None)
     # Nothing is trained on, so the training images may be fewer than a batch.
@@ -63,7 +64,7 @@ def _open(
     """The network with its weights; UserError where it was trained on other classes."""
     opened = task.open(
         network.model,
-        role="model" if is_run else "teacher",
+        role="model",
         images=images,
         image_size=image_size,
         weights=network.model_weights,

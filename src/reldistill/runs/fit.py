@@ -144,7 +144,8 @@ def _refuse_other_weights(before: RunRecord, now: RunRecord, *, out: Path) -> No
     for role in ("student", "teacher"):
         was, is_now = getattr(before, role), getattr(now, role)
         if was is not None and is_now is not None:
-            what = f"the {role}'s weights ({is_now.pretrained})"
+            who = "network" if before.teacher is None else role
+            what = f"the {who}'s weights ({is_now.pretrained})"
             _refuse_change(what, was.weights_sha256, is_now.weights_sha256, out=out)
 
 
@@ -298,6 +299,7 @@ def _record(run: Run, module: DistillationModule, images: Images, *, precision: 
         data=data_record(images),
         terms=[_term_record(term) for term in module.distiller.terms if isinstance(term, Term)],
         environment=_environment(precision),
+        notes=[] if teacher is None else list(teacher.notes),
         folder=run.out,
     )
 

@@ -79,6 +79,8 @@ class PairSettings:
         teacher_weights: a .safetensors or .pth file with the teacher's weights; otherwise the published ones are taken.
         teacher_image_size: side of the images the teacher gets; by default what it needs, else the student's.
         teacher_arguments: keyword arguments for the teacher's constructor.
+        accept_weak_teacher: go on, with a warning, where the teacher can't be told from one that knows nothing of
+            these classes.
         student_weights: weights that the student starts from.
         student_pretrained: start the student from the weights that timm or torchvision publish.
         student_arguments: keyword arguments for the student's constructor, e.g. '{"patch_size": 4}'.
@@ -100,6 +102,7 @@ class PairSettings:
     teacher_weights: str | None = None
     teacher_image_size: int | None = None
     teacher_arguments: dict[str, Any] = field(default_factory=dict)
+    accept_weak_teacher: bool = False
     student_weights: str | None = None
     student_pretrained: bool = False
     student_arguments: dict[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ import numpy as np
 
 from reldistill.core.checks import UserError
 from reldistill.core.run_files import RECORD_FILE
+from reldistill.core.safe_read import Unreadable, parse_json, read_file
 from reldistill.report.record import RunRecord, encode, read_record
 
 TEST_FILE = "test.json"
@@ -116,12 +117,9 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: when it cannot be read.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no {path.name} in {path.parent}") from None
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-        raise UserError(f"cannot read {path} ({reason}): it was edited or cut short") from None
+        content = parse_json(read_file(path))
+    except Unreadable as error:
+        raise UserError(f"{path} {error}: it was edited or cut short") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: it was edited")
     return content

@@ -126,11 +126,12 @@ class ClassificationTask:
     def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: ImageData) -> None:
         """UserError where it is no better than guessing."""
         chance = 100 / len(images.classes)
-        if _interval(found, images.val.images)[0] <= chance:
+        low, high = _interval(found, images.val.images)
+        if low <= chance:
             raise UserError(
-                f"the teacher {teacher.card.name} gets {found['accuracy']:.1f} % of the validation images right, "
-                f"guessing gets {chance:.1f} %: its weights are not for these classes or not in this order (it was not "
-                f"used)"
+                f"the teacher {teacher.card.name} gets {found['accuracy']:.1f} % of the {images.val.images:,} "
+                f"validation images right (95 % interval {low:.1f} to {high:.1f}), guessing gets {chance:.1f} %: its "
+                f"weights are not for these classes or not in this order, or the images are too few to tell"
             )
 
     def objective(self, training: TrainSettings, images: ImageData) -> Classification:

@@ -21,7 +21,7 @@ from reldistill.core.safe_files import sha256
 from reldistill.networks import cifar
 from reldistill.networks.sources import Triple, impatient, told_in_one_line
 from reldistill.networks.weights import fitting_names, mismatch, read_weights, weights_file
-from reldistill.networks.zoo import ListedNetwork, Role
+from reldistill.networks.zoo import TRAINED, ListedNetwork, Role
 from reldistill.tasks.detection.networks.plain_detectors import (
     FAMILIES,
     FIXED_SIZE,
@@ -141,7 +141,7 @@ def load_detector(
     if classes is None:
         classes = tuple(one for one in known[1:] if one != "N/A")
     found = _outputs_of(classes, known)
-    fresh = state is not None and role == "student" and None in found
+    fresh = state is not None and role in TRAINED and None in found
     if None in found and not fresh:
         lacking = [one for one, output in zip(classes, found, strict=True) if output is None]
         raise UserError(
