@@ -20,6 +20,7 @@ from reldistill.cli.forms import (
     writable,
 )
 from reldistill.cli.options import Options
+from reldistill.core.checks import printable
 from reldistill.runs.folders import rank
 from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
@@ -118,7 +119,7 @@ def evaluate_(
         batch_size=batch_size,
         precision=precision,
     )
-    return Answer(result, lambda: print(result["summary"]))
+    return Answer(result, lambda: print(printable(result["summary"])))
 
 
 def report(

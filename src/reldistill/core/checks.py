@@ -7,7 +7,7 @@ import re
 import textwrap
 import unicodedata
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,15 @@ def printable(text: str) -> str:
     'a\\\\x1b[31m.png'
     """
     return "".join(repr(c)[1:-1] if unicodedata.category(c) in CONTROLS else c for c in text)
+
+
+def escaped(content: Any) -> Any:
+    """What a JSON file says, every text in it printable: nobody knows who wrote the file."""
+    if isinstance(content, dict):
+        return {escaped(key): escaped(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [escaped(value) for value in content]
+    return printable(content) if isinstance(content, str) else content
 
 
 def check_printable(names: Iterable[str], where: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from reldistill.core.checks import UserError, one_line
+from reldistill.core.safe_read import Unreadable, read_file
 
 
 @contextlib.contextmanager
@@ -37,9 +38,10 @@ def run_file(path: Path, *, what: str) -> ModuleType:
         UserError: when there is no such file, or it does not run.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{what}: no such Python file: {path}") from error
+        content = read_file(path)
+    except Unreadable as error:
+        said = "no such Python file: " if not path.exists() else ""
+        raise UserError(f"{what}: {said}{path}{'' if said else f' {error}'}") from None
     digest = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]
     name = f"reldistill_file_{path.stem}_{digest}"
     if name in sys.modules:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, escaped
 from reldistill.core.run_files import RECORD_FILE
 from reldistill.core.safe_files import write_text
 from reldistill.core.safe_read import Unreadable, parse_json, read_file
@@ -228,7 +228,7 @@ def read_record(path: str | Path) -> RunRecord:
     if not source.exists():
         raise UserError(f"no record at {source}: give a run folder, the one that --out named")
     try:
-        raw = parse_json(read_file(source))
+        raw = escaped(parse_json(read_file(source)))
     except Unreadable as error:
         raise UserError(f"{source} {error}: it was edited or cut short; run again") from None
     if not isinstance(raw, dict) or "schema" not in raw:

@@ -18,7 +18,7 @@ import torchvision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import reldistill
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, printable
 from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
 from reldistill.core.safe_files import write_text
 from reldistill.core.types import OUTPUTS
@@ -44,6 +44,7 @@ from reldistill.training.teacher_cache import TeacherCache
 from reldistill.training.trainer import Loaders, make_trainer, resolve_precision
 
 REPORT_FILE = "report.html"
+_NAMED = 10  # of the images that are left out
 
 
 @dataclass(frozen=True)
@@ -299,9 +300,18 @@ def _record(run: Run, module: DistillationModule, images: Images, *, precision: 
         data=data_record(images),
         terms=[_term_record(term) for term in module.distiller.terms if isinstance(term, Term)],
         environment=_environment(precision),
-        notes=[] if teacher is None else list(teacher.notes),
+        notes=[*_skipped(images), *(() if teacher is None else teacher.notes)],
         folder=run.out,
     )
+
+
+def _skipped(images: Images) -> list[str]:
+    """Which images were left out as unreadable, as a note; nothing where none were."""
+    if not images.skipped:
+        return []
+    more = len(images.skipped) - _NAMED
+    named = ", ".join(printable(name) for name in images.skipped[:_NAMED])
+    return [f"unreadable and left out: {named}{f' and {more:,} more' if more > 0 else ''}"]
 
 
 def data_record(images: Images) -> DataRecord:
