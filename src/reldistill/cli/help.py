@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from jsonargparse import DefaultHelpFormatter
 
-from reldistill.cli.values import outer, without_none
+from reldistill.core.kinds import outer, without_none
 
 PRINT_CONFIG = "--print_config"
 _OPTION = re.compile(r"--[a-z][a-z_-]*")

@@ -61,6 +61,9 @@ def layers_of(
     opened = task.open_alone(model, num_classes=num_classes, image_size=image_size, arguments=arguments)
     extractor = opened.extractor
     side = image_size or opened.card.input_size
+    places = extractor.survey(side) if everything else extractor.stages(side)
+    if not places:
+        raise UserError(f"{model} has no level at {side}x{side} pixels: give a larger --image-size")
     takers = _takers(extractor, side, task.methods)
     return [
         {
@@ -72,7 +75,7 @@ def layers_of(
             "kind": level.kind,
             "auto": takers.get(level.name, []),
         }
-        for level in (extractor.survey(side) if everything else extractor.stages(side))
+        for level in places
     ]
 
 

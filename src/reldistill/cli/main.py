@@ -73,11 +73,17 @@ def _dispatch(given: list[str]) -> int:
     with _results_only(), _own_warnings():
         answer = chosen.run(values)
     if answer is not None and values["json"]:
-        print(json_format.dumps(answer.json, indent=2, ensure_ascii=False))
+        print(_json(answer.json))
     elif answer is not None:
         answer.show()
     sys.stdout.flush()
     return answer.code if answer is not None else 0
+
+
+def _json(content: Any) -> str:
+    """JSON in which no character of a file's name can move the cursor, and none is half a character."""
+    text = json_format.dumps(content, indent=2, ensure_ascii=False)
+    return "\n".join("".join(f"\\u{ord(c):04x}" if printable(c) != c else c for c in line) for line in text.split("\n"))
 
 
 def _member(word: str, members: Mapping[str, Command | Group], *, prog: str) -> Command | Group:
@@ -129,7 +135,7 @@ def _own_warnings() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
         if filename.startswith(package) and not rank():
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {printable(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("default")

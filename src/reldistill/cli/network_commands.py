@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reldistill.cli.forms import Answer, know_task
+from reldistill.core.checks import printable
 
 
 def layers(
@@ -71,4 +72,4 @@ def export(
 
     know_task(task)
     result = export_run(run, format=format, out=out, best=best, raw=raw)
-    return Answer(result, lambda: print(result["summary"]))
+    return Answer(result, lambda: print(printable(result["summary"])))

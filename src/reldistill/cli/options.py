@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from reldistill.cli.help import PRINT_CONFIG, Help, dashed
-from reldistill.cli.values import outer, value_of_words, value_of_yaml
+from reldistill.cli.values import value_of_words, value_of_yaml
 from reldistill.core.checks import UserError
+from reldistill.core.kinds import kinds_of, outer
 from reldistill.core.safe_read import CONFIG_LIMIT, Unreadable, dump_yaml, parse_yaml, quoted, read_file, shortened
 
 _CONFIG = "config"
@@ -41,8 +41,8 @@ class Options:
             self.parser.add_class_arguments(source, None, skip=set(skip))
         else:
             self.parser.add_function_arguments(source, as_group=False, skip={*positional, *skip})
-        parameters = {n: p for n, p in inspect.signature(source).parameters.items() if n not in skip}
-        self.kinds.update({name: _evaluated(one.annotation, source) for name, one in parameters.items()})
+        parameters = inspect.signature(source).parameters
+        self.kinds.update({name: kind for name, kind in kinds_of(source).items() if name not in skip})
         self.positional += positional
         for name in positional:
             help = _documented(source, name)
@@ -175,11 +175,6 @@ class _Parser(ArgumentParser):
     def format_help(self, *args: Any, **keywords: Any) -> str:
         """The help with dashes."""
         return dashed(super().format_help(*args, **keywords))
-
-
-def _evaluated(annotation: Any, source: Callable[..., Any]) -> Any:
-    """A parameter's type; the result's may name what is only imported for type checks."""
-    return eval(annotation, vars(sys.modules[source.__module__])) if isinstance(annotation, str) else annotation
 
 
 def _add_positional(parser: _Parser, name: str, kind: Any, help: str, *, default: Any) -> None:

@@ -20,6 +20,7 @@ from reldistill.cli.forms import (
     part_of,
 )
 from reldistill.cli.options import Options
+from reldistill.core.checks import printable
 from reldistill.runs.folders import rank
 from reldistill.training.settings import DataSettings, ModelSettings, PairSettings, TrainSettings
 
@@ -123,7 +124,7 @@ def evaluate_(
         precision=precision,
         probes=probe,
     )
-    return Answer(result, lambda: print(result["summary"]))
+    return Answer(result, lambda: print(printable(result["summary"])))
 
 
 def report(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reldistill.core.checks import UserError, check_range
+from reldistill.core.safe_read import Unreadable, parse_json, quoted
 from reldistill.report.comparison.cell_records import CellPlan
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
@@ -159,10 +160,10 @@ def at_point(
         if colon:
             own = {**networks.settings.get(loss, {}), setting: value}
             networks = dataclasses.replace(networks, settings={**networks.settings, loss: own})
-        elif name in _numbers(TrainSettings):
-            training = dataclasses.replace(training, **{name: _as_number(name, value)})
-        elif name in _numbers(PairSettings):
-            networks = dataclasses.replace(networks, **{name: _as_number(name, value)})
+        elif name in (numbers := _numbers(TrainSettings)):
+            training = dataclasses.replace(training, **{name: _as_number(name, value, whole=numbers[name])})
+        elif name in (numbers := _numbers(PairSettings)):
+            networks = dataclasses.replace(networks, **{name: _as_number(name, value, whole=numbers[name])})
         else:
             weight = _as_number(name, value)
             networks = dataclasses.replace(networks, weights={**networks.weights, name: weight})
@@ -177,33 +178,37 @@ def _read_axis(text: str) -> Axis:
             f"--over: expected NAME=VALUE,VALUE… with a part's weight (serkd.angle), a loss's setting (serkd:cell) or "
             f"a number of training (lr), got '{text}'"
         )
-    axis = Axis(name.strip(), tuple(_value(value) for value in found))
+    axis = Axis(name.strip(), tuple(_value(name.strip(), value) for value in found))
     if len(set(axis.values)) < len(found):
         raise UserError(f"--over: '{axis.name}' names a value twice")
     return axis
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        value = parse_json(text)
+    except Unreadable:
         return text
+    if isinstance(value, dict | list):
+        raise UserError(f"--over: {name} takes numbers and words, got {quoted(text)}")
+    return value
 
 
 def _word(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _as_number(name: str, value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"--over: {name} takes numbers, got '{value}'")
+def _as_number(name: str, value: Any, *, whole: bool = False) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not math.isfinite(value):
+        raise UserError(f"--over: {name} takes {'whole ' * whole}numbers, got {quoted(value)}")
     return value
 
 
-def _numbers(settings: type) -> set[str]:
-    """Names of the settings that are numbers; the seed is not one to choose."""
-    kinds = ("int", "float", "float | None", "int | None")
-    return {field.name for field in dataclasses.fields(settings) if field.type in kinds} - {"seed"}
+def _numbers(settings: type) -> dict[str, bool]:
+    """The settings that are numbers, and whether they are whole ones; the seed is not one to choose."""
+    kinds = {"int": True, "int | None": True, "float": False, "float | None": False}
+    found = {one.name: str(one.type) for one in dataclasses.fields(settings)}
+    return {name: kinds[kind] for name, kind in found.items() if kind in kinds and name != "seed"}
 
 
 def check_seeds(count: int) -> None:

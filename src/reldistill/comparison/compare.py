@@ -79,14 +79,14 @@ def compare(
     _check_methods(methods)
     check_seeds(seeds)
     data, training = _for_cells(data, networks, training, jobs)
-    head = _head("compare", flat_settings(data, networks, training), leave_out=_OWN)
+    head = _head("compare", flat_settings(data, networks, training.for_task(data.task)), leave_out=_OWN)
     with _claimed(out, head, networks) as head:
         reference = _reference(data, [networks], training, methods, out)
         known = _known_parts(reference, networks.student)
         check_choices(networks, {method: known[method] for method in methods if method in known})
         chosen = {method: known.get(method, _NOTHING_KNOWN) for method in methods}
         cells = compared_cells(data, networks, training, methods=chosen, seeds=seeds)
-        return _run(head, cells, out=out, jobs=jobs)
+        return _run(_with_notes(head, reference), cells, out=out, jobs=jobs)
 
 
 def sweep(
@@ -119,7 +119,8 @@ def sweep(
     axes = read_axes(over)
     data, training = _for_cells(data, networks, training, jobs)
     cells = planned_sweep(data, networks, training, students=students, over=axes, seeds=seeds)
-    head = _head("sweep", flat_settings(data, networks, training), leave_out=("student", "seed"), over=axes)
+    settings = flat_settings(data, networks, training.for_task(data.task))
+    head = _head("sweep", settings, leave_out=("student", "seed"), over=axes)
     pairs = [dataclasses.replace(networks, student=student) for student in students]
     with _claimed(out, head, networks) as head:
         reference = _reference(data, pairs, training, [networks.method], out)
@@ -128,7 +129,7 @@ def sweep(
             for cell in cells:
                 if known and cell.plan.student == student:
                     check_choices(cell.networks, known)
-        return _run(head, cells, out=out, jobs=jobs)
+        return _run(_with_notes(head, reference), cells, out=out, jobs=jobs)
 
 
 def planned_sweep(
@@ -189,7 +190,7 @@ def _for_cells(
     workers = max(1, cores() // jobs) if data.workers is None and jobs > 1 else data.workers
     return (
         dataclasses.replace(settle_views(data, networks), hold_out_test=True, workers=workers),
-        dataclasses.replace(training, devices=1).for_task(data.task),
+        dataclasses.replace(training, devices=1),
     )
 
 
@@ -265,6 +266,11 @@ def _reference(
         where = "" if failures[0].by_user else f" (see {out / REFERENCE / LOG_FILE})"
         raise UserError(f"{failures[0].reason}{where}")
     return read_json(file)
+
+
+def _with_notes(head: Head, reference: dict[str, Any]) -> Head:
+    """With what the user was warned of when the teacher was measured."""
+    return dataclasses.replace(head, notes=[*head.notes, *reference["teacher"].get("notes", ())])
 
 
 def _known_parts(reference: dict[str, Any], student: str) -> dict[str, MethodParts]:

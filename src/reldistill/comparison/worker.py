@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import sys
@@ -21,7 +22,7 @@ from reldistill.core.safe_files import no_links
 from reldistill.core.trust import trust
 from reldistill.report.comparison.cell_records import REFERENCE
 from reldistill.runs.distill import distill
-from reldistill.runs.opening import read_images
+from reldistill.runs.opening import read_images, with_batches
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
 
 LOG_FILE = "log.txt"
@@ -33,7 +34,12 @@ def run_cell(cell: Cell, root: Path) -> None:
     models = (cell.networks.student, cell.networks.teacher)
     images = read_images(cell.data, cell.training, models=models)
     distill(cell.data, cell.networks, cell.training, out=folder, resume=True, images=images)
-    measure_cell(cell, folder, images, reference=root / REFERENCE)
+    measure_cell(
+        dataclasses.replace(cell, training=with_batches(cell.training, images)),
+        folder,
+        images,
+        reference=root / REFERENCE,
+    )
 
 
 def run_reference(
@@ -42,7 +48,7 @@ def run_reference(
     """Measure what all cells have in common."""
     models = [name for pair in pairs for name in (pair.student, pair.teacher)]
     images = read_images(data, training, models=models)
-    measure_reference(pairs, data, images, training, methods, root / REFERENCE)
+    measure_reference(pairs, data, images, with_batches(training, images), methods, root / REFERENCE)
 
 
 def in_process(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 import unicodedata
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,11 +28,28 @@ def printable(text: str) -> str:
     return "".join(repr(c)[1:-1] if unicodedata.category(c) in CONTROLS else c for c in text)
 
 
+def escaped(content: Any) -> Any:
+    """What a JSON file says, every text in it printable: nobody knows who wrote the file."""
+    if isinstance(content, dict):
+        return {escaped(key): escaped(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [escaped(value) for value in content]
+    return printable(content) if isinstance(content, str) else content
+
+
 def check_printable(names: Iterable[str], where: str) -> None:
     """UserError for a class name with control characters, or one that is no Unicode text."""
     for name in names:
         if printable(name) != name:
             raise UserError(f"{where}: class name {name!r} has characters that cannot be printed; rename it")
+
+
+_PYTHONS_WORDS = (
+    (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
+    (r"\bNoneType\b", "None"),
+    (r" object at 0x[0-9a-f]+", ""),
+    (r"not supported between instances of", "does not work between"),
+)
 
 
 class UserError(ValueError):
@@ -48,8 +66,10 @@ def system_error(error: OSError, where: object = "") -> str:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an error's text, after its kind."""
+    """The first line of an error's text, after its kind, without what only Python's own words say."""
     text = (str(error).strip().splitlines() or [""])[0]
+    for pattern, plain in _PYTHONS_WORDS:
+        text = re.sub(pattern, plain, text)
     kind = type(error).__name__
     return textwrap.shorten(f"{kind}: {text}" if text else kind, limit, placeholder=" …")
 

@@ -75,8 +75,10 @@ def parse_json(text: str | bytes) -> Any:
         raise Unreadable("is nested too deep") from None
     except UnicodeDecodeError:
         raise Unreadable("is not UTF-8 text") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise Unreadable(f"is not JSON ({error})") from None
+    except ValueError:
+        raise Unreadable("is not JSON (a number of too many digits)") from None
 
 
 def parse_yaml(text: str | bytes) -> Any:
@@ -102,8 +104,8 @@ def parse_yaml(text: str | bytes) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise Unreadable(f"is not YAML ({error.problem or error.context}{line})") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise Unreadable(f"is not YAML ({' '.join(str(error).split())})") from None
+    except ValueError:
+        raise Unreadable("is not YAML (a number of too many digits, or a date that is none)") from None
 
 
 def dump_yaml(value: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from reldistill.core.checks import UserError, one_line
+from reldistill.core.safe_read import Unreadable, read_file
 
 
 @contextlib.contextmanager
@@ -37,9 +38,10 @@ def run_file(path: Path, *, what: str) -> ModuleType:
         UserError: when there is no such file, or it does not run.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{what}: no such Python file: {path}") from error
+        content = read_file(path)
+    except Unreadable as error:
+        said = "no such Python file: " if not path.exists() else ""
+        raise UserError(f"{what}: {said}{path}{'' if said else f' {error}'}") from None
     digest = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]
     name = f"reldistill_file_{path.stem}_{digest}"
     if name in sys.modules:
@@ -52,7 +54,10 @@ def run_file(path: Path, *, what: str) -> ModuleType:
     try:
         # Not the loader's own way: it may take stale bytecode of a file that was changed within the second.
         exec(compile(content, str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        del sys.modules[name]
+        raise
+    except BaseException as error:  # SystemExit too, and whatever else
         del sys.modules[name]
         raise UserError(f"{what}: {path} could not be run: {one_line(error)}{_line_in(path, error)}") from error
     return module

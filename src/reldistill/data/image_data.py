@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from reldistill.core.checks import LARGEST_SIDE, UserError, check_axes
+from reldistill.core.safe_read import why_not_file
 from reldistill.data.augment import Augment, ImageTransform
 from reldistill.data.class_folders import read_splits
 from reldistill.data.decode import BadImage
@@ -261,6 +262,8 @@ def open_splits(data: str, *, val_fraction: float = 0.1, download: bool = False,
         return read_splits(Folder(path), where=data, val_fraction=val_fraction, hold_out_test=hold_out_test)
     if path.is_file():
         return read_splits(Archive(path), where=data, val_fraction=val_fraction, hold_out_test=hold_out_test)
+    if path.exists():
+        raise UserError(f"data {data!r} {why_not_file(path)}; give {ACCEPTED}")
     beside = path.parent
     near = difflib.get_close_matches(path.name, [p.name for p in beside.iterdir()] if beside.is_dir() else [], n=3)
     near = [str(beside / name) for name in near] + difflib.get_close_matches(data, NAMES, n=1)

@@ -191,6 +191,16 @@ def processes(asked: int | None, *, batches: int, world_size: int) -> int:
     return min(min(MAX_WORKERS, max(1, cores() // world_size)) if asked is None else asked, batches)
 
 
+class TooFewImages(UserError):
+    """Fewer training images than a batch holds."""
+
+    def __init__(self, images: int, batch_size: int, where: str) -> None:
+        super().__init__(
+            f"{where}: batch size {batch_size} is larger than the {images} training images; give at most {images}"
+        )
+        self.images = images
+
+
 def check_settings(batch_size: int, val_fraction: float, workers: int | None, limit: int | None) -> None:
     """UserError for settings of a data set that make no sense."""
     check_range("batch_size", batch_size, 1)
@@ -206,9 +216,7 @@ def check_counts(train: int, val: int, batch_size: int, rank: int, world_size: i
     if batch_size % world_size:
         raise UserError(f"batch size {batch_size} cannot be shared equally by {world_size} processes; give a multiple")
     if batch_size > train:
-        raise UserError(
-            f"{where}: batch size {batch_size} is larger than the {train} training images; give at most {train}"
-        )
+        raise TooFewImages(train, batch_size, where)
     if val < world_size:
         raise UserError(
             f"{where}: {val} validation images for {world_size} processes; add images or use fewer processes"

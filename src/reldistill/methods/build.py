@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,15 +145,21 @@ def method_names(method: str) -> list[str]:
     """`kd+rkd` → ["kd", "rkd"].
 
     Raises:
-        UserError: when a name is not a method.
+        UserError: when a name is not a method as it is listed, is there twice, or joins `none` with others.
     """
-    names = [name.strip().lower() for name in method.split("+")]
+    names = method.split("+")
     for name in names:
         if name not in METHODS:
+            close = difflib.get_close_matches(name.strip().lower(), METHODS, n=1, cutoff=0.8)
+            hint = f"did you mean {close[0]}? " if close else ""
+            whole = f" of '{method}'" if name != method else ""
             raise UserError(
-                f"method '{name}' is not known: there are {', '.join(METHODS)}, joined by + "
+                f"method '{name}'{whole} is not known: {hint}there are {', '.join(METHODS)}, joined by + "
                 f"(see: reldistill list methods)"
             )
+        if names.count(name) > 1 or (name == "none" and len(names) > 1):
+            why = "is the student alone" if name == "none" else "is there twice"
+            raise UserError(f"method '{method}': {name} {why}; leave it out")
     return names
 
 

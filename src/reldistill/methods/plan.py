@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from reldistill.core.checks import UserError
+from reldistill.core.kinds import Wrong, checked, in_words, is_plain, kinds_of
 from reldistill.core.types import TEACHER, FeatureSource, LevelInfo
 from reldistill.networks.adapters import map_adapter
 from reldistill.networks.extract import Extractor
@@ -134,6 +135,14 @@ class PairPlan(Generic[Network]):
                 raise UserError(f"'{setting}' is not a setting of {name}: set the weight of '{part}' instead")
             if setting not in known:
                 raise UserError(f"'{setting}' is not a setting of {name}: it has {', '.join(known) or 'none'}")
+        declared = kinds_of(kind)
+        for setting, value in settings.items():
+            try:
+                if is_plain(declared[setting]):
+                    checked(declared[setting], value)
+            except Wrong as wrong:
+                expected = in_words(declared[setting])
+                raise UserError(f"settings of {name}: {setting} must be {expected}, got {wrong.found}") from None
         try:
             return kind(**settings, **sizes)
         except (ValueError, TypeError) as error:

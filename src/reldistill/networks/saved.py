@@ -22,7 +22,7 @@ from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
 from reldistill.networks.sources import told_in_one_line
 from reldistill.networks.weights import read_weights, weights_file
-from reldistill.networks.zoo import Head, LoadedNetwork, Role, list_networks, load_network
+from reldistill.networks.zoo import TRAINED, Head, LoadedNetwork, Role, list_networks, load_network
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def open_network(
     run, what, given = run_folder(name), f"{role} {name}", dict(arguments or {})
     trained_on = names_on_card(run, weights, what=what)
     order = None
-    if trained_on and classes and role == "student" and set(trained_on) != set(classes):
+    if trained_on and classes and role in TRAINED and set(trained_on) != set(classes):
         head = "new"
     elif trained_on and classes:
         order = order_of(trained_on, classes, what=what)
@@ -158,7 +158,7 @@ def _open_run(
     given = {**card.arguments, **arguments}
     if reused is not None and head != "own":
         raise UserError(f"{run}: its classifier is another network's (simkd), so it can't be taken without it")
-    if not card.num_classes and role != "student":
+    if not card.num_classes and role not in TRAINED:
         head = "none"  # it never had one
     with told_by_card(file):
         loaded = load_network(

@@ -192,13 +192,13 @@ def told_in_one_line(what: str, arguments: Mapping[str, Any], *, downloads: bool
     """Turn whatever building a network raises into a UserError."""
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit too, and whatever else a user's file raises
         if downloads and _is_download_error(error):
             raise UserError(
                 f"{what}: its pretrained weights could not be downloaded ({one_line(error, limit=100)}): "
-                f"check the connection, or give the weights as a file (--teacher-weights FILE for a teacher)"
+                f"check the connection, or give the weights as a file"
             ) from error
         said = f" with {', '.join(f'{k}={v!r}' for k, v in arguments.items())}" if arguments else ""
         raise UserError(f"{what} could not be made{said}: {one_line(error)}") from error

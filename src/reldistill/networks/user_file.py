@@ -69,7 +69,7 @@ class FileSource:
             with told_in_one_line(self.what, settings, downloads=False):
                 network = make(**settings)
         if not isinstance(network, nn.Module):
-            raise UserError(f"{self.what} returned {type(network).__name__}: expected a torch.nn.Module")
+            raise UserError(f"{self.what} returned {_said(network)}: expected a torch.nn.Module")
         not_finite = first_not_finite(network.state_dict())
         if not_finite:
             raise UserError(f"{self.what} has values that are not finite, first in {not_finite}")
@@ -85,6 +85,12 @@ class FileSource:
             raise UserError(f"{self.what}: {self.path.name} defines only one of MEAN and STD: it needs both or neither")
         logger.warning("%s: %s defines no MEAN and STD, so ImageNet's are used", self.what, self.path.name)
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "None"
+    return f"the class {value.__name__}, not made" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def _accepts(function: Callable[..., Any], name: str) -> bool:

@@ -33,7 +33,9 @@ __all__ = ["ListedNetwork", "LoadedNetwork", "list_networks", "load_network", "l
 
 logger = logging.getLogger(__name__)
 
-Role = Literal["student", "teacher", "model"]
+Role = Literal["student", "network", "teacher", "model"]
+TRAINED = ("student", "network")
+"""The roles whose weights are trained: they may be random, and get outputs for other classes."""
 Head = Literal["own", "none", "new"]
 
 _TORCHVISION = "torchvision/"
@@ -100,16 +102,18 @@ def load_network(
         image_size: side of the data's images; a network whose size can be chosen is made for it, unless its
             pretrained weights are used as they are.
         arguments: for the network's maker, e.g. `{"patch_size": 4, "depth": 6}` for a transformer of timm.
-        role: a student may start from random weights or get a new classifier; a teacher never.
+        role: a student, or the network that is trained alone, may start from random weights or get a new classifier;
+            a teacher never.
         head: `none` takes the network without its class scores, whatever their number, see `headless.without_head`;
-            `new` lets its head start from random weights. A student whose head the weights don't fit gets a new one.
+            `new` lets its head start from random weights. A network that is trained gets a new one where the weights
+            don't fit it.
 
     Raises:
         UserError: unknown name or argument, weights that are missing or don't fit, a class count that differs from
             the data's, a teacher without weights, a download that failed.
     """
     what = f"{role} {name}"
-    source = _find(name, what=what)
+    source = find_source(name, what=what)
     chosen = dict(arguments or {})
     for reserved in _OWN_ARGUMENTS:
         if reserved in chosen:
@@ -126,7 +130,7 @@ def load_network(
     known = source.pretrained_classes()
     if role == "teacher" and known == 0:
         head = "none"  # it never had one
-    keeps_head = pretrained and role != "student" and not from_file
+    keeps_head = pretrained and role not in TRAINED and not from_file
     if keeps_head and head == "own" and known is not None and num_classes not in (None, known):
         raise _wrong_classes(what, role=role, found=known, wanted=num_classes)
     built = _build(
@@ -201,7 +205,7 @@ def _torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def _find(name: str, *, what: str) -> Source:
+def find_source(name: str, *, what: str) -> Source:
     """The source of a name, in the order that this module's beginning gives."""
     file = FILE.fullmatch(name)
     if file:
@@ -230,9 +234,9 @@ def _unknown(name: str, *, what: str) -> UserError:
         return UserError(f"{what}: a network for {task.name} only: {task.data_help}")
     names = [network.name for network in list_networks()] + _torchvision_names()
     close = difflib.get_close_matches(name.lower().replace("-", "_"), dict.fromkeys(names), n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    hint = f": did you mean {' or '.join(close)}?" if close else ""
     return UserError(
-        f"{what}: no such network: {hint}(see: reldistill list models; FILE.py:factory for one of your own)"
+        f"{what}: no such network{hint} (see: reldistill list models; FILE.py:factory for one of your own)"
     )
 
 
@@ -259,6 +263,7 @@ def _wrong_classes(what: str, *, role: Role, found: int, wanted: int | None) -> 
         "teacher": "train a teacher first (reldistill train …), pass --teacher-weights FILE, or take it without its "
         "classes (--teacher-head none)",
         "student": "let its factory take num_classes",
+        "network": "let its factory take num_classes",
         "model": "give the weights of a network that was trained on these classes",
     }[role]
     return UserError(f"{what} says {found} classes, the data has {wanted}: {remedy}")
@@ -290,7 +295,7 @@ def _build(
             return built
         named = fitting_names(built.module, state)
         misfit = mismatch(built.module, named)
-        if head == "new" or (misfit is not None and (head == "none" or role == "student")):
+        if head == "new" or (misfit is not None and (head == "none" or role in TRAINED)):
             own = isinstance(source, FileSource)
             named, misfit = _body(named, built, misfit, image_size=image_size, what=what, own=own)
             if misfit is None and head != "none":

@@ -7,6 +7,7 @@ student and its starting weights, the images and the planned length. Only finish
 
 from __future__ import annotations
 
+import io
 import shlex
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reldistill.core.safe_read import read_file
 from reldistill.report.draws import interval_of_draws
 from reldistill.report.intervals import Difference, paired_difference, unpaired_difference, wilson_interval
 from reldistill.report.record import NetworkRecord, Result, RunRecord, result_of
@@ -188,7 +190,7 @@ def hits_by_image(record: RunRecord) -> np.ndarray | None:
     if record.folder is None or name is None or accuracy is None:
         return None
     try:
-        hits = np.load(record.folder / name, allow_pickle=False)
+        hits = np.load(io.BytesIO(read_file(record.folder / name)), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     fits = isinstance(hits, np.ndarray) and hits.dtype == np.bool_ and hits.shape == (record.data.val_images,)

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, escaped
 from reldistill.core.run_files import RECORD_FILE
 from reldistill.core.safe_files import write_text
+from reldistill.core.safe_read import Unreadable, parse_json, read_file
 from reldistill.report.intervals import wilson_interval
 from reldistill.report.task_report import Score, report_of
 
@@ -223,14 +224,12 @@ def write_record(path: str | Path, record: RunRecord) -> Path:
 def read_record(path: str | Path) -> RunRecord:
     """The record of a run folder (or of a `.json` path); UserError in one line where it cannot be had."""
     source = _record_path(Path(path))
+    if not source.exists():
+        raise UserError(f"no record at {source}: give a run folder, the one that --out named")
     try:
-        raw = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no record at {source}: give a run folder, the one that --out named") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {source}: {_reason(error)}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{source} is not JSON ({_reason(error)}): it was edited or cut short; run again") from None
+        raw = escaped(parse_json(read_file(source)))
+    except Unreadable as error:
+        raise UserError(f"{source} {error}: it was edited or cut short; run again") from None
     if not isinstance(raw, dict) or "schema" not in raw:
         raise UserError(f"{source} is not a run's record: it names no schema; give a folder that --out named")
     if raw["schema"] != SCHEMA:
@@ -263,10 +262,6 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 
 def _record_path(path: Path) -> Path:
     return path if path.suffix == ".json" else path / RECORD_FILE
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
 
 
 def encode(value: Any) -> Any:

@@ -14,8 +14,15 @@ from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.record import RunRecord
 from reldistill.runs.caching import check_cache, open_cache, settle_views
 from reldistill.runs.fit import Run, fit, refuse_other_images, with_report
-from reldistill.runs.folders import claimed
-from reldistill.runs.opening import open_student, open_teacher, read_images, trusted_teacher
+from reldistill.runs.folders import as_begun, claimed
+from reldistill.runs.opening import (
+    check_named,
+    open_student,
+    open_teacher,
+    read_images,
+    trusted_teacher,
+    with_batches,
+)
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.distiller import Distiller
 from reldistill.tasks.base import AnyTask, task_of
@@ -50,17 +57,22 @@ def distill(
     task = task_of(data)
     check_cache(networks, task=task)
     level_pairs(networks.levels)
-    data, training = settle_views(data, networks), training.for_task(data.task)
+    check_named(networks.teacher, networks.teacher_weights, role="teacher")
+    check_named(networks.student, networks.student_weights, role="student")
+    data = settle_views(data, networks)
     settings = flat_settings(data, networks, training)
     with claimed(out, settings, resume=resume) as previous:
         if previous is not None and previous.status == "finished":
             return with_report(previous, out)
+        training = as_begun(training, previous)
         images = images or read_images(data, training, models=(networks.student, networks.teacher))
+        training = with_batches(training, images)
+        settings |= flat_settings(training)
         refuse_other_images(previous, images, out=out)
         network = open_teacher(networks, images, task=task, seed=training.seed)
         student = open_student(networks, images, task=task, seed=training.seed)
         distiller = build_pair(networks, images, training, task=task, student=student, teacher=network)
-        teacher = trusted_teacher(network, images, training, task=task)
+        teacher = trusted_teacher(network, images, training, task=task, accept_weak=networks.accept_weak_teacher)
         if isinstance(distiller.task, BesideTeacher):
             distiller.task.beside(teacher.measured)
         if distiller.left_out:

@@ -18,7 +18,7 @@ from reldistill.networks.saved import OpenedNetwork, run_folder
 from reldistill.report.draws import draws, interval_of_draws
 from reldistill.report.intervals import wilson_interval
 from reldistill.report.record import read_record
-from reldistill.runs.opening import measure, read_images
+from reldistill.runs.opening import check_named, measure, read_images
 from reldistill.tasks.base import AnyTask, TakesHeadless, takes_headless, task_named, task_of
 from reldistill.training.settings import DataSettings, ModelSettings, TrainSettings
 
@@ -53,6 +53,7 @@ def evaluate(
         raise UserError(
             f"{network.model} has no weights to evaluate: give --weights FILE, --pretrained or a run folder"
         )
+    check_named(network.model, network.model_weights, role="model")
     batch_size = TrainSettings(batch_size=batch_size).for_task(data.task).step_images
     size = data.image_size or (read_record(Path(network.model)).data.image_size if is_run else None)
     # Nothing is trained on, so the training images may be fewer than a batch.
@@ -124,7 +125,7 @@ def _open(
         raise UserError(f"--probe measures features by one class an image: {task_named(FALLBACK).data_help}")
     return (takes_headless(task, teacher=network.model).open_headless if headless else task.open)(
         network.model,
-        role="model" if is_run else "teacher",
+        role="model",
         images=images,
         image_size=image_size,
         weights=network.model_weights,

@@ -18,7 +18,7 @@ import torchvision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import reldistill
-from reldistill.core.checks import UserError, system_error
+from reldistill.core.checks import UserError, printable, system_error
 from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
 from reldistill.core.safe_files import write_text
 from reldistill.core.types import holds_map
@@ -45,6 +45,7 @@ from reldistill.training.teacher_cache import TeacherCache
 from reldistill.training.trainer import Loaders, make_trainer, quiet_writers, resolve_precision
 
 REPORT_FILE = "report.html"
+_NAMED = 10  # of the images that are left out
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def _refuse_other_weights(before: RunRecord, now: RunRecord, *, out: Path) -> No
     for role in ("student", "teacher"):
         was, is_now = getattr(before, role), getattr(now, role)
         if was is not None and is_now is not None:
-            what = f"the {role}'s weights ({is_now.pretrained})"
+            who = "network" if before.teacher is None else role
+            what = f"the {who}'s weights ({is_now.pretrained})"
             _refuse_change(what, was.weights_sha256, is_now.weights_sha256, out=out)
 
 
@@ -302,8 +304,18 @@ def _record(run: Run, module: DistillationModule, images: Images, *, precision: 
         data=data_record(images),
         terms=[_term_record(term) for term in module.distiller.terms if isinstance(term, Term)],
         environment=_environment(precision),
+        notes=[*_skipped(images), *(() if teacher is None else teacher.notes)],
         folder=run.out,
     )
+
+
+def _skipped(images: Images) -> list[str]:
+    """Which images were left out as unreadable, as a note; nothing where none were."""
+    if not images.skipped:
+        return []
+    more = len(images.skipped) - _NAMED
+    named = ", ".join(printable(name) for name in images.skipped[:_NAMED])
+    return [f"unreadable and left out: {named}{f' and {more:,} more' if more > 0 else ''}"]
 
 
 def data_record(images: Images) -> DataRecord:

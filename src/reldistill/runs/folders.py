@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import tempfile
@@ -17,9 +18,11 @@ from reldistill.core.checks import UserError
 from reldistill.core.run_files import RECORD_FILE
 from reldistill.core.safe_files import check_target, remove_parts
 from reldistill.report.record import RunRecord, read_record
-from reldistill.training.settings import DEFAULTS
+from reldistill.training.settings import DEFAULTS, TrainSettings
 
 _LOCK = ".lock"
+LEFT_OPEN = ("batch_size",)
+"""What is settled when the images are known, and then stays as it was."""
 MAY_CHANGE_ON_RESUME = {"devices", "nodes", "accelerator", "workers", "wandb", "checkpoint_every", "download"}
 
 
@@ -59,7 +62,7 @@ def _threads_of(record: RunRecord | None) -> Iterator[None]:
 
 
 def _previous(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | None:
-    if not (out / RECORD_FILE).is_file():
+    if not (out / RECORD_FILE).exists():
         return None
     if not resume:
         raise UserError(f"{out} already holds a run: continue it with --resume, or give another --out")
@@ -106,6 +109,8 @@ def refuse_among_data(out: Path, data: str) -> None:
 def refuse_changes(before: Mapping[str, Any], settings: Mapping[str, Any], *, what: str) -> None:
     """UserError for a setting that would change what comes out of work that has begun."""
     for name, value in settings.items():
+        if name in LEFT_OPEN and value is None:
+            continue
         # an earlier version, which had no such setting, did what its default says
         was = before.get(name, DEFAULTS.get(name))
         if name not in MAY_CHANGE_ON_RESUME and was != value:
@@ -113,6 +118,14 @@ def refuse_changes(before: Mapping[str, Any], settings: Mapping[str, Any], *, wh
                 f"{what} was started with {name} = {was}, not {value}: resume it as it was started, or give another "
                 f"--out"
             )
+
+
+def as_begun(training: TrainSettings, before: RunRecord | None) -> TrainSettings:
+    """The settings with what was settled when the run on record began."""
+    if before is None:
+        return training
+    open_ones = [name for name in LEFT_OPEN if getattr(training, name) is None]
+    return dataclasses.replace(training, **{name: before.settings[name] for name in open_ones})
 
 
 def rank() -> int:

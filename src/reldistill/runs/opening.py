@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +13,15 @@ import lightning as L
 import torch
 
 from reldistill.core.checks import UserError
+from reldistill.core.tasks import task_naming
 from reldistill.core.trust import note_named
 from reldistill.core.types import Evaluator
 from reldistill.data.images import Images
 from reldistill.data.loader import Loader
+from reldistill.data.samples import TooFewImages
 from reldistill.networks.saved import OpenedNetwork, run_folder
+from reldistill.networks.weights import weights_file
+from reldistill.networks.zoo import Role, find_source
 from reldistill.tasks.base import AnyTask, takes_headless, task_of
 from reldistill.training.progress import say
 from reldistill.training.settings import DataSettings, PairSettings, TrainSettings
@@ -24,10 +30,11 @@ from reldistill.training.trainer import device_count, has_gpu, resolve_precision
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher, and what was found of it on the validation images."""
+    """A teacher, what was found of it on the validation images, and what the user was warned of."""
 
     network: OpenedNetwork
     measured: Evaluator
+    notes: tuple[str, ...] = ()
 
     @property
     def score(self) -> float:
@@ -38,21 +45,49 @@ class Teacher:
 def read_images(data: DataSettings, training: TrainSettings, *, models: Sequence[str] = ()) -> Images:
     """The images, looked at once, and a line about them to the user.
 
+    Where the batch size is left to the task, and that is more than there are training images, it is all of them.
+
     Args:
         data: the images.
         training: batch size, seed and devices.
         models: names of the networks that will see them.
     """
-    devices = device_count(training)
-    if isinstance(devices, int) and training.step_images % (devices * training.nodes):
+    devices, batch_size = device_count(training), training.for_task(data.task).step_images
+    shares = devices * training.nodes if isinstance(devices, int) else 1
+    if batch_size % shares:
         raise UserError(
-            f"batch size {training.batch_size} can't be shared evenly by {devices * training.nodes} devices: it counts "
-            f"the images of a step over all of them"
+            f"batch size {batch_size} can't be shared evenly by {shares} devices: it counts the images of a step over "
+            f"all of them"
         )
     task, workers = task_of(data), _workers(data, devices)
-    images = task.read(data, batch_size=training.step_images, seed=training.seed, workers=workers, models=models)
+
+    def read(batch_size: int) -> Images:
+        return task.read(data, batch_size=batch_size, seed=training.seed, workers=workers, models=models)
+
+    try:
+        images = read(batch_size)
+    except TooFewImages as error:
+        fitting = error.images // shares * shares
+        if training.batch_size is not None or not fitting:
+            raise
+        say(f"batch size: {fitting} instead of {batch_size}, as there are {error.images} training images")
+        images = read(fitting)
     say(task.summary(images))
     return images
+
+
+def with_batches(training: TrainSettings, images: Images) -> TrainSettings:
+    """The settings with the batch size that the images were read with."""
+    return dataclasses.replace(training, batch_size=images.train.batch_size)
+
+
+def check_named(name: str, weights: str | None, *, role: Role) -> None:
+    """UserError for a network, a run or weights that are not there, before any image is looked at."""
+    what = f"{role} {name}"
+    if run_folder(name) is None and task_naming(name) is None:
+        find_source(name, what=what)
+    if weights is not None:
+        weights_file(weights, what=what)
 
 
 def _workers(data: DataSettings, devices: int | str) -> int | None:
@@ -92,10 +127,15 @@ def open_student(networks: PairSettings, images: Images, *, task: AnyTask, seed:
     )
 
 
-def trusted_teacher(network: OpenedNetwork, images: Images, training: TrainSettings, *, task: AnyTask) -> Teacher:
-    """A teacher and what was measured of it; UserError where nothing could be learned from it.
+def trusted_teacher(
+    network: OpenedNetwork, images: Images, training: TrainSettings, *, task: AnyTask, accept_weak: bool
+) -> Teacher:
+    """A teacher and what was measured of it.
 
     One without class scores is judged by its features, as the task knows how.
+
+    Raises:
+        UserError: nothing could be learned from it, unless `accept_weak` makes a warning of that.
     """
     how = functools.partial(
         measure,
@@ -105,12 +145,21 @@ def trusted_teacher(network: OpenedNetwork, images: Images, training: TrainSetti
     )
     if network.extractor.num_classes:
         measured = how(network, images.val, task.objective(training, images).evaluator())
-        say(f"teacher {network.card.name}: {task.in_brief(measured.found, images.val.images)}")
-        task.check_teacher(network, measured.found, images)
-        return Teacher(network, measured)
-    measured, said = takes_headless(task, teacher=network.card.name).trusted(network, images, how)
+        said, fault = f"teacher {network.card.name}: {task.in_brief(measured.found, images.val.images)}", None
+        try:
+            task.check_teacher(network, measured.found, images)
+        except UserError as error:
+            fault = str(error)
+    else:
+        measured, said, fault = takes_headless(task, teacher=network.card.name).judged(network, images, how)
     say(said)
-    return Teacher(network, measured)
+    if fault is None:
+        return Teacher(network, measured)
+    if not accept_weak:
+        raise UserError(f"{fault} (it was not used; --accept-weak-teacher takes it as it is)")
+    note = f"accepted by --accept-weak-teacher: {fault}"
+    warnings.warn(note, stacklevel=1)
+    return Teacher(network, measured, (note,))
 
 
 def measure(

@@ -10,8 +10,8 @@ from reldistill.methods.build import build_distiller
 from reldistill.networks.headless import freeze_backbone
 from reldistill.report.record import RunRecord
 from reldistill.runs.fit import Run, fit, refuse_other_images, with_report
-from reldistill.runs.folders import claimed
-from reldistill.runs.opening import read_images
+from reldistill.runs.folders import as_begun, claimed
+from reldistill.runs.opening import check_named, read_images, with_batches
 from reldistill.tasks.base import task_of
 from reldistill.training.settings import DataSettings, ModelSettings, TrainSettings, flat_settings
 
@@ -31,17 +31,20 @@ def train(
     Raises:
         UserError: when something given is wrong, or the loss stops being finite.
     """
-    training = training.for_task(data.task)
+    check_named(network.model, network.model_weights, role="network")
     settings = flat_settings(data, network, training)
     with claimed(out, settings, resume=resume) as previous:
         if previous is not None and previous.status == "finished":
             return with_report(previous, out)
+        training = as_begun(training, previous)
         task, images = task_of(data), read_images(data, training)
+        training = with_batches(training, images)
+        settings |= flat_settings(training)
         refuse_other_images(previous, images, out=out)
         L.seed_everything(training.seed, verbose=False)
         student = task.open(
             network.model,
-            role="student",
+            role="network",
             images=images,
             weights=network.model_weights,
             pretrained=network.model_pretrained,

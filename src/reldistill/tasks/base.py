@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from reldistill.core.checks import UserError
 from reldistill.core.tasks import known_task, open_task
@@ -76,6 +76,20 @@ class Companions:
     files: Mapping[Path, str] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
     said: str = ""
+
+
+class Judgement(NamedTuple):
+    """What was found of a teacher without class scores.
+
+    Args:
+        measured: the evaluator that was asked.
+        said: what it found, in one line.
+        fault: why nothing could be learned from it; None where something can.
+    """
+
+    measured: Evaluator
+    said: str
+    fault: str | None = None
 
 
 @runtime_checkable
@@ -280,8 +294,8 @@ class TakesHeadless(Protocol[Seen]):
         """A network without its class scores, whatever their number."""
         ...
 
-    def trusted(self, teacher: OpenedNetwork, images: Seen, measure: Measure) -> tuple[Evaluator, str]:
-        """What was found of such a teacher by its features, and in one line; UserError where it knows nothing."""
+    def judged(self, teacher: OpenedNetwork, images: Seen, measure: Measure) -> Judgement:
+        """What was found of such a teacher by its features."""
         ...
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import statistics
 import time
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reldistill.core.checks import UserError
+from reldistill.core.csv_text import csv_text
 from reldistill.core.safe_files import write_bytes, write_text
 from reldistill.core.types import Batch
 from reldistill.report.record import Epoch, Result, RunRecord, result_of, write_record
@@ -26,6 +25,7 @@ from reldistill.training.module import DistillationModule, own_module, without_t
 
 _LOG_EVERY = 50
 METRICS_FILE = "metrics.csv"
+_OF_AN_EPOCH = ("epoch", "step", "seconds", "learning_rate")
 
 
 @runtime_checkable
@@ -251,14 +251,16 @@ def metrics_csv(history: list[Epoch]) -> str:
     """The history as a table, one line an epoch."""
     parts = sorted({name for epoch in history for name in epoch.train})
     measures = list(dict.fromkeys(name for epoch in history for name in epoch.val))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
+    rows = [
+        {
+            **{name: getattr(epoch, name) for name in _OF_AN_EPOCH},
+            **{f"train/{part}": value for part, value in epoch.train.items()},
+            **{f"val/{measure}": value for measure, value in epoch.val.items()},
+        }
+        for epoch in history
+    ]
     columns = [*(f"train/{part}" for part in parts), *(f"val/{measure}" for measure in measures)]
-    writer.writerow(["epoch", "step", "seconds", "learning_rate", *columns])
-    for e in history:
-        values = [*(e.train.get(part, "") for part in parts), *(e.val.get(measure, "") for measure in measures)]
-        writer.writerow([e.epoch, e.step, e.seconds, e.learning_rate, *values])
-    return buffer.getvalue()
+    return csv_text(rows, [*_OF_AN_EPOCH, *columns])
 
 
 def _is_finite(state: Any) -> bool:

@@ -89,6 +89,8 @@ class PairSettings:
             remain. A teacher that never had any needs no saying so.
         teacher_image_size: side of the images the teacher gets; by default what it needs, else the student's.
         teacher_arguments: keyword arguments for the teacher's constructor.
+        accept_weak_teacher: go on, with a warning, where the teacher can't be told from one that knows nothing of
+            these classes.
         student_weights: weights that the student starts from.
         student_pretrained: start the student from the weights that timm or torchvision publish.
         student_arguments: keyword arguments for the student's constructor, e.g. '{"patch_size": 4}'.
@@ -110,6 +112,7 @@ class PairSettings:
     teacher_head: Literal["own", "none"] = "own"
     teacher_image_size: int | None = None
     teacher_arguments: dict[str, Any] = field(default_factory=dict)
+    accept_weak_teacher: bool = False
     student_weights: str | None = None
     student_pretrained: bool = False
     student_arguments: dict[str, Any] = field(default_factory=dict)

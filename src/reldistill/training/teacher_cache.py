@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from reldistill.core.checks import UserError
 from reldistill.core.safe_files import allocate, write_text
+from reldistill.core.safe_read import parse_json, read_file
 from reldistill.core.types import TEACHER, Batch
 
 _CARD = "cache.json"
@@ -165,7 +166,7 @@ class TeacherCache:
         if not path.exists():
             return None
         try:
-            card = json.loads(path.read_text())
+            card = parse_json(read_file(path))
             if {"made_of", "rows"} <= card.keys():
                 return card
         except (OSError, ValueError, AttributeError):

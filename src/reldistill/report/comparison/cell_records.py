@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 import zlib
@@ -12,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, escaped, printable
 from reldistill.core.run_files import RECORD_FILE
+from reldistill.core.safe_read import Unreadable, parse_json, read_file
 from reldistill.report.record import RunRecord, encode, read_record
 
 TEST_FILE = "test.json"
@@ -91,7 +93,7 @@ def read_cell(root: Path, plan: CellPlan) -> CellResult:
     if (folder / TEST_FILE).is_file():
         return CellResult(plan, folder, "finished", None, record, read_fields(TestRecord, folder / TEST_FILE))
     if (folder / FAILED_FILE).is_file():
-        reason = (folder / FAILED_FILE).read_text(encoding="utf-8").strip()
+        reason = printable((folder / FAILED_FILE).read_text(encoding="utf-8", errors="replace").strip())
         return CellResult(plan, folder, "failed", reason, record)
     return CellResult(plan, folder, "waiting" if record is None else "unfinished", None, record)
 
@@ -116,12 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: when it cannot be read.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no {path.name} in {path.parent}") from None
-    except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-        raise UserError(f"cannot read {path} ({reason}): it was edited or cut short") from None
+        content = escaped(parse_json(read_file(path)))
+    except Unreadable as error:
+        raise UserError(f"{path} {error}: it was edited or cut short") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: it was edited")
     return content
@@ -134,7 +133,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         UserError: when it cannot be read.
     """
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

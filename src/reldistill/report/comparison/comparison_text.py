@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reldistill.core.csv_text import csv_text
+from reldistill.data.left_out import in_words
 from reldistill.report.comparison.summary import BASE, Comparison, Summary
 from reldistill.report.paired import ALONE
 from reldistill.report.record import encode
@@ -241,12 +241,7 @@ def comparison_markdown(comparison: Comparison, rows: Sequence[Summary]) -> str:
 
 def comparison_csv(rows: Sequence[Summary]) -> str:
     """One line for each variant, all figures in full."""
-    lines = [_flat(row) for row in rows]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    return csv_text([_flat(row) for row in rows])
 
 
 def _flat(row: Summary) -> dict[str, Any]:
@@ -279,5 +274,6 @@ def setting(comparison: Comparison) -> str:
     return (
         f"{learners} taught by {teacher['name']} ({count(teacher['parameters'])}) on {data['name']}: "
         f"{classes_in_words(data['classes'])}, {data['train_images']:,} training, {data['val_images']:,} validation "
-        f"and {data['test_images']:,} test images."
+        f"and {data['test_images']:,} test images"
+        f"{in_words(data.get('left_out', {}))}."
     )

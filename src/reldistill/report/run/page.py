@@ -11,6 +11,7 @@ from typing import Any
 
 from reldistill.core.checks import UserError
 from reldistill.core.safe_files import check_target, write_text
+from reldistill.data.left_out import in_words
 from reldistill.report.paired import Row, comparison_table, in_order, labels, outcome, role_of
 from reldistill.report.record import RunRecord, find_runs, read_record
 from reldistill.report.run.relations_file import read_relations
@@ -154,6 +155,8 @@ def _warnings(records: Sequence[RunRecord], names: Sequence[str], problems: Sequ
             lines.setdefault(note, []).append(name)
         if record.data.skipped:
             lines.setdefault(f"{record.data.skipped:,} unreadable images were left out", []).append(name)
+        if record.data.left_out:
+            lines.setdefault(in_words(record.data.left_out).removeprefix("; ").capitalize(), []).append(name)
     items = [
         f"{html.escape(note)} <span class='range'>({html.escape(', '.join(runs))})</span>"
         for note, runs in lines.items()

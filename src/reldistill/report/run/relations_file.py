@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from reldistill.core.checks import UserError
+from reldistill.core.safe_read import read_file
 
 RELATIONS_FILE = "relations.npz"
 
@@ -64,7 +66,7 @@ def read_relations(folder: Path) -> Relations | None:
         return None
     found: dict[str, Any] = {}
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as file:
             for name in file.files:
                 if name in _AXES:
                     found[name] = file[name]

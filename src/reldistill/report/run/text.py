@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from reldistill.core.csv_text import csv_text
 from reldistill.report.paired import Row, comparison_table
 from reldistill.report.record import RunRecord, encode
 from reldistill.report.run.verdict import verdict
@@ -192,12 +191,7 @@ def flat_row(row: Row) -> dict[str, Any]:
 
 def render_csv(records: Sequence[RunRecord]) -> str:
     """The comparison with full figures: accuracies in percent, times in seconds, nothing where nothing is known."""
-    rows = [encode(flat_row(row)) for row in comparison_table(records)]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text([encode(flat_row(row)) for row in comparison_table(records)])
 
 
 def to_json(records: Sequence[RunRecord]) -> dict[str, Any]:

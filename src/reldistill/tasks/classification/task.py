@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from reldistill.core.checks import UserError
 from reldistill.data.left_out import in_words
 from reldistill.report.intervals import wilson_interval
-from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Measure, TakesHeadless, Task
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Judgement, Look, Measure, TakesHeadless, Task
 from reldistill.tasks.classification.reporting import REPORT
 from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
-    from reldistill.core.types import Evaluator
     from reldistill.data.image_data import ImageData
     from reldistill.methods.build import TermSource
     from reldistill.networks.cards import NetworkCard
@@ -162,15 +161,16 @@ class ClassificationTask:
     def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: ImageData) -> None:
         """UserError where it is no better than guessing."""
         chance = 100 / len(images.classes)
-        if _interval(found, images.val.images)[0] <= chance:
+        low, high = _interval(found, images.val.images)
+        if low <= chance:
             raise UserError(
-                f"the teacher {teacher.card.name} gets {found['accuracy']:.1f} % of the validation images right, "
-                f"guessing gets {chance:.1f} %: its weights are not for these classes or not in this order (it was not "
-                f"used)"
+                f"the teacher {teacher.card.name} gets {found['accuracy']:.1f} % of the {images.val.images:,} "
+                f"validation images right (95 % interval {low:.1f} to {high:.1f}), guessing gets {chance:.1f} %: its "
+                f"weights are not for these classes or not in this order, or the images are too few to tell"
             )
 
-    def trusted(self, teacher: OpenedNetwork, images: ImageData, measure: Measure) -> tuple[Evaluator, str]:
-        """The nearest training images' classes; UserError where guessing does as well, or the network untrained."""
+    def judged(self, teacher: OpenedNetwork, images: ImageData, measure: Measure) -> Judgement:
+        """By the nearest training images' classes, beside guessing and the same network untrained."""
         from reldistill.networks.probes import untrained_twin
         from reldistill.tasks.classification.metrics import NeighbourAccuracy
 
@@ -184,9 +184,9 @@ class ClassificationTask:
             f"({low:.1f} to {high:.1f}) of {asked.images:,} validation images right; guessing {chance:.1f} %, the same "
             f"network without weights {untrained:.1f} %"
         )
-        if low <= max(chance, untrained):
-            raise UserError(f"{said}: its weights know nothing of these images (it was not used)")
-        return found, said
+        knows = low > max(chance, untrained)
+        fault = f"the features of the teacher {teacher.card.name} are no better than guessing or than random weights"
+        return Judgement(found, said, None if knows else fault)
 
     def objective(self, training: TrainSettings, images: ImageData) -> Classification:
         """Cross entropy."""

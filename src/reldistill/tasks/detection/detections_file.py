@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 
 from reldistill.core.checks import UserError
 from reldistill.core.safe_files import write_arrays
+from reldistill.core.safe_read import read_file
 from reldistill.tasks.detection.metrics.detection_errors import KINDS, SIZES
 
 PICTURES_FILE = "detections.npz"
@@ -71,7 +73,7 @@ def read_detections(folder: Path) -> Detections | None:
     if not path.exists():
         return None
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         count = sum(name.startswith("image_") for name in arrays)
         names = ("image", "truth", "student", "teacher", "attention")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reldistill.core.safe_read import read_file
 from reldistill.report.draws import draws
 from reldistill.report.record import RunRecord
 from reldistill.report.task_report import Score, Section, TaskReport
@@ -37,7 +39,7 @@ def drawn_precisions(record: RunRecord) -> np.ndarray | None:
 @functools.lru_cache(maxsize=256)
 def _drawn_from(path: Path, _modified: int, images: int, classes: int) -> np.ndarray | None:
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as file:
             found = from_arrays({name: file[name] for name in file.files})
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error):
         return None

@@ -116,9 +116,10 @@ class DetectionTask:
     ) -> OpenedNetwork:
         """A detector of the images' classes at their size while training; another run's at its own."""
         from reldistill.networks.saved import run_folder
+        from reldistill.networks.zoo import TRAINED
         from reldistill.tasks.detection.networks.saved_detectors import open_detector
 
-        own = image_size is None and role != "student" and run_folder(name) is not None
+        own = image_size is None and role not in TRAINED and run_folder(name) is not None
         size = None if own else image_size or images.image_size
         return open_detector(
             name,
@@ -172,7 +173,7 @@ class DetectionTask:
         if found["AP50"] < LEAST_AP50:
             raise UserError(
                 f"the teacher {teacher.card.name} has AP50 {found['AP50']:.2f} % on the validation images: it finds "
-                f"next to nothing, so its weights are not for these classes or this size of image (it was not used)"
+                f"next to nothing, so its weights are not for these classes or this size of image"
             )
 
     def draw(self, run: FinishedRun) -> None:

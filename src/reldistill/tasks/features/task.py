@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from reldistill.core.checks import UserError
 from reldistill.data.left_out import in_words
 from reldistill.data.unlabelled import UNLABELLED
-from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Look, Measure, TakesHeadless, Task
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Judgement, Look, Measure, TakesHeadless, Task
 from reldistill.tasks.features.reporting import REPORT
 from reldistill.training.defaults import DEFAULTS
 
 if TYPE_CHECKING:
-    from reldistill.core.types import Evaluator
     from reldistill.data.image_data import ImageData
     from reldistill.methods.build import TermSource
     from reldistill.networks.saved import NetworkCard, OpenedNetwork
@@ -137,21 +136,21 @@ class FeaturesTask:
         )
 
     def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: ImageData) -> None:
-        """No teacher here has class scores: see `trusted`."""
+        """No teacher here has class scores: see `judged`."""
 
-    def trusted(self, teacher: OpenedNetwork, images: ImageData, measure: Measure) -> tuple[Evaluator, str]:
-        """Its features of the held-out images; where its weights come from is all that is known of it.
-
-        Raises:
-            UserError: it says the same of every image.
-        """
+    def judged(self, teacher: OpenedNetwork, images: ImageData, measure: Measure) -> Judgement:
+        """Its features of the held-out images; where its weights come from is all that is known of it."""
         from reldistill.tasks.features.metrics import Relations
 
-        found = measure(teacher, images.val, Relations())
-        if isinstance(found, Relations) and not found.vectors.std(axis=0).max() > 0:
-            raise UserError(f"the teacher {teacher.card.name} says the same of every image: it was not used")
-        said = f"teacher {teacher.card.name}: weights from {teacher.pretrained}; without labels nobody can say how good"
-        return found, f"{said} they are (reldistill evaluate --probe does on labelled images)"
+        relations = Relations()
+        measure(teacher, images.val, relations)
+        says_nothing = not relations.vectors.std(axis=0).max() > 0
+        return Judgement(
+            relations,
+            f"teacher {teacher.card.name}: weights from {teacher.pretrained}; how good they are only labelled images "
+            f"tell (reldistill evaluate --probe)",
+            f"the teacher {teacher.card.name} says the same of every image" if says_nothing else None,
+        )
 
     def objective(self, training: TrainSettings, images: ImageData) -> FeatureTransfer:
         """What the teacher says is all there is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import posixpath
 import re
@@ -10,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 from reldistill.core.checks import UserError
+from reldistill.core.safe_read import Unreadable, parse_json
 from reldistill.data.files import Store, leads_out
 from reldistill.tasks.detection.data.labels import (
     LISTED_AGAIN,
@@ -85,11 +85,9 @@ def _annotation_files(store: Store, where: str) -> dict[str, str]:
 def _content(store: Store, path: str) -> dict[str, Any]:
     where = store.where(path)
     try:
-        content = json.loads(read_text(store, path))
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
+        content = parse_json(read_text(store, path))
+    except Unreadable as error:
+        raise UserError(f"{where}: {error}") from None
     for name in ("images", "annotations", "categories"):
         values = content.get(name) if isinstance(content, dict) else None
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):

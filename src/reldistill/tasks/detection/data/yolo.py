@@ -7,9 +7,8 @@ import posixpath
 from collections import Counter
 from typing import Any
 
-import yaml
-
 from reldistill.core.checks import UserError
+from reldistill.core.safe_read import Unreadable, parse_yaml
 from reldistill.data.decode import EXTENSIONS, BadImage
 from reldistill.data.files import Store
 from reldistill.tasks.detection.data.labels import (
@@ -62,9 +61,9 @@ def _settings(store: Store, where: str) -> tuple[dict[str, Any], str]:
     contents = {}
     for path in found:
         try:
-            content = yaml.safe_load(read_text(store, path))
-        except yaml.YAMLError as error:
-            raise UserError(f"{store.where(path)}: not YAML ({' '.join(str(error).split())[:200]})") from None
+            content = parse_yaml(read_text(store, path))
+        except Unreadable as error:
+            raise UserError(f"{store.where(path)}: {error}") from None
         if isinstance(content, dict) and "names" in content:
             contents[path] = content
     if len(contents) > 1 and "data.yaml" not in contents:

@@ -22,7 +22,7 @@ from reldistill.networks import cifar
 from reldistill.networks.class_order import differences
 from reldistill.networks.sources import Triple, impatient, told_in_one_line
 from reldistill.networks.weights import fitting_names, mismatch, read_weights, weights_file
-from reldistill.networks.zoo import ListedNetwork, Role
+from reldistill.networks.zoo import TRAINED, ListedNetwork, Role
 from reldistill.tasks.detection.networks.plain_detectors import (
     FAMILIES,
     FIXED_SIZE,
@@ -142,7 +142,7 @@ def load_detector(
     if classes is None:
         classes = tuple(one for one in known[1:] if one != "N/A")
     found = _outputs_of(classes, known)
-    fresh = state is not None and role == "student" and None in found
+    fresh = state is not None and role in TRAINED and None in found
     if None in found and not fresh:
         lacking = [one for one, output in zip(classes, found, strict=True) if output is None]
         raise UserError(f"{what}: {differences(lacking)}: train a teacher on these data first (reldistill train …)")
