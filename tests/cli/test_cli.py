@@ -410,6 +410,18 @@ def test_bad_images_are_left_out_and_counted(traps: Path, tmp_path: Path, capfd:
     assert json.loads((tmp_path / "run/record.json").read_text())["data"]["skipped"] == 2
 
 
+def test_images_that_are_in_two_parts_are_on_record(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(world / "pics", world / "copied")
+    for number in range(20):
+        shutil.copy(world / f"pics/red/{number:02}.png", world / f"copied/red/again-{number:02}.png")
+    said = Said(capfd, with_options(TRAIN, data="copied", epochs=1, out="of-copies"))
+    assert said.code == 0
+    notes = json.loads(Path("of-copies/record.json").read_text())["notes"]
+    assert len(notes) == 1
+    assert notes[0].startswith("val images that are training images too, byte by byte: ")
+    assert f"warning: {notes[0]}" in said.err
+
+
 def test_a_run_folder_serves_as_weights(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = with_options(KD, teacher="nets.py:small", teacher_weights="teacher", out=tmp_path / "run")
     assert Said(capfd, command).code == 0

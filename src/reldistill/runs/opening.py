@@ -12,7 +12,7 @@ import torch
 from reldistill.core.checks import UserError
 from reldistill.core.trust import note_named
 from reldistill.core.types import Evaluator
-from reldistill.data.images import Images
+from reldistill.data.images import Images, notes_of
 from reldistill.methods.build import TaskObjective
 from reldistill.networks.saved import OpenedNetwork, run_folder
 from reldistill.tasks.base import AnyTask, task_of
@@ -51,6 +51,8 @@ def read_images(data: DataSettings, training: TrainSettings, *, models: Sequence
     task, workers = task_of(data), _workers(data, devices)
     images = task.read(data, batch_size=training.step_images, seed=training.seed, workers=workers, models=models)
     say(task.summary(images))
+    for note in notes_of(images):
+        say(f"warning: {note}")
     return images
 
 
