@@ -430,6 +430,20 @@ def test_a_run_folder_serves_as_weights(world: Path, tmp_path: Path, capfd: pyte
     assert teacher["weights_sha256"] == trained
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["list", "methods", "--json"]])
+def test_an_output_that_is_full_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "reldistill", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+    assert (done.returncode, done.stderr) == (2, "reldistill: No space left on device\n")
+
+
 def test_an_interrupt_is_no_traceback(
     world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
