@@ -60,7 +60,7 @@ def write_world(folder: Path) -> Path:
 DATA = ["--data", "pics", "--val-fraction", "0.3", "--batch-size", "12", "--lr", "0.1"]
 TRAIN = ["train", *DATA, "--model", "nets.py:small"]
 TRUST = ["--trust", "nets.py:small"]  # where the teacher's run is opened by a command that does not name that file
-DISTILL = ["distill", *DATA, "--teacher", "teacher", "--student", "nets.py:small"]
+DISTILL = ["distill", *DATA, "--teacher", "teacher", "--student", "nets.py:small", *TRUST]
 
 
 def with_options(arguments: list[str], **options: object) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import multiprocessing
@@ -16,8 +17,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from reldistill.cli.main import COMMANDS, main
+from reldistill.networks.cards import read_card, write_weights
 from reldistill.recipes import RECIPES
 from small_runs import DISTILL, TRAIN, TRUST, environment, reldistill, with_options, write_world
 
@@ -249,6 +252,10 @@ def traps(world: Path) -> Path:
     torch.save({"fc.weight": torch.zeros(3)}, world / "other.pth")
     nothing_learned = with_options(TRAIN, out="ignorant", epochs=1, lr=1e-9)
     assert main(nothing_learned) == 0
+    state = load_file(world / "teacher/student.safetensors")
+    state["head.bias"][1] = float("nan")
+    shutil.copytree(world / "teacher", world / "spoilt")
+    write_weights(world / "spoilt/student.safetensors", state, read_card(world / "teacher/student.safetensors"))
     unfinished = world / "unfinished"
     shutil.copytree(world / "teacher", unfinished)
     record = json.loads((unfinished / "record.json").read_text())
@@ -297,7 +304,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(KD, teacher="resnet8", teacher_weights="a-file"), "a-file is no weights file"),
     (with_options(KD, teacher="resnet8"), "no pretrained weights exist"),
     (with_options(KD, teacher="resnet18"), "teacher resnet18 says 1000 classes, the data has 3"),
-    (with_options(KD, data="two"), "the data lack its class red"),
+    (with_options(KD, data="two"), "the data lack its class blue"),
     (with_options(KD, teacher="ignorant"), "its weights are not for these classes"),
     (with_options(KD, teacher="nets.py:small"), "its weights are not for these classes"),
     (with_options(TRAIN, out="teacher"), "teacher already holds a run: continue it with --resume"),
@@ -311,7 +318,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (["evaluate", "unfinished", "--data", "pics"], "the run in unfinished is not finished"),
     (
         ["evaluate", "teacher", "--data", "two"],
-        "was trained on other classes than the data's: the data lack its class red",
+        "was trained on other classes than the data's: the data lack its class blue",
     ),
     (["evaluate", "teacher", "--data", "renamed"], "its weights don't know the class"),
     (["evaluate", "teacher", "--data", "pics", "--weights", "other.pth", *TRUST], "other.pth does not fit"),
@@ -325,6 +332,17 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (["report", "pics"], "no run in pics"),
     (["report", "nowhere"], "no folder nowhere"),
     (["report", "teacher", "--out", "a-file/x.html"], "cannot write a-file/x.html"),
+    (["evaluate", "teacher", "--data", "pics"], "its network is nets.py:small, and to open it would run that file"),
+    (["layers", "teacher"], "where you trust it, add --trust nets.py:small"),
+    (["export", "teacher", "--format", "onnx"], "add --trust nets.py:small"),
+    (with_options(KD, student="resnet8", trust="elsewhere/nets.py:other"), "add --trust nets.py:small"),
+    (["layers", "teacher", "--trust", "nets.py"], "--trust nets.py: give FILE.py:factory"),
+    (["evaluate", "spoilt", "--data", "pics", *TRUST], "spoilt/student.safetensors holds values that are not finite"),
+    (["export", "spoilt"], "spoilt/student.safetensors holds values that are not finite, first in head.bias"),
+    (with_options(KD, teacher="spoilt"), "values that are not finite, first in head.bias"),
+    (with_options(TRAIN, model_weights="spoilt"), "spoilt holds values that are not finite, first in head.bias"),
+    (["export", "teacher", "--out", "/dev/full"], "cannot write /dev/full: it is a device"),
+    (["report", "teacher", "--csv", "/dev/stdout"], "cannot write /dev/stdout: it is "),
     (["layers", "nowhere"], "no such network"),
     (["layers", "pics"], "model pics: no such network"),
     (["quickstart", "--methods", "none", "wishful", "--out", "q"], "method 'wishful' is not known"),
@@ -392,12 +410,38 @@ def test_bad_images_are_left_out_and_counted(traps: Path, tmp_path: Path, capfd:
     assert json.loads((tmp_path / "run/record.json").read_text())["data"]["skipped"] == 2
 
 
+def test_images_that_are_in_two_parts_are_on_record(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(world / "pics", world / "copied")
+    for number in range(20):
+        shutil.copy(world / f"pics/red/{number:02}.png", world / f"copied/red/again-{number:02}.png")
+    said = Said(capfd, with_options(TRAIN, data="copied", epochs=1, out="of-copies"))
+    assert said.code == 0
+    notes = json.loads(Path("of-copies/record.json").read_text())["notes"]
+    assert len(notes) == 1
+    assert notes[0].startswith("val images that are training images too, byte by byte: ")
+    assert f"warning: {notes[0]}" in said.err
+
+
 def test_a_run_folder_serves_as_weights(world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = with_options(KD, teacher="nets.py:small", teacher_weights="teacher", out=tmp_path / "run")
     assert Said(capfd, command).code == 0
     teacher = json.loads((tmp_path / "run/record.json").read_text())["teacher"]
     trained = json.loads(Path("teacher/record.json").read_text())["result"]["weights"]["student.safetensors"]
     assert teacher["weights_sha256"] == trained
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["list", "methods", "--json"]])
+def test_an_output_that_is_full_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "reldistill", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+    assert (done.returncode, done.stderr) == (2, "reldistill: No space left on device\n")
 
 
 def test_an_interrupt_is_no_traceback(
@@ -473,6 +517,34 @@ def test_evaluate_measures_what_the_run_measured(world: Path, capfd: pytest.Capt
     assert few["images"] == 6
     text = Said(capfd, evaluate).out
     assert re.match(r"teacher: [\d.]+ % of the 18 validation images right \(95 % interval", text)
+
+
+def test_a_teacher_of_the_same_classes_in_another_order_teaches_the_same(
+    world: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its logits, what is kept of them in a cache, and the classifier that a student takes over."""
+    card = read_card(world / "teacher/student.safetensors")
+    state = load_file(world / "teacher/student.safetensors")
+    order = [2, 0, 1]
+    state |= {name: state[name][order] for name in ("head.weight", "head.bias")}
+    moved = dataclasses.replace(card, classes=tuple(card.classes[place] for place in order))
+    shutil.copytree(world / "teacher", world / "moved")
+    write_weights(world / "moved/student.safetensors", state, moved)
+    values = [
+        json.loads(Said(capfd, ["evaluate", run, "--data", "pics", *TRUST, "--json"]).out)
+        for run in ("teacher", "moved")
+    ]
+    assert values[1]["accuracy"] == values[0]["accuracy"] > 80
+    assert values[1]["loss"] == pytest.approx(values[0]["loss"], rel=1e-5)
+    for run in ("teacher", "moved"):
+        how = {"epochs": 1, "teacher": run, "precision": "32-true", "cache_teacher": f"{run}-kept"}
+        for method in ("kd", "simkd"):
+            assert Said(capfd, with_options(DISTILL, method=method, out=f"by-{run}-{method}", **how)).code == 0
+            how.pop("cache_teacher", None)
+    for method in ("kd", "simkd"):
+        first, second = (load_file(world / f"by-{run}-{method}/student.safetensors") for run in ("teacher", "moved"))
+        for name, value in first.items():
+            torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_report_compares_runs(world: Path, capfd: pytest.CaptureFixture[str]) -> None:

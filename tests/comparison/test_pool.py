@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reldistill.comparison.pool import Failure, Job, run_all
+from reldistill.core.trust import as_named, forget, trust
 from reldistill.report.comparison.cell_records import read_json
 
 
@@ -47,6 +48,26 @@ def test_what_fails_or_dies_leaves_the_others_alone(tmp_path: Path) -> None:
     assert (tmp_path / "done-2").exists()
     assert "Traceback" in (tmp_path / "defect/log.txt").read_text()
     assert "Traceback" not in (tmp_path / "user/log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_what_the_user_named_is_named_in_every_process(tmp_path: Path) -> None:
+    forget()
+    trust(["nets.py:small"])
+    file = tmp_path / "student.safetensors"
+    work = {name: partial(as_named, name, card_of=file) for name in ("elsewhere/nets.py:small", "evil.py:make")}
+    found: dict[str, Failure | None] = {}
+    run_all(
+        [Job(name, tmp_path / str(number), what) for number, (name, what) in enumerate(work.items())],
+        at_once=2,
+        ended=lambda job, failure: found.update({job.name: failure}),
+        look=lambda running: None,
+    )
+    assert found["elsewhere/nets.py:small"] is None
+    refused = found["evil.py:make"]
+    assert refused is not None
+    assert refused.by_user
+    assert refused.reason.endswith("add --trust evil.py:make")
 
 
 def test_an_interrupt_ends_what_is_running(tmp_path: Path) -> None:

@@ -384,3 +384,21 @@ def test_bad_images_of_the_test_part_are_found_too(tmp_path: Path) -> None:
     held = load_images(folder, batch_size=4, hold_out_test=True, skip_bad_images=True)
     assert held.test is not None
     assert (held.test.images, held.skipped) == (11, ("val/cat/03.png",))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_images_that_are_in_two_parts_are_told(tmp_path: Path, zipped: bool, in_memory: bool) -> None:
+    folder = make_folder(tmp_path / "data")
+    assert load_images(folder, batch_size=4).notes == ()
+    shutil.copy(tmp_path / "data/train/cat/03.png", tmp_path / "data/val/cat/99.png")
+    shutil.copy(tmp_path / "data/train/dog/05.png", tmp_path / "data/val/cat/98.png")
+    if zipped:
+        folder = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    notes = load_images(folder, batch_size=4, in_memory=in_memory).notes
+    assert len(notes) == 1
+    assert notes[0].startswith(
+        "val images that are training images too, byte by byte: 2 (the first: val/cat/98.png is "
+    )
+    three = load_images(folder, batch_size=4, hold_out_test=True).notes
+    assert [note.partition(" images")[0] for note in three] == ["test"]

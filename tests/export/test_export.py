@@ -22,7 +22,7 @@ from reldistill.core.checks import UserError
 from reldistill.export.onnx_files import onnx_file
 from reldistill.export.student_files import export_run
 from reldistill.tasks.base import GraphForm
-from small_runs import DISTILL, TRAIN, with_options, write_world
+from small_runs import DISTILL, TRAIN, TRUST, with_options, write_world
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ def test_onnx_equals_pytorch_for_any_batch(runs: Path, student: str, raw: bool) 
 
 def test_onnx_of_a_network_of_ones_own(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxscript")
-    assert main(["export", "teacher", "--format", "onnx"]) == 0
+    assert main(["export", "teacher", "--format", "onnx", *TRUST]) == 0
     assert "images (B, 3, 12, 12) RGB in [0, 1] → logits (B, 3)" in capfd.readouterr().out
     assert Path("teacher/export.onnx").is_file()
     specification = importlib.util.spec_from_file_location("nets", runs / "nets.py")

@@ -29,20 +29,21 @@ SIDE = 32
 @pytest.mark.parametrize(
     ("trained_on", "classes", "said"),
     [
-        ("abc", "abd", "teacher was trained on other classes than the data's: its weights don't know the class d of the "
-         "data; the data lack its class c"),
-        ("abc", "ab", "teacher was trained on other classes than the data's: the data lack its class c"),
-        ("ab", "abc", "teacher was trained on other classes than the data's: its weights don't know the class c of the "
-         "data"),
-        ("abcdefghi", "ab", "teacher was trained on other classes than the data's: the data lack its classes c, d, e, f, "
-         "g … and 2 more"),
-        ("aab", "aba", "teacher: its classes can't be told apart by name: 'a' stands for several"),
+        ("abc", "abd", "its weights don't know the class d of the data; the data lack its class c"),
+        ("abc", "ab", "the data lack its class c"),
+        ("ab", "abc", "its weights don't know the class c of the data"),
+        ("abcdefghi", "ab", "the data lack its classes c, d, e, f, g … and 2 more"),
     ],
-)  # fmt: skip
+)
 def test_other_classes_are_named(trained_on: str, classes: str, said: str) -> None:
     with pytest.raises(UserError) as error:
         order_of([*trained_on], [*classes], what="teacher")
-    assert str(error.value) == said
+    assert str(error.value) == f"teacher was trained on other classes than the data's: {said}"
+
+
+def test_names_that_stand_for_several_classes_tell_nothing_apart() -> None:
+    with pytest.raises(UserError, match="teacher: its classes can't be told apart by name: 'a' stands for several"):
+        order_of(["a", "a", "b"], ["a", "b", "a"], what="teacher")
 
 
 def test_the_same_order_needs_nothing() -> None:
@@ -109,7 +110,8 @@ def test_everything_that_is_read_of_the_network_has_the_data_s_order(kind: str) 
         after = extractor.ask(images, wanted)
     torch.testing.assert_close(after.logits, before.logits[:, ORDER])
     assert (after.logits - before.logits).abs().max() > 1e-3
-    torch.testing.assert_close(after.pooled, before.pooled)
+    if not torch.equal(before.pooled, before.logits):  # which they are where no one layer makes them
+        torch.testing.assert_close(after.pooled, before.pooled)
     if before.distilled is not None:
         torch.testing.assert_close(after.distilled, before.distilled[:, ORDER])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,23 @@ def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs [0-9.]+ TB for 2 views of 1,000,000,000,000 images.*lower --views"):
         TeacherCache(tmp_path, **{**GIVEN, "images": 10**12})
     assert not (tmp_path / "cache.json").exists()
+
+
+def test_a_place_that_is_not_to_be_had_is_known_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is mapped into memory would end the process by a signal."""
+    allocate = os.posix_fallocate
+
+    def full(handle: int, start: int, size: int) -> None:
+        if size > 100:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(handle, start, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"--cache-teacher .* can't be written to \(No space left on device\)"):
+        TeacherCache(tmp_path, **GIVEN, seed=0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_weight_and_buffer_counts() -> None:

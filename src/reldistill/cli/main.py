@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(given)
+        code = _dispatch(given)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"reldistill: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -40,11 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     except OSError as error:  # no space, no permission, a folder that has gone
         print(f"reldistill: {' '.join(printable(system_error(error)).split())}", file=sys.stderr)
+        _drop_output()
         return 2
     return 0
+
+
+def _drop_output() -> None:
+    """Where standard output cannot be written to, the interpreter must not try again at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(given: list[str]) -> int:
@@ -76,7 +85,6 @@ def _dispatch(given: list[str]) -> int:
         print(_json(answer.json))
     elif answer is not None:
         answer.show()
-    sys.stdout.flush()
     return answer.code if answer is not None else 0
 
 

@@ -28,6 +28,7 @@ from reldistill.comparison.worker import LOG_FILE, run_cell, run_reference
 from reldistill.core.checks import UserError, check_range
 from reldistill.core.run_files import RECORD_FILE
 from reldistill.core.safe_files import write_text
+from reldistill.core.trust import note_named
 from reldistill.data.samples import cores
 from reldistill.methods.build import method_names
 from reldistill.report.comparison.cell_records import FAILED_FILE, REFERENCE, read_cell, read_json
@@ -242,6 +243,9 @@ def _reference(
     data: DataSettings, pairs: Sequence[PairSettings], training: TrainSettings, methods: Sequence[str], out: Path
 ) -> dict[str, Any]:
     """What all cells have in common, measured once; again when a method or student is new."""
+    for pair in pairs:
+        note_named(pair.student)
+        note_named(pair.teacher)
     file = out / REFERENCE / f"{REFERENCE}.json"
     if file.is_file():
         before = read_json(file)

@@ -16,8 +16,9 @@ from reldistill.core.checks import LARGEST_SIDE, UserError, check_axes
 from reldistill.core.safe_read import why_not_file
 from reldistill.data.augment import Augment, ImageTransform
 from reldistill.data.class_folders import read_splits
+from reldistill.data.copies import copies
 from reldistill.data.decode import BadImage
-from reldistill.data.files import Archive, Folder
+from reldistill.data.files import Archive, FileReader, Folder
 from reldistill.data.left_out import in_words
 from reldistill.data.loader import DiskPixels, Loader, MemoryPixels
 from reldistill.data.named import CIFAR, NAMES, TIMM_PREFIXES, cifar, digits, from_timm
@@ -37,6 +38,7 @@ from reldistill.data.unlabelled import UNLABELLED, open_unlabelled
 DEFAULT_SIZE = 224
 SMALL_SIDE = 64  # up to this side images are kept in memory, and their own size is the default
 MEMORY_LIMIT = 2 << 30  # bytes
+COMPARED = 256 << 20  # bytes that are read at most to find images that are in two parts
 PROBED = 64  # images whose headers are looked at for the default size
 ACCEPTED = (
     f"a folder of class folders, a .zip of it, {', '.join(NAMES)}, or one of timm's names "
@@ -60,6 +62,7 @@ class ImageData:
         in_memory: whether all images are held in memory.
         test: every held-out image once, in order; None where none were asked for.
         left_out: what else lies with the data and is not used, in words → how often.
+        notes: warnings of what was found in the data.
     """
 
     name: str
@@ -73,6 +76,7 @@ class ImageData:
     in_memory: bool
     test: Loader | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def from_tensors(
@@ -248,6 +252,7 @@ def load_images(
         augment=how.word,
         in_memory=keep,
         left_out=splits.left_out,
+        notes=() if quiet else _copied(splits),
     )
 
 
@@ -292,6 +297,16 @@ def _choose_size(splits: Splits, asked: int | None) -> tuple[int, bool]:
     if len(found) == 1 and (size := found.pop()) and size[0] == size[1] <= SMALL_SIDE:
         return size[0], True
     return DEFAULT_SIZE, False
+
+
+def _copied(splits: Splits) -> tuple[str, ...]:
+    """A warning for each held-out part in which there are training images."""
+    reader, train = splits.train.reader, splits.train
+    if not isinstance(reader, FileReader):
+        return ()
+    held = {part: samples for part, samples in splits.parts.items() if part != "train" and samples.reader == reader}
+    found = {p: copies(train.keys, held[p].keys, reader, most_bytes=COMPARED) for p in held}
+    return tuple(text for part, one in found.items() if (text := one.in_words(part, reader)))
 
 
 def _fits(splits: Splits, side: int) -> bool:

@@ -63,6 +63,21 @@ class Images(Protocol):
         ...
 
 
+@runtime_checkable
+class Noted(Protocol):
+    """Images of which something is to be said: warnings, that a run shows and keeps on record."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """One line each."""
+        ...
+
+
+def notes_of(images: Images) -> list[str]:
+    """What is to be said of the images, if anything."""
+    return list(images.notes) if isinstance(images, Noted) else []
+
+
 def test_loader(images: Images) -> Loader:
     """The held-out images.
 

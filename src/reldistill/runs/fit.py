@@ -22,7 +22,7 @@ from reldistill.core.checks import UserError, printable, system_error
 from reldistill.core.run_files import BEST_WEIGHTS, LAST_WEIGHTS
 from reldistill.core.safe_files import write_text
 from reldistill.core.types import holds_map
-from reldistill.data.images import Images
+from reldistill.data.images import Images, notes_of
 from reldistill.networks.cards import write_weights
 from reldistill.networks.extract import Extractor
 from reldistill.networks.reused_head import ReusedHead
@@ -304,7 +304,7 @@ def _record(run: Run, module: DistillationModule, images: Images, *, precision: 
         data=data_record(images),
         terms=[_term_record(term) for term in module.distiller.terms if isinstance(term, Term)],
         environment=_environment(precision),
-        notes=[*_skipped(images), *(() if teacher is None else teacher.notes)],
+        notes=[*_skipped(images), *notes_of(images), *(() if teacher is None else teacher.notes)],
         folder=run.out,
     )
 

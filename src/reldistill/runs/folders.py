@@ -66,7 +66,6 @@ def _previous(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord
         return None
     if not resume:
         raise UserError(f"{out} already holds a run: continue it with --resume, or give another --out")
-    remove_parts(out)
     record = read_record(out)
     refuse_changes(record.settings, settings, what=f"the run in {out}")
     return record
@@ -88,6 +87,7 @@ def locked(out: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"another process is working in {out}: wait for it, or give another --out") from None
+    remove_parts(out)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from reldistill.core.checks import UserError
 from reldistill.core.tasks import task_naming
 from reldistill.core.trust import note_named
 from reldistill.core.types import Evaluator
-from reldistill.data.images import Images
+from reldistill.data.images import Images, notes_of
 from reldistill.data.loader import Loader
 from reldistill.data.samples import TooFewImages
 from reldistill.networks.saved import OpenedNetwork, run_folder
@@ -73,6 +73,8 @@ def read_images(data: DataSettings, training: TrainSettings, *, models: Sequence
         say(f"batch size: {fitting} instead of {batch_size}, as there are {error.images} training images")
         images = read(fitting)
     say(task.summary(images))
+    for note in notes_of(images):
+        say(f"warning: {note}")
     return images
 
 

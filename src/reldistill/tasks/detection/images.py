@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import torch
 
 from reldistill.core.checks import LARGEST_SIDE, UserError, printable
+from reldistill.data.copies import copies
 from reldistill.data.decode import BadImage
 from reldistill.data.files import Archive, FileReader, Folder, Store, leads_out
 from reldistill.data.left_out import in_words, is_image, kind_of
@@ -178,23 +177,13 @@ def _said(counts: Counter[str], word: str) -> str:
 
 
 def _copies(train: LabelledImages, held: LabelledImages, reader: FileReader) -> int:
-    """How many held-out images are training images too, byte by byte."""
-
-    def marks(images: LabelledImages) -> list[tuple[int, int, str]]:
-        sizes = images.sizes.tolist()
-        return [(width, height, reader.signature(key)) for key, (width, height) in zip(images.keys, sizes, strict=True)]
-
-    @functools.cache
-    def content(key: str) -> bytes:
-        return hashlib.blake2b(reader.store.read(key)).digest()
-
-    alike: defaultdict[tuple[int, int, str], list[str]] = defaultdict(list)
-    for key, mark in zip(train.keys, marks(train), strict=True):
-        alike[mark].append(key)
-    return sum(
-        any(key == other or content(key) == content(other) for other in alike.get(mark, ()))
-        for key, mark in zip(held.keys, marks(held), strict=True)
-    )
+    """How many held-out images are training images too."""
+    sizes = {
+        key: tuple(size)
+        for images in (train, held)
+        for key, size in zip(images.keys, images.sizes.tolist(), strict=True)
+    }
+    return len(copies(train.keys, held.keys, reader, mark=lambda key: (sizes[key], reader.signature(key))).pairs)
 
 
 def _left_out(
