@@ -3,6 +3,9 @@ matters.
 
 `adjacency` is (…, C, C), symmetric, with 1 on the diagonal, as `channel_graph` makes it. `rank` is k, how many
 eigenvectors are kept; it is clamped to C − 1, all there are beside the trivial one. At k = 0 every distance is 0.
+
+Isolated vertices, as dead channels are, have no place in an embedding: their rows are 0. Where n ≤ k vertices are left,
+there are n − 1 eigenvectors beside the trivial one, and the other columns are 0.
 """
 
 from __future__ import annotations
@@ -16,7 +19,15 @@ from torch.autograd.function import once_differentiable
 
 from reldistill.relations.eigenproblems import guarded_eigh
 from reldistill.relations.kernels import full_decompositions, switch
-from reldistill.relations.normalised_graph import DEFLATION, Weights, normalised, trivial_vector
+from reldistill.relations.normalised_graph import (
+    BEYOND,
+    DEFLATION,
+    ISOLATION,
+    Weights,
+    embedded,
+    normalised,
+    trivial_vector,
+)
 from reldistill.relations.precision import broadening, full_precision
 from reldistill.relations.subspaces import procrustes_distance, subspace_distance
 
@@ -47,15 +58,20 @@ def laplacian_eigenvalues(
 
 
 def _deflated(adjacency: Tensor, weights: Weights) -> Tensor:
-    """𝓛 + 3 q qᵀ: the Laplacian with the trivial eigenvector moved from the lower to the upper end."""
-    graph, inverse = normalised(adjacency, weights=weights)
+    """𝓛 + 3 q qᵀ, and isolated vertices at 2.5: all that is not embedded is moved to the upper end."""
+    graph, inverse = embedded(adjacency, weights=weights)
     trivial = trivial_vector(inverse)
     identity = torch.eye(graph.shape[-1], dtype=graph.dtype, device=graph.device)
-    return identity - graph + DEFLATION * trivial * trivial.mT
+    return identity - graph + DEFLATION * trivial * trivial.mT + ISOLATION * identity * (inverse == 0)
+
+
+def _lowest(values: Tensor, vectors: Tensor, rank: int) -> Tensor:
+    """The first k eigenvectors of `_deflated`, 0 where they are isolated vertices."""
+    return vectors[..., :rank] * (values[..., None, :rank] < 1.0 + BEYOND)
 
 
 class _LowestProjector(torch.autograd.Function):
-    """P = U Uᵀ on the k lowest eigenvectors of a symmetric matrix M.
+    """P = U Uᵀ on the k lowest eigenvectors of `_deflated`.
 
     dP = Σ_ij (u_j u_jᵀ dM u_i u_iᵀ + transpose) / (λ_i − λ_j) over kept i and dropped j. The backward of `eigh` divides
     by all gaps, also those between two kept eigenvectors, which P does not depend on.
@@ -66,14 +82,14 @@ class _LowestProjector(torch.autograd.Function):
         values, vectors = guarded_eigh(matrix)
         ctx.save_for_backward(values, vectors)
         ctx.rank = rank
-        kept = vectors[..., :rank]
+        kept = _lowest(values, vectors, rank)
         return kept @ kept.mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, vectors = ctx.saved_tensors
-        kept, dropped = vectors[..., : ctx.rank], vectors[..., ctx.rank :]
+        kept, dropped = _lowest(values, vectors, ctx.rank), vectors[..., ctx.rank :]
         gap = values[..., None, : ctx.rank] - values[..., ctx.rank :, None]
         by_projector = (grads[0] + grads[0].mT) / 2
         mixing = dropped.mT @ by_projector @ kept * gap / (gap.square() + broadening(gap.dtype) ** 2)
@@ -95,7 +111,7 @@ def spectral_projector(
         weights: see `graph_weights`.
 
     Returns:
-        (…, C, C), symmetric, trace k.
+        (…, C, C), symmetric, trace k, or n − 1 where n ≤ k vertices are not isolated.
     """
     kept = effective_rank(adjacency, rank=rank)
     if switch.enabled():
@@ -118,11 +134,12 @@ def spectral_embedding(
         weights: see `graph_weights`.
 
     Returns:
-        U (…, C, k) with orthonormal columns, and their eigenvalues (…, k), ascending.
+        U (…, C, k) with orthonormal columns, and their eigenvalues (…, k), ascending; columns of 0 and 2.5 where there
+        are no more.
     """
     values, vectors = guarded_eigh(_deflated(adjacency.detach(), weights))
     kept = effective_rank(adjacency, rank=rank)
-    return vectors[..., :kept], values[..., :kept]
+    return _lowest(values, vectors, kept), values[..., :kept]
 
 
 def effective_rank(adjacency: Tensor, *, rank: int) -> int:

@@ -1,7 +1,8 @@
 """How far apart the spans of two embeddings are, whatever basis either is given in.
 
 An embedding U is (…, C, k) with orthonormal columns, its projector P = U Uᵀ is (…, C, C) of trace k. At k = 0 every
-distance is 0.
+distance is 0. Where a graph has fewer than k eigenvectors, the columns that are left are 0, and the trace is smaller:
+a direction that the other graph has nothing in place of counts half of one that points elsewhere.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def subspace_distance(
     Args:
         student: projector.
         teacher: projector.
-        rank: k, their trace, at most C − 1.
+        rank: k, their largest trace, at most C − 1.
 
     Returns:
         In [0, 1].
@@ -50,7 +51,7 @@ def procrustes_distance(
     Returns:
         In [0, 1]; at most 1 − √(machine precision), because of the guard at the kink.
     """
-    return _procrustes(teacher.mT @ student @ teacher)
+    return _procrustes(teacher.mT @ student @ teacher, _trace(student), _columns(teacher))
 
 
 @full_precision
@@ -71,15 +72,32 @@ def embedding_distance(
         In [0, 1].
     """
     overlap = teacher.mT @ student
+    ours, theirs = _columns(student), _columns(teacher)
     if alignment == "procrustes":
-        return _procrustes(overlap @ overlap.mT)
-    return (student - teacher @ overlap).square().sum(dim=(-2, -1)) / max(student.shape[-1], 1)
+        return _procrustes(overlap @ overlap.mT, ours, theirs)
+    missed = (student - teacher @ overlap).square().sum(dim=(-2, -1))
+    return (missed + (theirs - ours) / 2) / max(student.shape[-1], 1)
 
 
-def _procrustes(overlap: Float[Tensor, "*axes k k"]) -> Float[Tensor, "*axes"]:
-    """Of U_Tᵀ P_S U_T."""
+def _columns(embedding: Float[Tensor, "*axes C k"]) -> Float[Tensor, "*axes"]:
+    """How many columns are not 0."""
+    return embedding.detach().square().sum(dim=(-2, -1)).round()
+
+
+def _trace(projector: Float[Tensor, "*axes C C"]) -> Float[Tensor, "*axes"]:
+    return projector.detach().diagonal(dim1=-2, dim2=-1).sum(dim=-1).round()
+
+
+def _procrustes(
+    overlap: Float[Tensor, "*axes k k"], ours: Float[Tensor, "*axes"], theirs: Float[Tensor, "*axes"]
+) -> Float[Tensor, "*axes"]:
+    """Of U_Tᵀ P_S U_T, and how many columns of both are not 0."""
+    rank, guard = overlap.shape[-1], torch.finfo(overlap.dtype).eps
     finite = all_finite(overlap)
     # The gradient of eigvalsh is V diag(g) Vᵀ: no gaps. Eigenvalues leave [0, 1] by rounding only.
     eigenvalues = torch.linalg.eigvalsh(torch.where(finite, overlap, 0.0))
-    cosine = eigenvalues.clamp(torch.finfo(overlap.dtype).eps, 1.0).sqrt()
-    return torch.where(finite[..., 0], 1.0 - cosine, torch.nan).sum(dim=-1) / max(overlap.shape[-1], 1)
+    cosine = eigenvalues.clamp(guard, 1.0).sqrt()
+    total = torch.where(finite[..., 0], 1.0 - cosine, torch.nan).sum(dim=-1)
+    # Columns of 0 were counted as directions that the other lacks, each but for the guard.
+    for_nothing = rank - (ours + theirs) / 2 - (rank - torch.minimum(ours, theirs)) * guard**0.5
+    return (total - for_nothing) / max(rank, 1)

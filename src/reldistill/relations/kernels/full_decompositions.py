@@ -1,7 +1,7 @@
 """Spectra of small graphs by whole eigendecompositions, student and teacher at once, each gradient in one step.
 
-Everything is about 3 q qᵀ − N, see `normalised_graph`: the Laplacian's eigenvectors with values smaller by 1, the
-trivial one last.
+Everything is about 3 q qᵀ − N, see `normalised_graph`: the Laplacian's eigenvectors with values smaller by 1, isolated
+vertices behind them and the trivial one last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from reldistill.relations.eigenproblems import LARGEST_FOR_CPU, few_threads, guarded_eigh
 from reldistill.relations.kernels.eigenvector_gradient import gradient_by_edges
-from reldistill.relations.normalised_graph import DEFLATION, Weights, normalised, trivial_vector
+from reldistill.relations.normalised_graph import BEYOND, DEFLATION, ISOLATION, Weights, embedded, trivial_vector
 from reldistill.relations.precision import broadening
 from reldistill.relations.subspaces import procrustes_distance
 
@@ -48,17 +48,24 @@ def _distance(
     student: Tensor, teacher: Tensor, *, alignment: Literal["subspace", "procrustes"], rank: int, weights: Weights
 ) -> Tensor:
     if alignment == "procrustes":
-        kept = _decomposed(teacher, weights)[2][..., :rank]
-        return procrustes_distance(projector(student, rank=rank, weights=weights), kept)
+        _, values, vectors = _decomposed(teacher, weights)
+        return procrustes_distance(projector(student, rank=rank, weights=weights), _kept(values, vectors, rank))
     found: Tensor = _SubspaceDistance.apply(student, teacher, rank, weights)
     return found
 
 
 def _decomposed(adjacency: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
-    """d^{−1/2}, and the values and vectors of 3 q qᵀ − N."""
-    graph, inverse = normalised(adjacency, weights=weights)
+    """d^{−1/2}, and the values and vectors of 3 q qᵀ − N, which has 1.5 for isolated vertices."""
+    graph, inverse = embedded(adjacency, weights=weights)
     trivial = trivial_vector(inverse)
-    return inverse, *guarded_eigh(torch.sub((DEFLATION * trivial) * trivial.mT, graph))
+    matrix = torch.sub((DEFLATION * trivial) * trivial.mT, graph)
+    matrix.diagonal(dim1=-2, dim2=-1).add_((inverse == 0).squeeze(-1), alpha=ISOLATION)
+    return inverse, *guarded_eigh(matrix)
+
+
+def _kept(values: Tensor, vectors: Tensor, rank: int) -> Tensor:
+    """The first k vectors, 0 where they are isolated vertices."""
+    return vectors[..., :rank] * (values[..., None, :rank] < BEYOND)
 
 
 def _gradient_by_adjacency(
@@ -93,14 +100,14 @@ class _Projector(torch.autograd.Function):
         inverse, values, vectors = _decomposed(adjacency, weights)
         ctx.save_for_backward(adjacency, inverse, values, vectors)
         ctx.rank, ctx.weights = rank, weights
-        kept = vectors[..., :rank]
+        kept = _kept(values, vectors, rank)
         return kept @ kept.mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         adjacency, inverse, values, vectors = ctx.saved_tensors
-        pulled = (grads[0] + grads[0].mT) @ vectors[..., : ctx.rank] / 2
+        pulled = (grads[0] + grads[0].mT) @ _kept(values, vectors, ctx.rank) / 2
         return _gradient_by_adjacency(pulled, adjacency, inverse, values, vectors, ctx.weights), None, None
 
 
@@ -113,7 +120,7 @@ class _SubspaceDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, rank: int, weights: Weights) -> Tensor:
         inverse, values, vectors = _decomposed(torch.stack([student, teacher]), weights)
-        kept = vectors[..., :rank]
+        kept = _kept(values, vectors, rank)
         ours, theirs = (kept @ kept.mT).unbind()
         difference = ours - theirs
         ctx.save_for_backward(difference, student, inverse[0], values[0], vectors[0])
@@ -124,7 +131,7 @@ class _SubspaceDistance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         difference, student, inverse, values, vectors = ctx.saved_tensors
-        pulled = (difference @ vectors[..., : ctx.rank]).mul_(grads[0][..., None, None] / max(ctx.rank, 1))
+        pulled = (difference @ _kept(values, vectors, ctx.rank)).mul_(grads[0][..., None, None] / max(ctx.rank, 1))
         return _gradient_by_adjacency(pulled, student, inverse, values, vectors, ctx.weights), None, None, None
 
 

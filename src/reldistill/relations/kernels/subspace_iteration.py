@@ -3,7 +3,7 @@
 A block of p > k vectors goes through a Chebyshev filter that lets the wanted end of the spectrum grow, and is brought
 to order by a small eigenproblem (Rayleigh–Ritz); again, until a bound on the projector's error is met. All matrices
 that are multiplied are C × p. The gradient needs none of the dropped eigenvectors either, see `complement_solve`.
-Where the block does not converge, `torch.linalg.eigh` answers.
+Where the block does not converge, that is said, and a full decomposition has to answer.
 
 Some columns of every start are fixed pseudo-random ones, and nothing is accepted before a filter has let them grow: a
 direction that all other columns are orthogonal to comes up in these.
@@ -86,7 +86,7 @@ class Leading(NamedTuple):
         values: (G, p).
         levels: (G, 4): the first value, the last wanted one, the edge of the unwanted ones, the last of all.
         degree: of the filters that it took, or would have taken if the last one had been just high enough.
-        fell_back: (G,), whether the block did not converge, so that `eigh` had to answer.
+        fell_back: (G,), whether the block did not converge, so that `eigh` has to answer.
     """
 
     vectors: Float[Tensor, "G C p"]
@@ -118,7 +118,7 @@ def leading(matrix: Float[Tensor, "G C C"], start: Start | None, *, rank: int, s
         levels, degree = start.levels, start.degree
         centre, half, growth = _interval(levels, semidefinite)
         interval = Interval.of(centre, half, *growth.tolist())
-    total, wanted_growth, good = 0, math.log(_LEAST_GROWTH), False
+    total, wanted_growth = 0, math.log(_LEAST_GROWTH)
     while True:
         degree = max(1, min(max(degree, math.ceil(wanted_growth / interval.slowest)), _HIGHEST_DEGREE[matrix.dtype]))
         total += degree
@@ -134,8 +134,7 @@ def leading(matrix: Float[Tensor, "G C C"], start: Start | None, *, rank: int, s
         good = worst <= target and wanted_growth <= 0
         if good or total >= _MOST_DEGREES[matrix.dtype] or interval.slowest <= _FLATTEST:
             break
-    found = Leading(vectors, images, values, levels, max(total + degree, 1), ~(error <= target))
-    return found if good else _left_to_eigh(matrix, found)
+    return Leading(vectors, images, values, levels, max(total + degree, 1), ~(error <= target))
 
 
 def by_eigh(matrix: Float[Tensor, "G C C"], *, rank: int) -> Leading:
@@ -146,16 +145,6 @@ def by_eigh(matrix: Float[Tensor, "G C C"], *, rank: int) -> Leading:
     everywhere = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
     levels, degree = _levels(values, rank), _HIGHEST_DEGREE[matrix.dtype]
     return Leading(vectors, vectors * values[:, None], values, levels, degree, everywhere)
-
-
-def _left_to_eigh(matrix: Float[Tensor, "G C C"], found: Leading) -> Leading:
-    """Replace what did not converge."""
-    bad = found.fell_back
-    values, vectors = guarded_eigh(matrix[bad])
-    size = found.values.shape[-1]
-    found.vectors[bad], found.values[bad] = vectors[..., -size:].flip(-1), values[..., -size:].flip(-1)
-    found.images[bad] = found.vectors[bad] * found.values[bad, None]
-    return found
 
 
 def _pseudo_random(matrix: Float[Tensor, "G C C"], columns: int) -> Float[Tensor, "G C columns"]:

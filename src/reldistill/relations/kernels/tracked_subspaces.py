@@ -1,7 +1,7 @@
 """The low eigenvectors of large channel graphs from training step to training step, as one differentiable operator.
 
 In terms of 𝓛 of `spectrum`, everything here is about S = I − 𝓛 − q qᵀ, q the trivial eigenvector: what is smallest in
-𝓛 is largest in S.
+𝓛 is largest in S. Isolated vertices have rows of 0 in S.
 """
 
 from __future__ import annotations
@@ -14,12 +14,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reldistill.relations.eigenproblems import guarded_eigh
 from reldistill.relations.kernels.complement_solve import complement_solve
 from reldistill.relations.kernels.eigenvector_gradient import gradient_by_edges
 from reldistill.relations.kernels.replay import Replayed
-from reldistill.relations.kernels.subspace_iteration import Start, block_size, by_eigh, leading
-from reldistill.relations.normalised_graph import DEFLATION, Weights, graph_weights, inverse_root_degree, trivial_vector
+from reldistill.relations.kernels.subspace_iteration import Leading, Start, block_size, by_eigh, leading
+from reldistill.relations.normalised_graph import (
+    BEYOND,
+    DEFLATION,
+    ISOLATION,
+    Weights,
+    graph_weights,
+    linked_root_degree,
+    trivial_vector,
+    without_dead,
+)
 from reldistill.relations.precision import broadening, full_precision
+
+_LEAK = 1e-3
+"""Of the kept vectors' squares on isolated vertices: none in eigenvectors of values that are not 0."""
 
 
 @Replayed
@@ -31,10 +44,10 @@ def _looked_at(adjacency: Tensor, basis: Tensor, levels: Tensor, degree: Tensor)
 
 @Replayed
 def _normalised(adjacency: Tensor, weights: str, clipped: bool) -> tuple[Tensor, ...]:
-    """S (G, C, C), and d^{−1/2} (G, C, 1), 0 for a vertex without edges."""
-    plain = weights == "positive" and not clipped
-    edge = adjacency if plain else graph_weights(adjacency, weights=cast(Weights, weights))
-    inverse = inverse_root_degree(edge)
+    """S (G, C, C), and d^{−1/2} (G, C, 1), 0 for an isolated vertex."""
+    plain, how = weights == "positive" and not clipped, cast(Weights, weights)
+    edge = adjacency if plain else without_dead(graph_weights(adjacency, weights=how), adjacency, weights=how)
+    inverse = linked_root_degree(edge)
     trivial = trivial_vector(inverse)
     matrix = (edge * inverse).mul_(inverse.mT)
     return matrix.addcmul_(trivial, trivial.mT, value=-1.0), inverse
@@ -64,15 +77,32 @@ def _leading_vectors(
         if math.isfinite(total):
             # A mean of Gram matrices, as (1 + A) / 2 still is, has no negative eigenvalue; clipping may add one.
             found = leading(matrix, start, rank=rank, semidefinite=not clipped)
-            failures = found.fell_back.sum()
+            leaked = (found.vectors[..., :rank].square() * (inverse == 0)).sum(dim=(1, 2)) > _LEAK
+            failed = found.fell_back | leaked
+            failures = failed.sum()
+            if int(failures):
+                _warn()
+                _decompose(matrix, inverse, found, failed)
         else:
             found = by_eigh(matrix, rank=rank)
             failures = torch.zeros_like(found.fell_back).sum()
-    if int(failures):
-        _warn()
     kept = found.vectors[..., :rank].clone(memory_format=torch.contiguous_format)
     found_degree = torch.tensor(found.degree, device=adjacency.device)
     return kept, *(x.contiguous() for x in found[:4]), found_degree, failures, matrix, inverse
+
+
+def _decompose(matrix: Tensor, inverse: Tensor, found: Leading, which: Tensor) -> None:
+    """Replace what was found of these graphs by a full decomposition, with columns of 0 for isolated vertices.
+
+    These and q come last in it: in S they lie among the eigenvalues that are 0.
+    """
+    trivial, isolated = trivial_vector(inverse[which]), (inverse[which] == 0)[..., 0]
+    last = (DEFLATION - 1.0) * trivial * trivial.mT + ISOLATION * torch.diag_embed(isolated.to(matrix.dtype))
+    pushed = matrix[which] - last * isolated.any(dim=-1)[:, None, None]
+    values, vectors = (part[..., -found.values.shape[-1] :].flip(-1) for part in guarded_eigh(pushed))
+    living = values > -BEYOND
+    found.vectors[which], found.values[which] = vectors * living[:, None], values * living
+    found.images[which] = found.vectors[which] * found.values[which][:, None]
 
 
 @_leading_vectors.register_fake
