@@ -48,7 +48,7 @@ def percent(output: str, label: str) -> float:
 
 def test_every_example_is_run_here() -> None:
     names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"detection.py", "loss_alone.py", "own_images.py", "own_loop.py", "own_trainer.py"}
+    assert names == {"detection.py", "loss_alone.py", "own_images.py", "own_loop.py", "own_trainer.py", "unlabelled.py"}
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -113,3 +113,10 @@ def test_own_trainer(tmp_path: Path) -> None:
     for path in checkpoints:
         names = torch.load(path, weights_only=True)["state_dict"]
         assert not [name for name in names if name.startswith("distiller.teacher")]
+
+
+def test_unlabelled(tmp_path: Path) -> None:
+    output = run("unlabelled.py", tmp_path)
+    assert percent(output, "relations") > 50
+    assert percent(output, "knn") > 60
+    assert percent(output, "linear") > 80
