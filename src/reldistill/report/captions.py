@@ -21,6 +21,13 @@ is the share of patches that a student gives to the same superpixel as its teach
 its teacher does; a regular grid means that the tokens tell patches apart by place only.
 """
 
+COMPONENTS = """
+The teacher’s first three principal components over all places of a batch, as red, green and blue: places of one colour
+mean the same to it. The student’s colours are its best linear prediction of them, so that a colour means the same in
+every row; the percentage is the share of their variance that it explains. A student that has taken over what its
+teacher sees paints objects in the teacher’s colours, from its own finer or coarser grid.
+"""
+
 GRAPHS = """
 Each row and column is a channel, its colour how alike two channels respond (cosine similarity, averaged over a batch;
 what lies beyond an end of the scale has the end’s colour). Channels stand in the order of the teacher’s Fiedler vector,

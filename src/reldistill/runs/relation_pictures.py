@@ -11,6 +11,7 @@ from torch import Tensor
 from reldistill.core.safe_files import write_arrays
 from reldistill.core.types import Batch, ClassLabels, FeatureSource, Wanted
 from reldistill.relations.channel_graph import channel_adjacency
+from reldistill.relations.principal_components import component_colours
 from reldistill.relations.spectrum import laplacian_eigenvalues
 from reldistill.relations.superpixels import assign, initial_superpixels, superpixel_grid
 from reldistill.relations.tokens import map_to_tokens, tokenise
@@ -51,13 +52,18 @@ def write_relation_pictures(
     }
     if isinstance(batch.targets, ClassLabels):
         drawn["labels"] = batch.targets.labels[:images].cpu().numpy()
+    maps: list[Tensor] = []
     for name, network, level in (("student", student.eval(), levels[0]), ("teacher", teacher.eval(), levels[1])):
         features = network.ask(batch.images, Wanted(levels=(level,), logits=False))
         feature_map = features.levels[level].float()
         drawn[f"{name}_superpixels"] = _superpixels(feature_map[:images]).cpu().numpy().astype(np.int16)
         adjacency = channel_adjacency(feature_map).mean(dim=0)  # of this process's images: only one draws
+        maps.append(feature_map)
         drawn[f"{name}_spectrum"] = laplacian_eigenvalues(adjacency).cpu().numpy()
         drawn[f"{name}_adjacency"] = adjacency[:_LARGEST_GRAPH, :_LARGEST_GRAPH].cpu().numpy()
+    ours, theirs, explained = component_colours(*maps)
+    drawn["student_components"], drawn["teacher_components"] = (one[:images].cpu().numpy() for one in (ours, theirs))
+    drawn["explained"] = np.array(explained)
     write_arrays(folder / RELATIONS_FILE, **drawn)
 
 

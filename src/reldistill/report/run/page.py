@@ -15,14 +15,18 @@ from reldistill.data.left_out import in_words
 from reldistill.report.paired import Row, comparison_table, in_order, labels, outcome, role_of
 from reldistill.report.record import RunRecord, find_runs, read_record
 from reldistill.report.run.relations_file import read_relations
-from reldistill.report.run.relations_section import graph_section, superpixel_section
+from reldistill.report.run.relations_section import component_section, graph_section, superpixel_section
 from reldistill.report.run.runs_section import comparison_html, curves_section, reproduce_section
 from reldistill.report.run.text import best_gain
 from reldistill.report.run.verdict import caveats, findings, setting
 from reldistill.report.task_report import Section, report_of
 from reldistill.report.words import count, decimals, known, percent, signed, times
 
-_OF_EVERY_TASK = (Section(read_relations, superpixel_section), Section(read_relations, graph_section))
+_OF_EVERY_TASK = (
+    Section(read_relations, superpixel_section),
+    Section(read_relations, component_section),
+    Section(read_relations, graph_section),
+)
 
 _NOTHING_OUTSIDE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

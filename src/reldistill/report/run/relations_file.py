@@ -27,6 +27,9 @@ class Relations:
         classes: names of the classes.
         student_superpixels: (n, h, w) integers: for each token the superpixel it is assigned to most.
         teacher_superpixels: the same for the teacher, whose grid may differ.
+        student_components: (n, h, w, 3) uint8, the student's prediction of the teacher's first three principal components.
+        teacher_components: (n, h, w, 3) uint8, those themselves.
+        explained: the share of their variance that the student explains.
         level: where the graphs were taken, `student level:teacher level`.
         student_adjacency: (C, C) cosine similarity of the channels, averaged over a batch.
         teacher_adjacency: the same for the teacher.
@@ -39,6 +42,9 @@ class Relations:
     classes: np.ndarray | None = None
     student_superpixels: np.ndarray | None = None
     teacher_superpixels: np.ndarray | None = None
+    student_components: np.ndarray | None = None
+    teacher_components: np.ndarray | None = None
+    explained: np.ndarray | None = None
     level: str = ""
     student_adjacency: np.ndarray | None = None
     teacher_adjacency: np.ndarray | None = None
@@ -52,6 +58,9 @@ _AXES = {
     "classes": (1, "U"),
     "student_superpixels": (3, "iu"),
     "teacher_superpixels": (3, "iu"),
+    "student_components": (4, "u"),
+    "teacher_components": (4, "u"),
+    "explained": (0, "f"),
     "student_adjacency": (2, "f"),
     "teacher_adjacency": (2, "f"),
     "student_spectrum": (1, "f"),
@@ -87,9 +96,9 @@ def _problem(name: str, array: np.ndarray, *, images: np.ndarray | None) -> str 
         return f"is {array.dtype} of shape {array.shape}"
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return "holds numbers that are not finite"
-    if name == "images" and (array.shape[-1] != 3 or array.dtype != np.uint8):
+    if name.endswith(("images", "components")) and (array.shape[-1] != 3 or array.dtype != np.uint8):
         return f"is {array.dtype} of shape {array.shape}, not uint8 of (n, H, W, 3)"
-    if name.endswith("superpixels") and images is not None and len(array) != len(images):
+    if name.endswith(("superpixels", "components")) and images is not None and len(array) != len(images):
         return f"shows {len(array)} images of {len(images)}"
     if name.endswith("adjacency") and array.shape[0] != array.shape[1]:
         return f"is not square: {array.shape}"

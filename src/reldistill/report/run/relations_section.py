@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,44 +12,80 @@ from reldistill.report import captions
 from reldistill.report.captions import caption
 from reldistill.report.plots import matrix_plot, spectrum_plot
 from reldistill.report.run.relations_file import Relations, spectral_order, thin_out
-from reldistill.report.run.superpixel_map import plain_map, region_map, stored_image
+from reldistill.report.run.superpixel_map import colour_map, plain_map, region_map, stored_image
 
 _MOST_IMAGES = 6
 
 
 def superpixel_section(relations: Mapping[str, Relations]) -> str:
     """Runs that show the same images share one grid: the images, the teacher's regions, each student's."""
+
+    def drawn(regions: np.ndarray, image_id: str, aspect: float, label: str) -> str:
+        return region_map(regions, image_id=image_id, aspect=aspect, label=label)
+
+    return _grids(relations, "Superpixels", captions.SUPERPIXELS, _superpixel_rows, drawn, prefix="image")
+
+
+def component_section(relations: Mapping[str, Relations]) -> str:
+    """The same for the first three principal components of the features."""
+
+    def drawn(colours: np.ndarray, image_id: str, aspect: float, label: str) -> str:
+        return colour_map(colours, aspect=aspect, label=label)
+
+    return _grids(relations, "Principal components", captions.COMPONENTS, _component_rows, drawn, prefix="pca")
+
+
+_Rows = list[tuple[str, np.ndarray]]
+
+
+def _grids(
+    relations: Mapping[str, Relations],
+    title: str,
+    text: str,
+    rows: Callable[[Mapping[str, Relations]], _Rows],
+    drawn: Callable[[np.ndarray, str, float, str], str],
+    *,
+    prefix: str,
+) -> str:
+    """A section of one grid for each set of images: the images, then a row of pictures for each network."""
     groups: dict[str, tuple[np.ndarray, dict[str, Relations]]] = {}
     for name, content in relations.items():
-        if content.images is not None and (
-            content.student_superpixels is not None or content.teacher_superpixels is not None
-        ):
+        if content.images is not None and rows({name: content}):
             groups.setdefault(_key(content.images), (content.images, {}))[1][name] = content
     if not groups:
         return ""
-    grids = "\n".join(_grid(key, images, runs) for key, (images, runs) in groups.items())
-    return f'<section>\n<h2 id="superpixels">Superpixels</h2>\n{grids}\n{caption(captions.SUPERPIXELS)}\n</section>'
+    grids = "\n".join(
+        _grid(f"{prefix}-{key}", images, rows(runs), drawn, _class_names(next(iter(runs.values())), _shown(images)))
+        for key, (images, runs) in groups.items()
+    )
+    anchor = title.lower().replace(" ", "-")
+    return f'<section>\n<h2 id="{anchor}">{title}</h2>\n{grids}\n{caption(text)}\n</section>'
 
 
-def _grid(key: str, images: np.ndarray, runs: Mapping[str, Relations]) -> str:
-    first = next(iter(runs.values()))
-    shown = min(len(images), _MOST_IMAGES)
+def _shown(images: np.ndarray) -> int:
+    return min(len(images), _MOST_IMAGES)
+
+
+def _grid(
+    key: str,
+    images: np.ndarray,
+    rows: _Rows,
+    drawn: Callable[[np.ndarray, str, float, str], str],
+    classes: Sequence[str],
+) -> str:
+    shown = _shown(images)
     aspect = images.shape[1] / images.shape[2]
-    ids = [f"image-{key}-{i}" for i in range(shown)]
+    ids = [f"{key}-{i}" for i in range(shown)]
     store = "".join(stored_image(image, name, aspect) for image, name in zip(images, ids, strict=False))
     cells = ['<div class="who">image</div>']
     cells += [plain_map(image_id=name, aspect=aspect, label=f"image {i + 1}") for i, name in enumerate(ids)]
-    for who, regions in _rows(runs):
+    for who, pictures in rows:
         cells.append(f'<div class="who">{html.escape(who)}</div>')
         label = html.escape(who, quote=True)
-        cells += [
-            region_map(regions[i], image_id=name, aspect=aspect, label=f"{label}, image {i + 1}")
-            for i, name in enumerate(ids)
-        ]
-    captions = _class_names(first, shown)
-    if any(captions):
+        cells += [drawn(pictures[i], name, aspect, f"{label}, image {i + 1}") for i, name in enumerate(ids)]
+    if any(classes):
         cells.append('<div class="who"></div>')
-        cells += [f'<div class="class">{html.escape(name)}</div>' for name in captions]
+        cells += [f'<div class="class">{html.escape(name)}</div>' for name in classes]
     columns = f"--n: {shown}"
     return (
         f'<svg class="store" aria-hidden="true"><defs>{store}</defs></svg>\n'
@@ -57,15 +93,9 @@ def _grid(key: str, images: np.ndarray, runs: Mapping[str, Relations]) -> str:
     )
 
 
-def _rows(runs: Mapping[str, Relations]) -> list[tuple[str, np.ndarray]]:
+def _superpixel_rows(runs: Mapping[str, Relations]) -> _Rows:
     """(who, regions): every different teacher once, then each run's student with its agreement."""
-    rows: list[tuple[str, np.ndarray]] = []
-    teachers: list[np.ndarray] = []
-    for name, content in runs.items():
-        regions = content.teacher_superpixels
-        if regions is not None and not any(np.array_equal(regions, known) for known in teachers):
-            teachers.append(regions)
-            rows.append(("teacher" if len(teachers) == 1 else f"teacher, {name}", regions))
+    rows = _teachers({name: content.teacher_superpixels for name, content in runs.items()})
     for name, content in runs.items():
         student, teacher = content.student_superpixels, content.teacher_superpixels
         if student is None:
@@ -73,6 +103,24 @@ def _rows(runs: Mapping[str, Relations]) -> list[tuple[str, np.ndarray]]:
         same_grid = teacher is not None and teacher.shape == student.shape
         agreement = f", {100 * float(np.mean(student == teacher)):.0f}\u00a0%" if same_grid else ""
         rows.append((f"{name}{agreement}", student))
+    return rows
+
+
+def _component_rows(runs: Mapping[str, Relations]) -> _Rows:
+    """(who, colours): every different teacher once, then each run's student with what it explains."""
+    rows = _teachers({name: content.teacher_components for name, content in runs.items()})
+    for name, content in runs.items():
+        if content.student_components is not None:
+            share = "" if content.explained is None else f", {100 * float(content.explained):.0f}\u00a0%"
+            rows.append((f"{name}{share}", content.student_components))
+    return rows
+
+
+def _teachers(found: Mapping[str, np.ndarray | None]) -> _Rows:
+    rows: _Rows = []
+    for name, pictures in found.items():
+        if pictures is not None and not any(np.array_equal(pictures, known) for _, known in rows):
+            rows.append((f"teacher, {name}" if rows else "teacher", pictures))
     return rows
 
 

@@ -43,6 +43,15 @@ def plain_map(*, image_id: str, aspect: float, label: str) -> str:
     return f"{open_frame(image_id, aspect, label)}</svg>"
 
 
+def colour_map(colours: np.ndarray, *, aspect: float, label: str) -> str:
+    """(h, w, 3) uint8, a colour for each place, in the frame of an image of that aspect."""
+    height = f"{round(100 * aspect, 3):g}"
+    return (
+        f'<svg class="map" viewBox="0 0 100 {height}" role="img" aria-label="{label}"><image class="small" width="100" '
+        f'height="{height}" preserveAspectRatio="none" href="{image_data(colours)}"/></svg>'
+    )
+
+
 def stored_image(image: np.ndarray, name: str, aspect: float, *, side: int = SIDE) -> str:
     """The image as it stands in the page once, to be shown by `open_frame`."""
     small = ' class="small"' if max(image.shape[:2]) <= 64 else ""
