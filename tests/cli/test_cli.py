@@ -430,7 +430,7 @@ def test_a_run_folder_serves_as_weights(world: Path, tmp_path: Path, capfd: pyte
     assert teacher["weights_sha256"] == trained
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["list", "methods", "--json"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "methods", "--json"]])
 def test_an_output_that_is_full_is_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(

@@ -18,7 +18,7 @@ import torch
 from reldistill.comparison.cells import Cell
 from reldistill.comparison.measure import measure_cell, measure_reference
 from reldistill.core.checks import UserError, one_line, system_error
-from reldistill.core.safe_files import no_links, remove_parts
+from reldistill.core.safe_files import check_folder, no_links, remove_parts
 from reldistill.core.trust import trust
 from reldistill.report.comparison.cell_records import REFERENCE
 from reldistill.runs.distill import distill
@@ -69,6 +69,7 @@ def in_process(
         torch.set_num_threads(threads)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        check_folder(folder)
         remove_parts(folder)
         with open(folder / LOG_FILE, "ab", opener=no_links) as log:
             os.dup2(log.fileno(), 1)

@@ -40,6 +40,13 @@ def check_target(path: Path) -> None:
         raise UserError(f"cannot write {path}: it is {kind}; name a new file, or one that may be replaced")
 
 
+def check_folder(folder: Path) -> None:
+    """UserError where a folder holds anything but folders and regular files: each of them may be written anew."""
+    for there in folder.iterdir():
+        if not there.is_dir():
+            check_target(there)
+
+
 def write_bytes(path: Path, data: bytes, *, make_folder: bool = False) -> Path:
     """Replace a file's content in one step, on disk before the old content is gone.
 

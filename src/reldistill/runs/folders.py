@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from reldistill.core.checks import UserError
 from reldistill.core.run_files import RECORD_FILE
-from reldistill.core.safe_files import check_target, remove_parts
+from reldistill.core.safe_files import check_folder, remove_parts
 from reldistill.report.record import RunRecord, read_record
 from reldistill.training.settings import DEFAULTS, TrainSettings
 
@@ -79,9 +79,7 @@ def locked(out: Path) -> Iterator[None]:
     """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     make_folder(out)
-    for there in out.iterdir():
-        if not there.is_dir():
-            check_target(there)
+    check_folder(out)
     lock = FileLock(out / _LOCK)
     try:
         lock.acquire(timeout=0)
