@@ -161,10 +161,10 @@ class SEKD(nn.Module):
     derivatives are refused.
 
     A channel that is like no other (dead in all images, or at most at a right angle to all others) is an isolated
-    vertex: it has no row in U and is not counted. Where n ≤ k channels are left, P has the n − 1 eigenvectors that there
-    are, and L_S = ‖P_S − P_T‖² / 2k: two networks of dead channels have 0, one of them against a living one ½. The
-    embedding jumps where a channel dies, as every relation that does not depend on a channel's scale must. `heat` has no
-    embedding: there such a channel is a point that no heat leaves.
+    vertex: it has no row in U and is not counted. Where n ≤ k channels are left, P has the n − 1 eigenvectors that
+    there are, and L_S = ‖P_S − P_T‖² / 2k: two networks of dead channels have 0, one of them against a living one ½.
+    The embedding jumps where a channel dies, as every relation that does not depend on a channel's scale must. `heat`
+    has no embedding: there such a channel is a point that no heat leaves.
 
     Invariances:
         - spectral: how many channels are dead in both networks, while more than k are not;
