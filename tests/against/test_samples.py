@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from published import Array, Case, cases, check, divergence, huber, numbers
-from reldistill.losses import CC, CRD, PKT, RKD, SP
+from published import Array, Case, cases, check, divergence, huber, numbers, softmax
+from reldistill.losses import CC, CRD, PKT, RKD, SP, VRM
 
 
 def unit(vectors: Array) -> Array:
@@ -74,6 +74,26 @@ VECTORS = numbers(6, 4, seed=1, shift=0.3), 2 * numbers(6, 9, seed=2, shift=-0.2
 MAPS = numbers(5, 3, 2, 4, seed=3, shift=0.4), numbers(5, 6, 3, 3, seed=4)
 
 
+def vrm(student: list[Array], teacher: list[Array], *, keep: float) -> float:
+    """Zhang et al. 2025: edges z_i − z'_j at unit length, between samples and between classes; unsure ones pruned."""
+    sides = [[view - view.mean(axis=1, keepdims=True) for view in side] for side in (student, teacher)]
+
+    def apart(turned: bool) -> Array:
+        edges = []
+        for one, again in sides:
+            one, again = (one.T, again.T) if turned else (one, again)
+            edges.append(unit(one[:, None] - again[None]))
+        return ((edges[0] - edges[1]) ** 2).sum(axis=2) / 2
+
+    entropies = [-(softmax(view) * np.log(softmax(view))).sum(axis=1) for view in student]
+    joint = entropies[0][:, None] + entropies[1][None]
+    kept = joint <= np.sort(joint.ravel())[math.ceil(keep * joint.size) - 1]
+    return 25 * float(apart(turned=False)[kept].mean()) + 25 * float(apart(turned=True).mean())
+
+
+TWO_VIEWS = ([numbers(5, 4, seed=31), numbers(5, 4, seed=32)], [numbers(5, 4, seed=33), 2 * numbers(5, 4, seed=34)])
+
+
 @cases(
     [
         *(
@@ -89,6 +109,11 @@ MAPS = numbers(5, 3, 2, 4, seed=3, shift=0.4), numbers(5, 6, 3, 3, seed=4)
         Case("pkt, as its code", PKT, *VECTORS, lambda s, t: pkt(s, t, diagonal=True)),
         Case("pkt, as its paper", lambda: PKT(diagonal="left_out"), *VECTORS, lambda s, t: pkt(s, t, diagonal=False)),
         Case("sp", SP, *MAPS, sp),
+        *(
+            Case(f"vrm, {keep} kept", lambda keep=keep: VRM(keep=keep), *TWO_VIEWS,
+                 lambda s, t, keep=keep: vrm(s, t, keep=keep))
+            for keep in (0.9, 0.6, 1.0)
+        ),
     ]
 )  # fmt: skip
 def test_value_and_slope(case: Case) -> None:

@@ -49,6 +49,7 @@ from reldistill.losses.simkd import SimKD
 from reldistill.losses.sp import SP
 from reldistill.losses.spectralkd import SpectralKD
 from reldistill.losses.vid import VID
+from reldistill.losses.vrm import VRM
 
 Side = Tensor | tuple[Tensor, ...]
 
@@ -256,6 +257,8 @@ ROWS = [
     Row("sekd-sample", partial(SEKD, rank=2, scope="sample", vertex="raw"), normal(4, 6, 3, 3)),
     Row("sekd-procrustes", partial(SEKD, rank=2, alignment="procrustes", groups=2), normal(4, 8, 3, 3)),
     Row("sekd-heat", partial(SEKD, alignment="heat", graph_weights="shifted"), normal(4, 6, 3, 3)),
+    Row("vrm", VRM, several(normal(4, 5), normal(4, 5))),
+    Row("vrm-pruned", partial(VRM, keep=0.5, instance_weight=0.3), several(normal(4, 5), normal(4, 5))),
     Row(
         "crd",
         crd_after_its_first_step,

@@ -86,6 +86,7 @@ PARTS = {
     "sp": ["sp"],
     "cc": ["kd", "cc"],
     "pkt": ["pkt"],
+    "vrm": ["vrm.sample", "vrm.class"],
     "crd": ["crd"],
     "reviewkd": ["reviewkd"],
     "vid": ["vid"],

@@ -205,14 +205,14 @@ def test_resuming_a_finished_run_returns_its_record_at_once(world: Path) -> None
 
 VIT_TEACHER = VIT.replace('"depth":2', '"depth":3')
 MEMORIES = {
-    "crd+mgd": {"teacher": "teacher", "settings": '{"crd":{"negatives":8,"dim":8}}'},
+    "crd+mgd+vrm": {"teacher": "teacher", "settings": '{"crd":{"negatives":8,"dim":8}}'},
     "leap": {"teacher": "vit-teacher", "settings": '{"leap":{"longest_stay":0.4,"smoothing":0.5,"start":"first"}}'},
 }
 
 
 @pytest.mark.parametrize("method", MEMORIES)
 def test_what_losses_remember_is_resumed_too(world: Path, method: str) -> None:
-    """CRD's bank and LEAP's block, which every later step depends on."""
+    """CRD's bank and LEAP's block, which every later step depends on, and what MGD and VRM draw."""
     if method == "leap":
         train = with_options(TRAIN, model="vit_tiny_patch16_224", model_arguments=VIT_TEACHER, lr=0.01, epochs=12)
         assert live(world, [(with_options(train, out="vit-teacher"), "")]) == [0]

@@ -298,6 +298,8 @@ class Loss(Protocol):
 
     - `needs = ("labels",)`, a class attribute: what it takes by keyword beside the tensors: `indices` of a Batch,
       `progress`, the fraction of training done, or what the task's targets have (`labels`, `boxes`: see `Targets`).
+    - `two_views = True`, a class attribute: for each network it takes a pair, of the images and of a second, strongly
+      changed view of them.
     - methods of `LossInParts` or of `ChoosesPlace`.
     """
 

@@ -32,6 +32,7 @@ from reldistill.losses.simkd import SimKD, simkd_loss
 from reldistill.losses.sp import SP, sp_loss
 from reldistill.losses.spectralkd import SpectralKD, spectralkd_loss
 from reldistill.losses.vid import VID
+from reldistill.losses.vrm import VRM, vrm_loss
 
 __all__ = [
     "AT",
@@ -53,6 +54,7 @@ __all__ = [
     "SEKD",
     "SP",
     "VID",
+    "VRM",
     "DeiTHard",
     "DeiTSoft",
     "FitNets",
@@ -89,4 +91,5 @@ __all__ = [
     "simkd_loss",
     "sp_loss",
     "spectralkd_loss",
+    "vrm_loss",
 ]

@@ -15,6 +15,7 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import TEACHER, FeatureSource, Objective
 from reldistill.methods.plan import DEFAULT_CHOICES, Choices, PairPlan, Plan
 from reldistill.methods.table import METHODS
+from reldistill.methods.views import strong_view
 from reldistill.networks.extract import Extractor
 from reldistill.step.balance import Balance
 from reldistill.step.distiller import TASK, Distiller
@@ -290,6 +291,7 @@ def _distiller(method: str, plans: Mapping[str, PairPlan[Any]], task: TaskObject
         task=task,
         task_weight=choices.weights.get(TASK, 1.0),
         balance=Balance(list(parts), share=choices.balance) if choices.balance and terms else None,
+        second_view=strong_view,
         left_out=left_out,
     )
 

@@ -9,6 +9,7 @@ from reldistill.losses.kd import KD
 from reldistill.losses.logit_std import LogitStd
 from reldistill.losses.pkt import PKT
 from reldistill.losses.rkd import RKD
+from reldistill.losses.vrm import VRM
 from reldistill.methods.plan import Plan
 from reldistill.step.curriculum import WarmUp
 from reldistill.step.term import Term
@@ -34,6 +35,13 @@ def logit_std(plan: Plan) -> list[Term]:
 def dist(plan: Plan) -> list[Term]:
     """One term on the class scores."""
     return [plan.term("dist", plan.loss("dist", DIST), "logits", "logits", {"inter": 2.0, "intra": 2.0})]
+
+
+def vrm(plan: Plan) -> list[Term]:
+    """One term on the class scores of two views; the control without relations has no weight."""
+    # so that the gradient of each is about that of kd at its default weight
+    weights = {"sample": 25.0, "class": 25.0, "instance": 0.0}
+    return [plan.term("vrm", plan.loss("vrm", VRM), "logits", "logits", weights)]
 
 
 def rkd(plan: Plan) -> list[Term]:

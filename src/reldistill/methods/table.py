@@ -125,6 +125,12 @@ METHODS: dict[str, Method] = {
     "rkd": Method(
         "distances and angles between the samples of a batch", "Park et al. 2019, arXiv 1904.05068", logits.rkd, _POOLED
     ),
+    "vrm": Method(
+        "in which direction class scores differ, between samples and between classes, over two views of the images",
+        "Zhang et al. 2025, arXiv 2502.20760",
+        logits.vrm,
+        _CLASSES,
+    ),
     "crd": Method(
         "which images belong together: both representations of one against those of other classes",
         "Tian, Krishnan, Isola 2020, arXiv 1910.10699",

@@ -55,6 +55,8 @@ def open_cache(
             raise UserError(
                 f"--cache-teacher: {term.name} chooses the teacher's level while it trains, so no one level can be kept"
             )
+        if isinstance(term, Term) and term.two_views:
+            raise UserError(f"--cache-teacher: {term.name} shows the teacher a second view of each image, never kept")
     size = images.image_size
     one = torch.zeros(1, 3, size, size, device=next(teacher.extractor.parameters()).device)
     extractor = teacher.extractor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class Distiller(nn.Module):
         task: the student's own loss.
         task_weight: its weight.
         balance: finds the parts' weights while training; None for fixed ones.
+        second_view: a batch → another view of its images, for losses of two views. Both networks see the same one; the
+            task's loss is on the images themselves.
         left_out: names of the parts that were left out of `terms`, as a teacher says no class scores or the images have
             no labels: for whoever tells the user.
 
@@ -53,10 +55,14 @@ class Distiller(nn.Module):
         task: Objective,
         task_weight: float = 1.0,
         balance: Balance | None = None,
+        second_view: Callable[[Batch], Tensor] | None = None,
         left_out: Sequence[str] = (),
     ) -> None:
         super().__init__()
         _check_terms(terms, teachers=teachers, adapters=adapters)
+        for term in terms:
+            if term.two_views and second_view is None:
+                raise ValueError(f"term '{term.name}' compares two views of the images: give a second_view")
         for name, teacher in teachers.items():
             _check_apart(student, teacher, name=name)
         self.student = student
@@ -74,6 +80,7 @@ class Distiller(nn.Module):
         if balance is not None and not task_weight:
             raise ValueError("balance weighs the parts by the task's gradient, but the task's weight is 0")
         self.balance = balance
+        self.second_view = second_view
         self.left_out = tuple(left_out)
         self.train(self.training)
 
@@ -176,8 +183,12 @@ class Distiller(nn.Module):
         progress: float,
     ) -> Iterable[tuple[Term, dict[str, Tensor]]]:
         adapted: dict[tuple[str, Place, tuple[Any, ...]], Any] = {}
+        again = self._again([term for term in terms if term.two_views], batch)
         for term in terms:
             tensor, theirs = value_at(student, term.student), term.of_teacher(said[term.teacher_name])
+            if term.two_views and again is not None:
+                tensor = tensor, value_at(again[0], term.student)
+                theirs = theirs, term.of_teacher(again[1][term.teacher_name])
             if term.adapter is not None:
                 adapter = self.adapters[_key(term.adapter)]
                 fits = getattr(adapter, "wants_teacher", False)
@@ -187,6 +198,15 @@ class Distiller(nn.Module):
                     adapted[key] = adapter(*given, **({"teacher": theirs} if fits else {}))
                 tensor = adapted[key]
             yield term, term(tensor, theirs, batch=batch, progress=progress)
+
+    def _again(self, terms: Sequence[Term], batch: Batch) -> tuple[Features, dict[str, Mapping[str, Tensor]]] | None:
+        """What student and teachers say of the second view, where a term wants it."""
+        if not terms or self.second_view is None:
+            return None
+        with torch.no_grad():
+            seen = Batch(self.second_view(batch), batch.targets, batch.indices)
+        student = self.student.ask(seen.images, Wanted.at(place for term in terms for place in term.student_places))
+        return student, self._said(terms, seen, student)
 
     def _nothing_from_idle(self, active: Sequence[Term], student: Features) -> Tensor | float:
         """0, with a gradient of 0 for what no active part uses: DistributedDataParallel waits for every parameter."""

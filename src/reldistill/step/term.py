@@ -58,6 +58,8 @@ class Term(nn.Module):
         teacher_name: str = TEACHER,
     ) -> None:
         super().__init__()
+        if adapter is not None and getattr(loss, "two_views", False):
+            raise ValueError(f"{name}: a loss of two views takes what comes out of the networks, without an adapter")
         if isinstance(weights, Mapping) != isinstance(loss, LossInParts):
             raise ValueError(f"{name}: a loss with parts takes a weight for each part, any other loss takes one number")
         self.name = name
@@ -71,6 +73,7 @@ class Term(nn.Module):
         self.prefix = ""  # of its parts' names, where a Distiller has several teachers
         self.needs: tuple[str, ...] = tuple(getattr(loss, "needs", ()))
         self.chooses_place = isinstance(loss, ChoosesPlace)
+        self.two_views = bool(getattr(loss, "two_views", False))
 
     @property
     def student_places(self) -> tuple[str, ...]:
