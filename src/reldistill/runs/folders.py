@@ -51,6 +51,8 @@ def claimed(out: Path, settings: dict[str, Any], *, resume: bool) -> Iterator[Ru
 @contextlib.contextmanager
 def _threads_of(record: RunRecord | None) -> Iterator[None]:
     """As many threads within an operation as the run on record had."""
+    import torch  # here, as a command's help needs the folder's rules but no torch
+
     import torch  # here, as a command's help needs no more of this file than `rank`
 
     here = torch.get_num_threads()

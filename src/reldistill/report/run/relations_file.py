@@ -27,8 +27,8 @@ class Relations:
         classes: names of the classes.
         student_superpixels: (n, h, w) integers: for each token the superpixel it is assigned to most.
         teacher_superpixels: the same for the teacher, whose grid may differ.
-        student_components: (n, h, w, 3) uint8, the student's prediction of the teacher's first three principal components.
-        teacher_components: (n, h, w, 3) uint8, those themselves.
+        student_components: (n, h, w, 3) uint8, the student's prediction of the teacher's principal components.
+        teacher_components: (n, h, w, 3) uint8, the first three.
         explained: the share of their variance that the student explains.
         level: where the graphs were taken, `student level:teacher level`.
         student_adjacency: (C, C) cosine similarity of the channels, averaged over a batch.
