@@ -53,8 +53,6 @@ def _threads_of(record: RunRecord | None) -> Iterator[None]:
     """As many threads within an operation as the run on record had."""
     import torch  # here, as a command's help needs the folder's rules but no torch
 
-    import torch  # here, as a command's help needs no more of this file than `rank`
-
     here = torch.get_num_threads()
     torch.set_num_threads(record.environment.get("threads", here) if record else here)
     try:

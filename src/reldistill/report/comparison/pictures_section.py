@@ -95,18 +95,19 @@ def features_section(comparison: Comparison) -> str:
     first = _first_cells(comparison)
     if "features" not in reference or not first:
         return ""
-    labels = reference["labels"][reference["shown"]]
+    shown = reference["shown"]
+    labels = reference["labels"][shown] if "labels" in reference else np.zeros_like(shown)  # one colour without labels
     panels = {"untrained student": reference["untrained_0"]}
     panels |= {"student alone": first[ALONE].arrays()["features"]} if ALONE in first else {}
     panels |= {"teacher": reference["features"]}
     panels |= {variant: cell.arrays()["features"] for variant, cell in first.items() if variant != ALONE}
-    shown = "".join(
+    figures = "".join(
         f"<figure><figcaption>{html.escape(name)}</figcaption>"
         f"{embedding_plot(embedding(features), labels, title=f't-SNE of {name}')}</figure>"
         for name, features in panels.items()
     )
     legend = _legend(comparison.reference["data"]["classes"])
-    return section("features", "Features", f'{legend}<div class="panels small">{shown}</div>\n{caption(TSNE)}')
+    return section("features", "Features", f'{legend}<div class="panels small">{figures}</div>\n{caption(TSNE)}')
 
 
 def _legend(classes: Sequence[str]) -> str:

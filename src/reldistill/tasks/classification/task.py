@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reldistill.core.checks import UserError
 from reldistill.data.left_out import in_words
-from reldistill.report.intervals import wilson_interval
+from reldistill.report.intervals import mcnemar_p_value, wilson_interval
 from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Judgement, Look, Measure, TakesHeadless, Task
 from reldistill.tasks.classification.reporting import REPORT
 from reldistill.training.defaults import DEFAULTS
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from reldistill.networks.cards import NetworkCard
     from reldistill.networks.saved import OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
+    from reldistill.tasks.classification.metrics import Accuracy
     from reldistill.tasks.classification.objective import Classification
     from reldistill.training.settings import DataSettings, TrainSettings
 
+SURE = 0.05
 BANK, ASKED = 2000, 1000
 """By how many images a teacher without class scores is judged, at most: of training, and of validation."""
 
@@ -175,16 +177,18 @@ class ClassificationTask:
         from reldistill.tasks.classification.metrics import NeighbourAccuracy
 
         asked, bank, classes = images.val.plain(ASKED), images.train.plain(BANK), len(images.classes)
-        found = measure(teacher, asked, NeighbourAccuracy(bank, classes=classes))
+        found = NeighbourAccuracy(bank, classes=classes)
+        measure(teacher, asked, found)
         twin = replace(teacher, extractor=untrained_twin(teacher.extractor))
-        untrained = measure(twin, asked, NeighbourAccuracy(bank, classes=classes)).found["accuracy"]
+        unlearned = NeighbourAccuracy(bank, classes=classes)
+        untrained = measure(twin, asked, unlearned).found["accuracy"]
         chance, (low, high) = 100 / classes, _interval(found.found, asked.images)
         said = (
             f"teacher {teacher.card.name}: by the nearest neighbours of its features {found.found['accuracy']:.1f} % "
             f"({low:.1f} to {high:.1f}) of {asked.images:,} validation images right; guessing {chance:.1f} %, the same "
             f"network without weights {untrained:.1f} %"
         )
-        knows = low > max(chance, untrained)
+        knows = low > chance and _better(found, unlearned)
         fault = f"the features of the teacher {teacher.card.name} are no better than guessing or than random weights"
         return Judgement(found, said, None if knows else fault)
 
@@ -220,6 +224,14 @@ class ClassificationTask:
     def companions(self, card: NetworkCard, target: Path) -> Companions:
         """Nothing: the network's own class loads its weights."""
         return Companions()
+
+
+def _better(this: Accuracy, other: Accuracy) -> bool:
+    """Whether it is right more often, by the exact paired test over the images."""
+    if this.hits is None or other.hits is None:
+        return this.found["accuracy"] > other.found["accuracy"]
+    only_this, only_other = (int((a & ~b).sum()) for a, b in ((this.hits, other.hits), (other.hits, this.hits)))
+    return only_this > only_other and mcnemar_p_value(only_this, only_other) < SURE
 
 
 def _interval(found: Mapping[str, float], images: int) -> list[float]:
