@@ -22,10 +22,12 @@ class Score:
     Args:
         name: in an epoch's `val`, and in sentences.
         counted: whether it is the share of images that are right, so that intervals follow from counts.
+        alone: whether a student that learned from no teacher can have it.
     """
 
     name: str
     counted: bool
+    alone: bool = True
 
 
 @dataclass(frozen=True)

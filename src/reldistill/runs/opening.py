@@ -30,16 +30,19 @@ from reldistill.training.trainer import device_count, has_gpu, resolve_precision
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher, what was found of it on the validation images, and what the user was warned of."""
+    """A teacher, and what was found of it on the validation images.
+
+    Args:
+        network: the teacher.
+        measured: the evaluator that was asked.
+        score: what networks of the task are compared by, percent; None where that says nothing of a teacher.
+        notes: what a reader of its score has to know.
+    """
 
     network: OpenedNetwork
     measured: Evaluator
+    score: float | None
     notes: tuple[str, ...] = ()
-
-    @property
-    def score(self) -> float:
-        """What networks of the task are compared by, percent."""
-        return self.measured.found[self.measured.score]
 
 
 def read_images(data: DataSettings, training: TrainSettings, *, models: Sequence[str] = ()) -> Images:
@@ -145,23 +148,27 @@ def trusted_teacher(
         accelerator=training.accelerator,
         channels_last=training.channels_last,
     )
+    notes: tuple[str, ...] = ()
     if network.extractor.num_classes:
-        measured = how(network, images.val, task.objective(training, images).evaluator())
-        said, fault = f"teacher {network.card.name}: {task.in_brief(measured.found, images.val.images)}", None
+        measured, fault = how(network, images.val, task.objective(training, images).evaluator()), None
+        score: float | None = measured.found[measured.score]
+        said = f"teacher {network.card.name}: {task.in_brief(measured.found, images.val.images)}"
         try:
             task.check_teacher(network, measured.found, images)
         except UserError as error:
             fault = str(error)
     else:
-        measured, said, fault = takes_headless(task, teacher=network.card.name).judged(network, images, how)
+        judge = takes_headless(task, teacher=network.card.name)
+        measured, said, score, fault = judge.judged(network, images, how)
+        notes = (said,)  # its score is not that of a class score
     say(said)
     if fault is None:
-        return Teacher(network, measured)
+        return Teacher(network, measured, score, notes)
     if not accept_weak:
         raise UserError(f"{fault} (it was not used; --accept-weak-teacher takes it as it is)")
     note = f"accepted by --accept-weak-teacher: {fault}"
     warnings.warn(note, stacklevel=1)
-    return Teacher(network, measured, (note,))
+    return Teacher(network, measured, score, (*notes, note))
 
 
 def measure(

@@ -47,9 +47,10 @@ def write_relation_pictures(
     """
     drawn: dict[str, np.ndarray] = {
         "images": (batch.images[:images].permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy(),
-        "classes": np.array(classes),
         "level": np.array(":".join(levels)),
     }
+    if classes:
+        drawn["classes"] = np.array(classes)
     if isinstance(batch.targets, ClassLabels):
         drawn["labels"] = batch.targets.labels[:images].cpu().numpy()
     maps: list[Tensor] = []

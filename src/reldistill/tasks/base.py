@@ -84,11 +84,13 @@ class Judgement(NamedTuple):
     Args:
         measured: the evaluator that was asked.
         said: what it found, in one line.
+        score: what networks of the task are compared by, percent; None where that says nothing of a teacher.
         fault: why nothing could be learned from it; None where something can.
     """
 
     measured: Evaluator
     said: str
+    score: float | None
     fault: str | None = None
 
 

@@ -172,3 +172,16 @@ def test_a_teacher_with_a_head_for_other_classes_is_taken_without(
     assert "kd" not in found["history"][-1]["train"]
     assert found["history"][-1]["train"]["task"] > 0
     assert found["teacher"]["score"] > 100 / 3
+
+
+def test_teachers_without_class_scores_are_compared_too(world: Path) -> None:
+    words = ["compare", *LABELLED, "--teacher", "teacher", "--trust", "nets.py:small", "--student", "resnet8"]
+    words += ["--teacher-head", "none", "--accept-weak-teacher", "--methods", "none", "serkd", "--seeds", "1"]
+    assert main([*words, "--epochs", "1", "--out", "both"]) == 0
+    found = json.loads(Path("both/compare.json").read_text())
+    assert found["teacher"]["test"] > 100 / 3, "its nearest neighbours' classes"
+    assert found["teacher"]["calibration_error"] is None
+    for cell in found["cells"]:
+        assert cell["status"] == "finished"
+        assert 0 <= cell["agreement"] <= 100
+        assert cell["correlation_gap"] is None

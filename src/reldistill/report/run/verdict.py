@@ -126,6 +126,9 @@ def _not_judged(row: Row) -> str | None:
         return f"{row.label} was cut short after {row.epochs} epochs: not judged."
     if row.role == "method" and row.gain is None:
         score = percent(row.score_last, decimals(row.images))
+        if not row.score.alone:
+            interval = f" (95 % interval {span(row.interval_last, decimals(row.images))})" if row.interval_last else ""
+            return f"{row.label}: {row.score.name} {score} % on the validation images{interval}."
         return (
             f"{row.label}: {score} %; no finished run of the student alone with the same student, images and epochs "
             "is here to compare with (--method none)."

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from reldistill.core.types import Batch, ClassLabels, Wanted
+from reldistill.core.types import Batch, ClassLabels, Features, FeatureSource, Wanted
 from reldistill.data.image_data import ImageData
 from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
+from reldistill.tasks.classification.metrics import BANK, known_vectors, neighbour_logits
 from reldistill.training.settings import TrainSettings
 from reldistill.training.trainer import has_gpu, resolve_precision
 
@@ -23,6 +24,8 @@ _COUNTED = 4
 
 class ClassLook:
     """Logits and features of every test image: see `tasks.base.Look`.
+
+    Of a network without class scores, the logits are the logarithms of its nearest neighbours' votes.
 
     Args:
         logits: (n, K).
@@ -37,6 +40,7 @@ class ClassLook:
         device = torch.device("cuda" if has_gpu(training.accelerator) else "cpu")
         precision = resolve_precision(training.precision, training.accelerator)
         extractor = network.extractor.to(device).eval()
+        says = _scores(extractor, images, device)
         count = test.images
         self.shown = np.linspace(0, count - 1, min(count, SHOWN)).astype(np.int64)
         logits, labels, features = [], [], []
@@ -44,9 +48,9 @@ class ClassLook:
             batch = batch.to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
                 said = extractor.ask(batch.images, Wanted(pooled=True))
-            if said.logits is None or said.pooled is None or batch.indices is None:
-                raise ValueError("a look needs logits, pooled vectors and the images' indices: give Batch all three")
-            logits.append(said.logits.float().cpu().numpy())
+            if said.pooled is None or batch.indices is None:
+                raise ValueError("a look needs pooled vectors and the images' indices: give Batch both")
+            logits.append(says(said).float().cpu().numpy())
             labels.append(batch.targets_as(ClassLabels).labels.cpu().numpy())
             features.append(said.pooled.float().cpu().numpy()[np.isin(batch.indices.cpu().numpy(), self.shown)])
         self.logits, self.labels = np.concatenate(logits), np.concatenate(labels)
@@ -54,7 +58,10 @@ class ClassLook:
         self.predicted = self.logits.argmax(axis=1)
         self.correct = self.predicted == self.labels
         self.score = 100 * float(self.correct.mean())
-        self.calibration_error: float | None = calibration_error(self.logits, self.labels)
+        self.has_scores = extractor.num_classes > 0
+        self.calibration_error: float | None = None
+        if self.has_scores:
+            self.calibration_error = calibration_error(self.logits, self.labels)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Which images were right, features, and how the classes' logits go together."""
@@ -72,17 +79,20 @@ class ClassLook:
             "predicted": self.predicted,
             "correct": self.correct,
             "features": self.features,
-            "correlation": logit_correlation(self.logits[:, :MOST_CLASSES]),
+            **({"correlation": logit_correlation(self.logits[:, :MOST_CLASSES])} if self.has_scores else {}),
         }
 
     def beside(self, teacher: Mapping[str, np.ndarray]) -> dict[str, float | None]:
         """Agreement, calibration, and how far the correlations of the logits lie apart."""
-        correlation = logit_correlation(self.logits[:, :MOST_CLASSES])
-        off = ~np.eye(len(correlation), dtype=bool)
+        gap = None
+        if "correlation" in teacher:
+            correlation = logit_correlation(self.logits[:, :MOST_CLASSES])
+            off = ~np.eye(len(correlation), dtype=bool)
+            gap = float(np.abs(correlation - teacher["correlation"])[off].mean())
         return {
             "agreement": 100 * float((self.predicted == teacher["predicted"]).mean()),
             "calibration_error": self.calibration_error,
-            "correlation_gap": float(np.abs(correlation - teacher["correlation"])[off].mean()),
+            "correlation_gap": gap,
         }
 
     @classmethod
@@ -102,6 +112,26 @@ class ClassLook:
         pixels = torch.rand(_COUNTED, 3, images.image_size, images.image_size, generator=random)
         indices = torch.arange(_COUNTED)
         return Batch(pixels, ClassLabels(indices % len(images.classes)), indices)
+
+
+def _scores(network: FeatureSource, images: ImageData, device: torch.device) -> Callable[[Features], Tensor]:
+    """What a network says of each class, by its own logits or by its neighbours among training images."""
+    if network.num_classes:
+
+        def own(said: Features) -> Tensor:
+            if said.logits is None:
+                raise ValueError(f"{network.name} gives no logits: a look needs class scores")
+            return said.logits
+
+        return own
+    bank = known_vectors(network, images.train.plain(BANK), device=device)
+
+    def neighbours(said: Features) -> Tensor:
+        if said.pooled is None:
+            raise ValueError(f"{network.name} gives no pooled vector: a look needs one")
+        return neighbour_logits(said.pooled, bank, classes=len(images.classes))
+
+    return neighbours
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, *, bins: int = BINS) -> float:

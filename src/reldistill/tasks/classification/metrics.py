@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,6 +17,8 @@ from reldistill.data.loader import Loader
 from reldistill.networks.probes import Labelled, PooledVectors, neighbour_votes
 from reldistill.relations.across_ranks import sum_over_ranks
 
+BANK = 2000
+"""Training images among which neighbours are looked for, at most."""
 CORRECT_FILE = "val_correct.npy"
 
 
@@ -110,12 +113,22 @@ class NeighbourAccuracy(Accuracy):
 
     def _logits(self, network: FeatureSource, batch: Batch) -> Tensor:
         if self._known is None:
-            bank = PooledVectors()
-            for known in self._bank:
-                bank.update(network, known.to(batch.images.device))
-            self._known = bank.labelled
+            self._known = known_vectors(network, self._bank, device=batch.images.device)
         said = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
         if said is None:
             raise ValueError(f"{network.name} gives no pooled vector: there is nothing to measure")
-        votes = neighbour_votes(said, self._known, classes=self._classes)
-        return votes.clamp(min=torch.finfo(votes.dtype).tiny).log()
+        return neighbour_logits(said, self._known, classes=self._classes)
+
+
+def known_vectors(network: FeatureSource, bank: Loader, *, device: torch.device | str) -> Labelled:
+    """What a network says of the labelled images among which neighbours are looked for."""
+    vectors = PooledVectors()
+    for batch in bank:
+        vectors.update(network, batch.to(device))
+    return vectors.labelled
+
+
+def neighbour_logits(pooled: Float[Tensor, "B D"], bank: Labelled, *, classes: int) -> Float[Tensor, "B {classes}"]:
+    """(B, K) logarithms of the nearest neighbours' votes."""
+    votes = neighbour_votes(pooled, bank, classes=classes)
+    return votes.clamp(min=torch.finfo(votes.dtype).tiny).log()

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from reldistill.tasks.classification.objective import Classification
     from reldistill.training.settings import DataSettings, TrainSettings
 
+ASKED = 1000
+"""Validation images by which a teacher without class scores is judged, at most."""
 SURE = 0.05
-BANK, ASKED = 2000, 1000
-"""By how many images a teacher without class scores is judged, at most: of training, and of validation."""
+"""The largest p-value by which it is better than the same network untrained."""
 
 
 class ClassificationTask:
@@ -174,7 +175,7 @@ class ClassificationTask:
     def judged(self, teacher: OpenedNetwork, images: ImageData, measure: Measure) -> Judgement:
         """By the nearest training images' classes, beside guessing and the same network untrained."""
         from reldistill.networks.probes import untrained_twin
-        from reldistill.tasks.classification.metrics import NeighbourAccuracy
+        from reldistill.tasks.classification.metrics import BANK, NeighbourAccuracy
 
         asked, bank, classes = images.val.plain(ASKED), images.train.plain(BANK), len(images.classes)
         found = NeighbourAccuracy(bank, classes=classes)
@@ -190,7 +191,7 @@ class ClassificationTask:
         )
         knows = low > chance and _better(found, unlearned)
         fault = f"the features of the teacher {teacher.card.name} are no better than guessing or than random weights"
-        return Judgement(found, said, None if knows else fault)
+        return Judgement(found, said, found.found["accuracy"], None if knows else fault)
 
     def objective(self, training: TrainSettings, images: ImageData) -> Classification:
         """Cross entropy."""

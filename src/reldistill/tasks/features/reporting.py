@@ -33,4 +33,4 @@ def drawn_agreements(record: RunRecord) -> np.ndarray | None:
     return agreement(student.astype(np.float64), teacher.astype(np.float64), draws(len(student)))
 
 
-REPORT = TaskReport(Score("relations", counted=False), _CAPTION, draws=drawn_agreements)
+REPORT = TaskReport(Score("relations", counted=False, alone=False), _CAPTION, draws=drawn_agreements)

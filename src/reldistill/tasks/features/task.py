@@ -149,6 +149,7 @@ class FeaturesTask:
             relations,
             f"teacher {teacher.card.name}: weights from {teacher.pretrained}; how good they are only labelled images "
             f"tell (reldistill evaluate --probe)",
+            None,
             f"the teacher {teacher.card.name} says the same of every image" if says_nothing else None,
         )
 
