@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.pictures import frame, networks
 from benchmarks.pictures.frame import STUDENT, TEACHER
+from reldistill.core.types import Batch
 from reldistill.losses import CRD
 from reldistill.losses.leap import linear_cka
+from reldistill.methods.views import strong_view
 from reldistill.report import plots
 
 ROLES = ("student", "teacher")
@@ -107,6 +110,39 @@ def crd(path: Path) -> None:
     frame.write(drawn, path, title="Cosines between points of student and teacher, of the same and of other images")
 
 
+def vrm(path: Path) -> None:
+    """Edges between scans and their second views."""
+    everything, classes = networks.digits()
+    chosen = torch.cat([(classes[1200:] == k).nonzero()[:6, 0] + 1200 for k in range(10)])
+    batch, readers = Batch(everything[chosen].contiguous()), networks.readers()
+    sides = []
+    torch.manual_seed(0)
+    with torch.no_grad():
+        again = strong_view(batch)
+        for role in ROLES:
+            said = [readers[role](view).logits for view in (batch.images, again)]
+            sides.append([view - view.mean(dim=1, keepdim=True) for view in said])
+    edges = [functional.normalize(one[:, None] - other, dim=2) for one, other in sides]
+    apart = (edges[0] - edges[1]).square().sum(dim=2) / 2
+    entropies = [-(view.softmax(1) * view.log_softmax(1)).sum(1) for view in sides[0]]
+    joint = entropies[0][:, None] + entropies[1]
+    kept = joint <= joint.flatten().quantile(0.9)
+    drawn, axes = frame.figure(1, 4, height=2.1)
+    frame.photograph(axes[0, 0], _sheet(batch.images[::6]), "images")
+    frame.photograph(axes[0, 1], _sheet(again[::6]), "second views")
+    frame.heat(axes[0, 2], joint.numpy(), "entropy of both ends")
+    frame.heat(axes[0, 3], apart.masked_fill(~kept, torch.nan).numpy(), "1 − cosine", limit=1)
+    frame.write(
+        drawn, path, title="Edges between images and second views: the student's entropy, distance, what is kept"
+    )
+
+
+def _sheet(images: Tensor) -> np.ndarray:
+    """(n, 3, S, S) → three columns of images, uint8."""
+    cells = (images[:9] * 255).round().to(torch.uint8).unflatten(0, (3, 3))
+    return cells.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2).numpy()
+
+
 def leap(path: Path) -> None:
     """How well the blocks of a small transformer agree with each other."""
     teacher = networks.reader("vit_tiny_patch16_224", epochs=12, patch_size=4, embed_dim=96, depth=8, num_heads=3)
@@ -133,4 +169,4 @@ def _tokens(feature_map: Tensor) -> Tensor:
     return feature_map.movedim(1, -1).flatten(0, 2)
 
 
-PICTURES = {one.__name__: one for one in (rkd, sp, cc, pkt, crd, leap)}
+PICTURES = {one.__name__: one for one in (rkd, sp, cc, pkt, crd, vrm, leap)}
