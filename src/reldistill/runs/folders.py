@@ -61,7 +61,7 @@ def _threads_of(record: RunRecord | None) -> Iterator[None]:
 
 
 def _previous(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | None:
-    if not (out / RECORD_FILE).exists():
+    if not os.path.lexists(out / RECORD_FILE):
         return None
     if not resume:
         raise UserError(f"{out} already holds a run: continue it with --resume, or give another --out")
