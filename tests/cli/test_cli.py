@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from reldistill.cli import main as command
 from reldistill.cli.main import COMMANDS, main
 from reldistill.networks.cards import read_card, write_weights
 from reldistill.recipes import RECIPES
@@ -567,6 +568,53 @@ def test_warnings_of_our_own_are_one_line(world: Path, tmp_path: Path, capfd: py
     assert "kd is" in warning
     assert "more than a hundred times the task's loss" in warning
     assert json.loads((tmp_path / "run/record.json").read_text())["notes"] == [warning.removeprefix("warning: ")]
+
+
+def test_a_weak_teacher_is_accepted_where_that_is_asked_for(
+    world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    weak = with_options(KD, teacher="nets.py:small")
+    said = Said(capfd, with_options(weak, out=tmp_path / "refused"))
+    assert said.code == 2
+    assert re.search(r"of the 18 validation images right \(95 % interval \S+ to \S+\), guessing gets 33.3 %", said.last)
+    assert "--accept-weak-teacher takes it as it is" in said.last
+    assert not (tmp_path / "refused").exists()
+    said = Said(capfd, with_options(weak, accept_weak_teacher=True, out=tmp_path / "run"))
+    assert said.code == 0
+    (note,) = json.loads((tmp_path / "run/record.json").read_text())["notes"]
+    assert note.startswith("accepted by --accept-weak-teacher: the teacher nets.py:small gets ")
+    assert f"warning: {note}" in said.err.splitlines()
+    assert "accepted by --accept-weak-teacher" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_batch_size_that_nobody_gave_is_at_most_the_training_images(
+    world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = ["train", "--data", "pics", "--val-fraction", "0.3", "--model", "nets.py:small", "--out", str(tmp_path / "r")]
+    said = Said(capfd, [*run, "--epochs", "1"])
+    assert said.code == 0
+    assert "batch size: 42 instead of 128, as there are 42 training images" in said.err
+    settings = json.loads((tmp_path / "r/record.json").read_text())["settings"]
+    assert settings["batch_size"] == 42
+    assert settings["used_lr"] == pytest.approx(0.1 * 42 / 128)
+    assert Said(capfd, [*run, "--epochs", "1", "--resume"]).code == 0
+    assert "started with batch_size = 42, not 7" in Said(capfd, [*run, "--epochs=1", "--resume", "--batch-size=7"]).last
+
+
+def test_images_that_are_skipped_are_named_in_the_record(
+    world: Path, traps: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = with_options(TRAIN, data="damaged", epochs=1, out=tmp_path / "run", skip_bad_images=True)
+    assert Said(capfd, run).code == 0
+    notes = json.loads((tmp_path / "run/record.json").read_text())["notes"]
+    assert notes == ["unreadable and left out: blue/07.png, red/05.png"]
+
+
+def test_json_holds_no_character_that_moves_the_cursor() -> None:
+    names = ["\x1b[31m", "\x9b1m", "half \udcff", "\u2028", 'a "quote"', "ä\n"]
+    text = command._json({"names": names})
+    assert text.replace("\n", "").isprintable()
+    assert json.loads(text) == {"names": names}
 
 
 def test_a_run_leaves_no_process_behind(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

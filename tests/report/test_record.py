@@ -54,6 +54,15 @@ def test_what_was_left_out_is_kept_and_older_records_say_nothing_of_it(tmp_path:
     assert read_record(tmp_path).data.left_out == {}
 
 
+def test_no_text_of_a_record_can_move_the_cursor(tmp_path: Path, make_record) -> None:
+    record = make_record("kd", notes=["\x1b[31mred\nline \x9b"])
+    record.settings["settings"] = {"\x1b": ["\u2028"]}
+    write_record(tmp_path, record)
+    read = read_record(tmp_path)
+    assert read.notes == [r"\x1b[31mred\nline \x9b"]
+    assert read.settings["settings"] == {r"\x1b": [r"\u2028"]}
+
+
 def test_numbers_json_cannot_hold_come_back_as_nan(tmp_path: Path, make_record) -> None:
     record = make_record("kd")
     record.history[2].train["kd"] = math.inf

@@ -18,6 +18,7 @@ from reldistill.training.settings import DataSettings, PairSettings, TrainSettin
 _MOST_AXES = 2
 _MOST_SEEDS = 1000
 TASK = "task"
+_KINDS_OF_NUMBERS = {"int": True, "int | None": True, "float": False, "float | None": False}  # whether whole
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ def _read_axis(text: str) -> Axis:
             f"--over: expected NAME=VALUE,VALUE… with a part's weight (serkd.angle), a loss's setting (serkd:cell) or "
             f"a number of training (lr), got '{text}'"
         )
+    if name.strip() in _OTHERS:
+        raise UserError(f"--over: {name.strip()} is no number to choose; give it as an option of its own")
     axis = Axis(name.strip(), tuple(_value(name.strip(), value) for value in found))
     if len(set(axis.values)) < len(found):
         raise UserError(f"--over: '{axis.name}' names a value twice")
@@ -206,9 +209,15 @@ def _as_number(name: str, value: Any, *, whole: bool = False) -> Any:
 
 def _numbers(settings: type) -> dict[str, bool]:
     """The settings that are numbers, and whether they are whole ones; the seed is not one to choose."""
-    kinds = {"int": True, "int | None": True, "float": False, "float | None": False}
     found = {one.name: str(one.type) for one in dataclasses.fields(settings)}
-    return {name: kinds[kind] for name, kind in found.items() if kind in kinds and name != "seed"}
+    return {n: _KINDS_OF_NUMBERS[kind] for n, kind in found.items() if kind in _KINDS_OF_NUMBERS and n != "seed"}
+
+
+_OTHERS = {one.name for kind in (DataSettings, PairSettings, TrainSettings) for one in dataclasses.fields(kind)} - {
+    *_numbers(PairSettings),
+    *_numbers(TrainSettings),
+}
+"""Settings that no axis can have: words, switches, what the images are."""
 
 
 def check_seeds(count: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from reldistill.core.safe_read import Unreadable, read_file
 @contextlib.contextmanager
 def importable_beside(path: Path) -> Iterator[None]:
     """Let a user's file import its neighbours, as it can when run as a script."""
-    folder = str(path.resolve().parent)
+    folder = os.path.dirname(os.path.realpath(path))
     sys.path.insert(0, folder)
     try:
         yield
@@ -40,9 +41,9 @@ def run_file(path: Path, *, what: str) -> ModuleType:
     try:
         content = read_file(path)
     except Unreadable as error:
-        said = "no such Python file: " if not path.exists() else ""
+        said = "no such Python file: " if not os.path.lexists(path) else ""
         raise UserError(f"{what}: {said}{path}{'' if said else f' {error}'}") from None
-    digest = hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]
+    digest = hashlib.sha256(os.path.realpath(path).encode() + content).hexdigest()[:16]
     name = f"reldistill_file_{path.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]

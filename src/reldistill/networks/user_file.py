@@ -94,6 +94,8 @@ def _said(value: Any) -> str:
 
 
 def _accepts(function: Callable[..., Any], name: str) -> bool:
+    if getattr(function, "__init__", None) is nn.Module.__init__:  # takes whatever it is given, and refuses it
+        return False
     parameters = inspect.signature(function).parameters
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return any(p.kind is p.VAR_KEYWORD or (p.name == name and p.kind in by_name) for p in parameters.values())

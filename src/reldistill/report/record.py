@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -224,7 +225,7 @@ def write_record(path: str | Path, record: RunRecord) -> Path:
 def read_record(path: str | Path) -> RunRecord:
     """The record of a run folder (or of a `.json` path); UserError in one line where it cannot be had."""
     source = _record_path(Path(path))
-    if not source.exists():
+    if not os.path.lexists(source):
         raise UserError(f"no record at {source}: give a run folder, the one that --out named")
     try:
         raw = escaped(parse_json(read_file(source)))

@@ -64,7 +64,7 @@ def distill(
     with claimed(out, settings, resume=resume) as previous:
         if previous is not None and previous.status == "finished":
             return with_report(previous, out)
-        training = as_begun(training, previous)
+        training = as_begun(training, out)
         images = images or read_images(data, training, models=(networks.student, networks.teacher))
         training = with_batches(training, images)
         settings |= flat_settings(training)

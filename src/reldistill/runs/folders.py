@@ -62,7 +62,7 @@ def _threads_of(record: RunRecord | None) -> Iterator[None]:
 
 
 def _previous(out: Path, settings: dict[str, Any], *, resume: bool) -> RunRecord | None:
-    if not (out / RECORD_FILE).exists():
+    if not os.path.lexists(out / RECORD_FILE):
         return None
     if not resume:
         raise UserError(f"{out} already holds a run: continue it with --resume, or give another --out")
@@ -118,12 +118,11 @@ def refuse_changes(before: Mapping[str, Any], settings: Mapping[str, Any], *, wh
             )
 
 
-def as_begun(training: TrainSettings, before: RunRecord | None) -> TrainSettings:
-    """The settings with what was settled when the run on record began."""
-    if before is None:
-        return training
-    open_ones = [name for name in LEFT_OPEN if getattr(training, name) is None]
-    return dataclasses.replace(training, **{name: before.settings[name] for name in open_ones})
+def as_begun(training: TrainSettings, out: Path) -> TrainSettings:
+    """The settings with what was settled when the run in a folder began, where one did."""
+    before = recorded_settings(str(out))
+    settled = [name for name in LEFT_OPEN if getattr(training, name) is None and name in before]
+    return dataclasses.replace(training, **{name: before[name] for name in settled})
 
 
 def rank() -> int:

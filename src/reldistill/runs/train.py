@@ -36,7 +36,7 @@ def train(
     with claimed(out, settings, resume=resume) as previous:
         if previous is not None and previous.status == "finished":
             return with_report(previous, out)
-        training = as_begun(training, previous)
+        training = as_begun(training, out)
         task, images = task_of(data), read_images(data, training)
         training = with_batches(training, images)
         settings |= flat_settings(training)

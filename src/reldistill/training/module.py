@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -128,7 +129,8 @@ class DistillationModule(L.LightningModule):
         """One step's total loss."""
         if self.teacher_cache is not None:
             batch = self.teacher_cache.complete(batch, self.distiller.ask_teacher)
-        output = self.distiller(batch, progress=self.progress)
+        with _one_value_a_channel():
+            output = self.distiller(batch, progress=self.progress)
         if not torch.isfinite(output.total):
             self._stop_not_finite({**output.parts, "total": output.total})
         for name, value in {**output.parts, "total": output.total.detach()}.items():
@@ -236,6 +238,20 @@ class DistillationModule(L.LightningModule):
             f"the loss is not finite at batch {self.batches_done + 1}, in {bad[0]}: lower the learning rate or that "
             f"part's weight, or train with --precision 32-true"
         )
+
+
+@contextlib.contextmanager
+def _one_value_a_channel() -> Iterator[None]:
+    """Say what batch norm can't do in words that help; torch says it of a shape."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise UserError(
+            "a batch norm meets a map of one cell in a batch of one image, so there is nothing to normalise by: give a "
+            "larger --batch-size (at least 2 on each device) or a larger --image-size"
+        ) from error
 
 
 def own_module(module: L.LightningModule) -> DistillationModule:

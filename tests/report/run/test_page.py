@@ -214,6 +214,15 @@ def test_warnings_name_their_runs(tmp_path: Path, make_record) -> None:
     assert "3 unreadable images were left out" in words
 
 
+def test_the_page_says_what_of_the_data_is_not_used(tmp_path: Path, make_record) -> None:
+    record = make_record("kd")
+    record.data.left_out = {".heic files": 3, "files in <b>extra/": 1}
+    write_record(tmp_path / "kd", record)
+    text, page = rendered(tmp_path, tmp_path / "report.html")
+    assert "Not used: 3 .heic files" in " ".join(page.words)
+    assert "<b>extra" not in text
+
+
 def test_the_page_says_what_differs_between_runs_once(tmp_path: Path, make_record) -> None:
     for seed in (0, 1):
         write_record(tmp_path / str(seed), make_record("kd", seed=seed))

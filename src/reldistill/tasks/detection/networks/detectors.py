@@ -46,6 +46,7 @@ _SYNONYMS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
+_DRY_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,9 @@ def load_detector(
     backbone = pretrained_backbone and state is None
     with told_in_one_line(what, arguments or {}, downloads=backbone), impatient(hub=backbone):
         module = make_detector(name, num_outputs=len(known), pretrained_backbone=backbone, **chosen)
+        width, height = module.transform.fixed_size or (_DRY_SIDE, _DRY_SIDE)  # type: ignore[union-attr, misc]
         with torch.no_grad():
-            module.eval().backbone(torch.zeros(1, 3, 64, 64))  # type: ignore[operator]
+            module.eval().backbone(torch.zeros(1, 3, height, width))  # type: ignore[operator]
         module.train()
     if state is not None:
         _load(module, state, what=what, path=weights or "torchvision's", fresh=fresh)
