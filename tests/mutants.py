@@ -81,6 +81,27 @@ MUTANTS = (
         "networks/test_saved.py",
     ),
     Mutant(
+        "cards: a file that only a card names is run",
+        "core/trust.py",
+        "if not is_from_outside(name) or name in _named:",
+        "if name:",
+        "networks/test_cards.py::test_a_card_runs_no_file",
+    ),
+    Mutant(
+        "class order: the other way round",
+        "networks/class_order.py",
+        "return [place[name] for name in classes]",
+        "return [list(classes).index(name) for name in trained_on]",
+        "networks/test_class_order.py",
+    ),
+    Mutant(
+        "copies: equal sizes will do",
+        "data/copies.py",
+        "digest(key) == digest(other)",
+        "len(digest(key)) == len(digest(other))",
+        "data/test_copies.py",
+    ),
+    Mutant(
         "fgd: the weights for FCOS are RetinaNet's",
         "detection/methods.py",
         "name: 1.6 * weight for name",
