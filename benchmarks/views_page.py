@@ -18,9 +18,9 @@ TITLE = "## How many views of an image are enough"
 TEXT = (
     "What `--views` and a teacher cache cost: the epochs cycle through so many random changes of every image, or each "
     "has new ones. {epochs} epochs of a one-cycle schedule, whose rate ends at 0; in the last tenth the student alone "
-    "moves by {moved} points or less on the validation images, which on so few is noise. One seed. Beside each accuracy "
-    "on the test images its difference to that of ever new views, with the 95 % interval over the choice of test images. "
-    "The default of `--views` with `--cache-teacher` is the fewest that cost nothing beyond noise."
+    "moves by {moved} points or less on the validation images, which on so few is noise. One seed. Beside each "
+    "accuracy on the test images its difference to that of ever new views, with the 95 % interval over the choice of "
+    "test images. The default of `--views` with `--cache-teacher` is the fewest that cost nothing beyond noise."
 )
 COMMANDS = (
     "python -m benchmarks.subset cifar10-jpeg.zip cifar10-4k.zip --images 400 --val test",
