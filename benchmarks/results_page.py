@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import comparisons_page, speed_page
+from benchmarks import comparisons_page, speed_page, views_page
 from benchmarks.comparisons_page import Commands
 from benchmarks.weights import GRID
 from reldistill.report.record import RunRecord, find_runs, read_record
@@ -62,6 +62,8 @@ def page() -> str:
             sections += [title, text, _table(records), "\n**In words**\n", _bullets(verdict(records))]
             commands.add(title, [row.command for row in comparison_table(records) if row.command])
     sections += comparisons_page.sections(RESULTS, commands)
+    if (RESULTS / "views").is_dir():
+        sections += [views_page.section(RESULTS / "views", commands)]
     if (RESULTS / "weights.json").is_file():
         sections += [_weights(json.loads((RESULTS / "weights.json").read_text()), commands)]
     if (RESULTS / "steps.json").is_file():

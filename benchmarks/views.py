@@ -22,7 +22,8 @@ from reldistill.core.run_files import RECORD_FILE
 from reldistill.report.comparison.cell_records import ARRAYS_FILE, REFERENCE, TEST_FILE
 
 RESULTS = Path(__file__).parent / "results"
-_KEPT = ("compare.json", f"{REFERENCE}.json", RECORD_FILE, TEST_FILE, ARRAYS_FILE)
+_ENDS = ("compare.json", f"{REFERENCE}.json", TEST_FILE)
+_KEPT = (*_ENDS, RECORD_FILE, ARRAYS_FILE)
 
 
 def command(views: str, *, methods: list[str], seeds: int, out: str, options: list[str]) -> list[str]:
@@ -33,12 +34,13 @@ def command(views: str, *, methods: list[str], seeds: int, out: str, options: li
 
 
 def keep(out: Path) -> None:
-    """Copy the records, without the reference's arrays, which only cells that are still to come need."""
-    for path in sorted(out.rglob("*")):
-        if path.name in _KEPT and not (path.parent.name == REFERENCE and path.name == ARRAYS_FILE):
-            target = RESULTS / f"views-{path.relative_to(out)}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    """Copy the records of what is finished, without the reference's arrays, which only cells that are to come need."""
+    for folder in (file.parent for name in _ENDS for file in out.rglob(name)):
+        for name in _KEPT:
+            if (folder / name).is_file() and (folder.name, name) != (REFERENCE, ARRAYS_FILE):
+                target = RESULTS / "views" / folder.relative_to(out) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, target)
 
 
 def main() -> int:

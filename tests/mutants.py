@@ -392,6 +392,20 @@ MUTANTS = (
         "training/test_keeper.py",
     ),
     Mutant(
+        "views: a run without a cache sees new ones",
+        "runs/fit.py",
+        'images.train.cycle_views(run.settings["views"])',
+        'images.train.cycle_views(run.settings["views"] if cache else None)',
+        "comparison/test_same_images.py::test_of_a_comparison",
+    ),
+    Mutant(
+        "spectrum: isolated vertices stay among the others",
+        "relations/normalised_graph.py",
+        "ISOLATION = 1.5",
+        "ISOLATION = 0.0",
+        "losses/test_sekd_dead_channels.py::test_the_spectrum_is_that_of_the_others",
+    ),
+    Mutant(
         "teacher cache: always the first view",
         "training/keeper.py",
         "self.epoch % pl_module.teacher_cache.views",

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from small_runs import DISTILL, TRAIN, reldistill, with_options, write_world
+from small_runs import DISTILL, TRAIN, environment, reldistill, with_options, write_world
 
 pytestmark = pytest.mark.slow
 
@@ -83,3 +88,61 @@ def test_only_the_first_process_writes_and_speaks(answers: tuple[Path, dict[int,
         assert found[2].stderr.count(line) == found[1].stderr.count(line) == 1
     assert "Warning" not in found[2].stderr
     assert "site-packages" not in found[2].stderr
+
+
+@pytest.mark.parametrize("killed", ["the first", "the other"])
+def test_a_killed_process_ends_the_other_with_one_line(answers: tuple[Path, dict[int, Any]], killed: str) -> None:
+    folder, _ = answers
+    out = killed.split()[-1]
+    options = with_options(COMMAND, devices=2, epochs=500, out=out)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reldistill", *options],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until = time.monotonic() + 120
+        while not (folder / out / "last.ckpt").is_file() and time.monotonic() < until:
+            time.sleep(0.1)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (other,) = [int(child) for child in children if b"reldistill" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        os.kill(process.pid if killed == "the first" else other, signal.SIGKILL)
+        said = process.communicate(timeout=60)[1]  # until both have closed it
+    finally:
+        process.kill()
+    assert "Traceback" not in said
+    if killed == "the other":
+        assert process.returncode == 2
+        line = "reldistill: process 2 of 2 was ended by signal 9, so the run ends; the same command with --resume"
+    else:
+        line = "reldistill: the first of the run's processes is gone, so the run ends; the same command with --resume"
+    assert said.count("so the run ends") == said.count(line) == 1
+    assert not Path(f"/proc/{other}").exists() or "Z" in Path(f"/proc/{other}/stat").read_text()
+
+
+def test_a_run_continues_on_as_many_devices_as_it_began_on(answers: tuple[Path, dict[int, Any]]) -> None:
+    folder, _ = answers
+    record = folder / "2" / "record.json"
+    before = record.read_text()
+    environment_of = json.loads(before)["environment"]
+    assert (environment_of["devices"], environment_of["nodes"]) == (2, 1)
+    record.write_text(json.dumps({**json.loads(before), "status": "stopped"}))
+    try:
+        done = reldistill(*with_options(COMMAND, devices=1, out=2, resume=True), cwd=folder)
+    finally:
+        record.write_text(before)
+    assert done.returncode == 2
+    assert "the run in 2 began on 2 devices, not 1, and would end otherwise" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it is not refused")
+def test_batch_norm_over_processes_of_a_cpu_is_refused(answers: tuple[Path, dict[int, Any]]) -> None:
+    folder, _ = answers
+    done = reldistill(*with_options(COMMAND, devices=2, out="synced", sync_batch_norm=True), cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("reldistill: --sync-batch-norm needs GPUs")
+    assert not (folder / "synced").exists()

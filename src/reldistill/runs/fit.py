@@ -39,10 +39,11 @@ from reldistill.training.checkpoint import BEST, LAST, restore_weights, unpack
 from reldistill.training.keeper import METRICS_FILE, RunKeeper, metrics_csv
 from reldistill.training.module import DistillationModule
 from reldistill.training.progress import say
+from reldistill.training.ranks import Ranks
 from reldistill.training.settings import TrainSettings
 from reldistill.training.signals import usr1_ends_training
 from reldistill.training.teacher_cache import TeacherCache
-from reldistill.training.trainer import Loaders, make_trainer, quiet_writers, resolve_precision
+from reldistill.training.trainer import Loaders, device_count, make_trainer, quiet_writers, resolve_precision
 
 REPORT_FILE = "report.html"
 _NAMED = 10  # of the images that are left out
@@ -93,19 +94,21 @@ def fit(
     module = _module(distiller, images, training, task=run.task)
     module.teacher_cache = cache
     images.train.cycle_views(run.settings["views"])
-    record = _record(run, module, images, precision=precision)
+    record = _record(run, module, images, training, precision=precision)
     if run.previous is not None:
         _refuse_other_weights(run.previous, record, out=run.out)
+        _refuse_other_devices(run.previous, record, out=run.out)
     keeper = _keeper(run, record, images, training)
     label = run.method if run.teacher else run.student.card.name
     trainer = make_trainer(training, precision=precision, out=run.out, keeper=keeper, label=label)
     if trainer.is_global_zero:
         write_record(run.out, record)
     with contextlib.closing(images.train), contextlib.closing(images.val):
-        loaders = Loaders(keeper, images)
-        with usr1_ends_training() as signals, _stopped_on_error(record, run.out, trainer, signals):
+        loaders, ranks = Loaders(keeper, images), Ranks(trainer)
+        with usr1_ends_training() as signals, _stopped_on_error(record, run.out, trainer, signals, ranks):
             if keeper.epochs_left > 0:
-                trainer.fit(module, datamodule=loaders)
+                with ranks.watched():
+                    trainer.fit(module, datamodule=loaders)
             else:  # killed after its last epoch: what is drawn is what that epoch left
                 restore_weights(unpack(run.out / LAST), module)
                 trainer.validate(module, datamodule=loaders, verbose=False)
@@ -116,7 +119,9 @@ def fit(
 
 
 @contextlib.contextmanager
-def _stopped_on_error(record: RunRecord, out: Path, trainer: L.Trainer, signals: Sequence[int]) -> Iterator[None]:
+def _stopped_on_error(
+    record: RunRecord, out: Path, trainer: L.Trainer, signals: Sequence[int], ranks: Ranks
+) -> Iterator[None]:
     """The record says so where training ends by an error; a user's error names the last good checkpoint."""
     try:
         with quiet_writers():
@@ -133,6 +138,8 @@ def _stopped_on_error(record: RunRecord, out: Path, trainer: L.Trainer, signals:
         if isinstance(error, SIGTERMException):
             say("stopped by a signal: the same command with --resume continues from the last checkpoint")
             raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM)) from error
+        if isinstance(error, RuntimeError) and (lost := ranks.lost(wait=2.0)) is not None:
+            raise UserError(ranks.ended(lost)) from error
         if isinstance(error.__context__, KeyboardInterrupt):  # the Trainer makes SystemExit of it
             raise KeyboardInterrupt from error
         raise
@@ -152,6 +159,16 @@ def _refuse_other_weights(before: RunRecord, now: RunRecord, *, out: Path) -> No
             who = "network" if before.teacher is None else role
             what = f"the {who}'s weights ({is_now.pretrained})"
             _refuse_change(what, was.weights_sha256, is_now.weights_sha256, out=out)
+
+
+def _refuse_other_devices(before: RunRecord, now: RunRecord, *, out: Path) -> None:
+    """UserError where another number of processes would train: batch norm sees another part of a batch in each."""
+    was, is_now = (record.environment.get("processes") for record in (before, now))
+    if was not in (None, is_now):
+        raise UserError(
+            f"the run in {out} began on {was} device{'s' * (was != 1)}, not {is_now}, and would end otherwise: batch "
+            f"norm's statistics are of a device's part of a batch; give as many --devices, or another --out"
+        )
 
 
 def _refuse_change(what: str, before: str | None, now: str | None, *, out: Path) -> None:
@@ -285,7 +302,9 @@ def _drawn_levels(run: Run, distiller: Distiller, teacher: OpenedNetwork, images
 # What the record says ------------------------------------------------------------------------------------------------
 
 
-def _record(run: Run, module: DistillationModule, images: Images, *, precision: str) -> RunRecord:
+def _record(
+    run: Run, module: DistillationModule, images: Images, training: TrainSettings, *, precision: str
+) -> RunRecord:
     teacher = run.teacher
     return RunRecord(
         version=reldistill.__version__,
@@ -303,7 +322,7 @@ def _record(run: Run, module: DistillationModule, images: Images, *, precision: 
         teacher=None if teacher is None else _network_record(teacher.network, teacher.score),
         data=data_record(images),
         terms=[_term_record(term) for term in module.distiller.terms if isinstance(term, Term)],
-        environment=_environment(precision),
+        environment=_environment(training, precision),
         notes=[*_skipped(images), *notes_of(images), *(() if teacher is None else teacher.notes)],
         folder=run.out,
     )
@@ -347,7 +366,8 @@ def _term_record(term: Term) -> TermRecord:
     return TermRecord(term.name, term.named_weights, ", ".join(term.student_places), ", ".join(term.teacher_places))
 
 
-def _environment(precision: str) -> dict[str, Any]:
+def _environment(training: TrainSettings, precision: str) -> dict[str, Any]:
+    devices = int(device_count(training))
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -355,6 +375,9 @@ def _environment(precision: str) -> dict[str, Any]:
         "lightning": L.__version__,
         "timm": timm.__version__,
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
+        "devices": devices,
+        "nodes": training.nodes,
+        "processes": devices * training.nodes,
         "precision": precision,
         "threads": torch.get_num_threads(),
     }

@@ -159,6 +159,7 @@ class TrainSettings:
         accelerator: where to run.
         devices: how many devices (with the CPU: processes), or auto.
         nodes: how many machines.
+        sync_batch_norm: take batch norm's statistics over all devices, as one device would; needs GPUs.
         seed: of the initial weights, the order of the images, augmentation and dropout.
         checkpoint_every: steps between checkpoints within an epoch; one is written after every epoch anyway.
         channels_last: memory layout of images and weights.
@@ -184,6 +185,7 @@ class TrainSettings:
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | str = "auto"
     nodes: int = 1
+    sync_batch_norm: bool = False
     seed: int = 0
     checkpoint_every: int = 0
     channels_last: bool = True

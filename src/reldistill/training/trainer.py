@@ -40,7 +40,7 @@ def resolve_precision(precision: str, accelerator: str = "auto") -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def device_count(training: TrainSettings) -> int | str:
+def device_count(training: TrainSettings) -> int:
     """How many devices a run uses: `auto` is all GPUs, or one CPU process."""
     if training.devices == "auto":
         return torch.cuda.device_count() if has_gpu(training.accelerator) else 1
@@ -65,12 +65,15 @@ def make_trainer(training: TrainSettings, *, precision: str, out: Path, keeper: 
         loggers.append(_wandb(out, keeper.record))
     devices = device_count(training)
     many = devices != 1 or training.nodes > 1
+    if many and training.sync_batch_norm and not has_gpu(training.accelerator):
+        raise UserError("--sync-batch-norm needs GPUs: between processes on a CPU torch has no such batch norm")
     try:
         return L.Trainer(
             accelerator=training.accelerator,
             devices=devices,
             num_nodes=training.nodes,
             strategy="ddp" if many else "auto",
+            sync_batchnorm=training.sync_batch_norm,
             precision=precision,  # type: ignore[arg-type]
             max_epochs=max(keeper.epochs_left, 1),
             accumulate_grad_batches=training.accumulate,
