@@ -203,7 +203,8 @@ def zoom(axes: Axes, curves: Iterable[Sequence[float]], levels: Iterable[float])
     late = np.concatenate([np.asarray(values, dtype=float)[len(values) // 3 :] for values in curves])
     low, high = float(late.min()), max(float(late.max()), *levels, 0.0)
     room = max(high - low, 1.0)
-    axes.set_ylim(max(low - 0.1 * room, 0.0), min(high + 0.08 * room, 100.0 + 0.02 * room))
+    floor = low - 0.1 * room
+    axes.set_ylim(floor if low < 0 else max(floor, 0.0), min(high + 0.08 * room, 100.0 + 0.02 * room))
 
 
 def name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
