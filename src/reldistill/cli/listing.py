@@ -145,7 +145,10 @@ def _models() -> list[dict[str, Any]]:
     from reldistill.tasks.base import task_named
 
     of_tasks = [entry for name in task_names() for entry in task_named(name).networks()]
-    return [{"name": e.name, "source": e.source, "note": e.note} for e in (*list_networks(), *of_tasks)]
+    return [
+        {"name": e.name, "source": e.source, "licence": e.licence, "note": e.note}
+        for e in (*list_networks(), *of_tasks)
+    ]
 
 
 def _recipes() -> list[dict[str, Any]]:

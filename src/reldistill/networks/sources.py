@@ -17,6 +17,13 @@ from torch import nn
 from reldistill.core.checks import UserError, one_line
 from reldistill.core.trust import HUB_PREFIXES
 
+
+def published_licence(name: str, source: str) -> str | None:
+    """The licence that timm names for its weights of a network; None where it names none, and of torchvision's."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True) if source == "timm" else None
+    return config.license if config is not None and config.license not in (None, "unknown") else None
+
+
 Triple = tuple[float, float, float]
 _CONNECT_SECONDS = 5.0
 _STALL_SECONDS = 15.0

@@ -25,7 +25,7 @@ from reldistill.core.tasks import task_naming
 from reldistill.core.trust import FILE, HUB_PREFIXES
 from reldistill.networks import cifar
 from reldistill.networks.headless import head_weights, without_head
-from reldistill.networks.sources import BuiltNetwork, Source, TimmSource, TorchvisionSource
+from reldistill.networks.sources import BuiltNetwork, Source, TimmSource, TorchvisionSource, published_licence
 from reldistill.networks.user_file import FileSource
 from reldistill.networks.weights import fitting_names, load_weights, mismatch, read_weights
 
@@ -74,11 +74,13 @@ class ListedNetwork:
         name: the name.
         source: who defines the network.
         note: what could be confused about it, or "".
+        licence: of the weights that are published by that name, as far as their publisher names it.
     """
 
     name: str
     source: Literal["reldistill", "timm", "torchvision"]
     note: str = ""
+    licence: str = ""
 
 
 def load_network(
@@ -184,7 +186,12 @@ def list_networks(pattern: str = "") -> list[ListedNetwork]:
     own = set(cifar.REGISTERED.values())
     namesakes = {name: registered for name, registered in cifar.REGISTERED.items() if registered != name}
     from_timm = [
-        ListedNetwork(name, "timm", f"for ImageNet; {namesakes[name]} is for CIFAR" if name in namesakes else "")
+        ListedNetwork(
+            name,
+            "timm",
+            f"for ImageNet; {namesakes[name]} is for CIFAR" if name in namesakes else "",
+            published_licence(name, "timm") or "",
+        )
         for name in timm.list_models()
         if name not in own
     ]

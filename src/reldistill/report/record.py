@@ -61,6 +61,7 @@ class NetworkRecord:
         pretrained: where its starting weights came from in words, e.g. `no`, `timm`, or a file name.
         weights_sha256: of the file that held the starting weights, where there was one.
         score: before training, on the validation images, percent (the teacher's is its score, full stop).
+        licence: of its starting weights, "unknown: …" where nobody says; None where they are random.
         seconds_per_image: forward pass on the run's device.
     """
 
@@ -70,6 +71,7 @@ class NetworkRecord:
     pretrained: str = "no"
     weights_sha256: str | None = None
     score: float | None = None
+    licence: str | None = None
     seconds_per_image: float | None = None
 
 

@@ -30,6 +30,7 @@ from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.record import DataRecord, NetworkRecord, RunRecord, TermRecord, write_record
 from reldistill.report.run.render import render_html
 from reldistill.runs.folders import command_line, now, rank
+from reldistill.runs.licences import licence_of, licence_warnings
 from reldistill.runs.opening import Teacher
 from reldistill.runs.relation_pictures import write_relation_pictures
 from reldistill.step.distiller import Distiller
@@ -103,6 +104,8 @@ def fit(
     trainer = make_trainer(training, precision=precision, out=run.out, keeper=keeper, label=label)
     if trainer.is_global_zero:
         write_record(run.out, record)
+        for warning in licence_warnings((record.student, record.teacher)):
+            say(warning)
     with contextlib.closing(images.train), contextlib.closing(images.val):
         loaders, ranks = Loaders(keeper, images), Ranks(trainer)
         with usr1_ends_training() as signals, _stopped_on_error(record, run.out, trainer, signals, ranks):
@@ -306,6 +309,10 @@ def _record(
     run: Run, module: DistillationModule, images: Images, training: TrainSettings, *, precision: str
 ) -> RunRecord:
     teacher = run.teacher
+    networks = (
+        _network_record(run.student, None),
+        None if teacher is None else _network_record(teacher.network, teacher.score),
+    )
     return RunRecord(
         version=reldistill.__version__,
         command=command_line(),
@@ -318,12 +325,17 @@ def _record(
             "used_lr": module.lr,
             "used_weight_decay": module.weight_decay,
         },
-        student=_network_record(run.student, None),
-        teacher=None if teacher is None else _network_record(teacher.network, teacher.score),
+        student=networks[0],
+        teacher=networks[1],
         data=data_record(images),
         terms=[_term_record(term) for term in module.distiller.terms if isinstance(term, Term)],
         environment=_environment(training, precision),
-        notes=[*_skipped(images), *notes_of(images), *(() if teacher is None else teacher.notes)],
+        notes=[
+            *_skipped(images),
+            *notes_of(images),
+            *(() if teacher is None else teacher.notes),
+            *licence_warnings(networks),
+        ],
         folder=run.out,
     )
 
@@ -357,6 +369,7 @@ def _network_record(network: OpenedNetwork, score: float | None) -> NetworkRecor
         parameters=sum(p.numel() for p in network.extractor.network.parameters()),
         input_size=network.card.input_size,
         pretrained=network.pretrained,
+        licence=licence_of(network),
         weights_sha256=network.weights_sha256,
         score=score,
     )

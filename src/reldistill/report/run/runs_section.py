@@ -200,7 +200,8 @@ def _networks(records: Sequence[RunRecord]) -> str:
             side = network.input_size
             words = f"{network.name}: {network.parameters:,} parameters, input {side} × {side} px"
             start = "random" if network.pretrained == "no" else network.pretrained
-            found[role, f"{words}, starting weights: {start}{weights}{speed}"] = None
+            licence = f", licence {network.licence}" if network.licence else ""
+            found[role, f"{words}, starting weights: {start}{licence}{weights}{speed}"] = None
     lines = (f"<dt>{role}</dt><dd>{html.escape(words)}</dd>" for role, words in sorted(found))
     return f"<dl>{''.join(lines)}</dl>"
 
