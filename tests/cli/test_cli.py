@@ -288,7 +288,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(TRAIN, model="nowhere.py:net"), "no such Python file: nowhere.py"),
     (with_options(TRAIN, model="resnet9"), "no such network: did you mean resnet8"),
     (with_options(TRAIN, model_arguments='{"depth": 3}'), "takes no argument 'depth'"),
-    (with_options(TRAIN, model="two"), "student two: no such network"),
+    (with_options(TRAIN, model="two"), "network two: no such network"),
     (with_options(TRAIN, lr=1e12, epochs=3), "the loss is not finite at batch"),
     (with_options(KD, method="wishful"), "method 'wishful' is not known: there are none, kd"),
     (with_options(KD, method="serkd", levels="layer9:layer2"), "level 'layer9' not in nets.py:small"),

@@ -27,20 +27,14 @@ def test_scalars_are_those_of_yaml_1_2(text: str) -> None:
     assert type(found) is type(YAML_12[text])
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
-)
+text = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]))  # what an option may be
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3))
 
 
 @given(values)
 def test_what_is_dumped_is_read_again(value: Any) -> None:
-    try:
-        value_as_text = dump_yaml({"a": value})
-        value_as_text.encode()
-    except UnicodeEncodeError:
-        return
-    assert parse_yaml(value_as_text) == {"a": value}
+    assert parse_yaml(dump_yaml({"a": value})) == {"a": value}
 
 
 @pytest.mark.parametrize("name", [*YAML_12, "1e2", "3", "1.5", "-", "? a", "#", " a", "a: b", "\n", ""])

@@ -107,7 +107,7 @@ def test_dry_run_leaves_no_trace() -> None:
         ("resnet5O", r"^model resnet5O: no such network: did you mean resnet5.* or .*\(see: reldistill list models"),
         ("wrn-16-3", "did you mean .*wrn_16_2"),
         ("torchvision/resnet20", "did you mean torchvision/resnet50"),
-        ("zzzzzzzzzz", r"no such network: \(see"),
+        ("zzzzzzzzzz", r"no such network \(see"),
         ("some/folder", "no such network"),
         ("odd:name", "no such network"),
         ("resnet50.no_such_tag", r"timm has no such weights; it has .*resnet50\.a1_in1k"),

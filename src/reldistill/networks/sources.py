@@ -205,7 +205,8 @@ def told_in_one_line(what: str, arguments: Mapping[str, Any], *, downloads: bool
         if downloads and _is_download_error(error):
             raise UserError(
                 f"{what}: its pretrained weights could not be downloaded ({one_line(error, limit=100)}): "
-                f"check the connection, or give the weights as a file"
+                f"check the connection, or give the weights as a file (--teacher-weights, --student-weights or "
+                f"--model-weights)"
             ) from error
         said = f" with {', '.join(f'{k}={v!r}' for k, v in arguments.items())}" if arguments else ""
         raise UserError(f"{what} could not be made{said}: {one_line(error)}") from error

@@ -90,7 +90,7 @@ class FileSource:
 def _said(value: Any) -> str:
     if value is None:
         return "None"
-    return f"the class {value.__name__}, not made" if isinstance(value, type) else f"a {type(value).__name__}"
+    return f"the class {value.__name__}, not made" if isinstance(value, type) else type(value).__name__
 
 
 def _accepts(function: Callable[..., Any], name: str) -> bool:

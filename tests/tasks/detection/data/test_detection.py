@@ -336,7 +336,7 @@ def test_unclear_coco_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no annotation file; expected annotations/instances_train"):
         load(f"coco:{root}")
     (root / "annotations" / "instances_train.json").write_text("{")
-    with pytest.raises(UserError, match=r"instances_train\.json: not JSON"):
+    with pytest.raises(UserError, match=r"instances_train\.json: is not JSON"):
         load(f"coco:{root}")
 
 
