@@ -91,7 +91,10 @@ def _gradient_by_adjacency(
     moved[..., -1].add_(2.0 * DEFLATION)
     pull, moved_pull = (dropped @ torch.cat([along, moved[..., rank:, None] * along], dim=-1)).chunk(2, dim=-1)
     to_edges = gradient_by_edges(kept, pull, kept * moved[..., None, :rank], moved_pull, inverse)
-    return to_edges / 2 if weights == "shifted" else torch.where(adjacency < 0, 0.0, to_edges)
+    if weights == "positive":
+        return torch.where(adjacency < 0, 0.0, to_edges)
+    isolated = inverse == 0
+    return (to_edges / 2).masked_fill_(isolated | isolated.mT, 0.0)
 
 
 class _Projector(torch.autograd.Function):

@@ -200,7 +200,10 @@ def _by_adjacency(
     gradient = gradient_by_edges(vectors[..., :rank], pull, images[..., :rank], moved_pull, inverse)
     if clipped:
         gradient.masked_fill_(adjacency < 0, 0.0)
-    return (gradient if weights == "positive" else gradient.mul_(0.5),)
+    if weights == "shifted":
+        isolated = inverse == 0
+        gradient.mul_(0.5).masked_fill_(isolated | isolated.mT, 0.0)
+    return (gradient,)
 
 
 @_pull.register_fake
