@@ -16,7 +16,8 @@ from reldistill.training.defaults import DEFAULTS
 if TYPE_CHECKING:
     from reldistill.data.image_data import ImageData
     from reldistill.methods.build import TermSource
-    from reldistill.networks.saved import NetworkCard, OpenedNetwork
+    from reldistill.networks.cards import NetworkCard
+    from reldistill.networks.saved import OpenedNetwork
     from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.features.objective import FeatureTransfer
     from reldistill.training.settings import DataSettings, TrainSettings
