@@ -1,18 +1,19 @@
-"""A task of one's own in one file: the radius of a disc, from an image of it.
+"""A task of your own in one file: the radius of a disc, from an image of it.
 
     reldistill train --task my_task.py:Discs --data discs:600 --model resnet8 --out runs/teacher
     reldistill compare --task my_task.py:Discs --data discs:600 --teacher runs/teacher --student resnet8 \\
         --methods none fitnets serkd --out runs/compare
 
-What each part is for stands in `reldistill.tasks.base.Task`.
+`reldistill.tasks.base.Task` says what each part is for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,14 +22,19 @@ from torch.nn import functional
 
 from reldistill import Batch, UserError
 from reldistill.core.types import Features, FeatureSource, Wanted
-from reldistill.data.loader import Loader
+from reldistill.data.images import test_loader
+from reldistill.data.loader import BatchPlan, Loader
 from reldistill.methods.build import LevelTerms
-from reldistill.networks.saved import open_network
+from reldistill.networks.cards import NetworkCard
+from reldistill.networks.saved import OpenedNetwork, open_network
+from reldistill.networks.zoo import ListedNetwork, Role
 from reldistill.relations.across_ranks import sum_over_ranks
 from reldistill.report.draws import draws
+from reldistill.report.record import RunRecord
 from reldistill.report.task_report import Score, Section, TaskReport
-from reldistill.tasks.base import Companions, GraphForm
+from reldistill.tasks.base import Companions, FinishedRun, GraphForm
 from reldistill.training.defaults import DEFAULTS
+from reldistill.training.settings import DataSettings, TrainSettings
 
 SIDE = 16
 GUESSES = "guesses.npy"
@@ -68,10 +74,10 @@ class DiscPixels:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, seed: int, epoch: int, plans: Sequence[object]) -> Iterator[Batch]:
+    def batches(self, seed: int, epoch: int, plans: Sequence[BatchPlan]) -> Iterator[Batch]:
         """The planned batches, in order."""
         for plan in plans:
-            mine = plan.indices[plan.mine]  # type: ignore[attr-defined]
+            mine = plan.indices[plan.mine]
             yield Batch(self.images[mine], Radii(self.radii[mine]), mine)
 
     def close(self) -> None:
@@ -127,8 +133,8 @@ class Explained:
     @torch.no_grad()
     def update(self, network: FeatureSource, batch: Batch) -> None:
         """Measure one batch."""
-        said = guesses(network.ask(batch.images, Wanted()))
-        self.rows.append(torch.stack([said.double(), batch.targets_as(Radii).values.double()], dim=1).cpu())
+        guess = guesses(network.ask(batch.images, Wanted()))
+        self.rows.append(torch.stack([guess.double(), batch.targets_as(Radii).values.double()], dim=1).cpu())
 
     def values(self) -> dict[str, float]:
         """`explained` and `error`; every process has to ask."""
@@ -146,11 +152,11 @@ class Explained:
         return GUESSES
 
 
-def guesses(said: Features) -> Tensor:
-    """The one number that a network says of each image."""
-    if said.logits is None:
+def guesses(features: Features) -> Tensor:
+    """The one number that a network predicts for each image."""
+    if features.logits is None:
         raise ValueError("the radius is read off the logits: ask for them")
-    return said.logits[:, 0].float()
+    return features.logits[:, 0].float()
 
 
 def explained(pairs: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -166,9 +172,9 @@ class DiscLook:
 
     calibration_error: float | None = None
 
-    def __init__(self, network, images, training) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, network: OpenedNetwork, images: DiscImages, training: TrainSettings) -> None:
         measured = Explained()
-        for batch in images.test:
+        for batch in test_loader(images):
             measured.update(network.extractor.eval(), batch)
         self.score = measured.values()["explained"]
         self.pairs = measured.pairs.numpy()
@@ -184,7 +190,7 @@ class DiscLook:
         return {"agreement": None, "calibration_error": None, "correlation_gap": None}
 
     @classmethod
-    def features_of(cls, network, images, training) -> Iterator[np.ndarray]:  # type: ignore[no-untyped-def]
+    def features_of(cls, network: OpenedNetwork, images: DiscImages, training: TrainSettings) -> Iterator[np.ndarray]:
         """None are drawn."""
         yield from ()
 
@@ -203,7 +209,7 @@ class DiscLook:
 # What the report shows -----------------------------------------------------------------------------------------------
 
 
-def drawn(record) -> np.ndarray | None:  # type: ignore[no-untyped-def]
+def drawn(record: RunRecord) -> np.ndarray | None:
     """The scores of draws of the validation images; None where they are not on record."""
     path = None if record.folder is None or record.result.by_image is None else record.folder / record.result.by_image
     if path is None or not path.is_file():
@@ -237,7 +243,7 @@ class Discs:
         sections=(Section(_read, _section),),
     )
     defaults = DEFAULTS
-    drawn_level = "deepest"
+    drawn_level: Literal["deepest", "finest"] = "deepest"
     keeps_teacher = True
     look = DiscLook
     methods = RadiusError.methods
@@ -248,7 +254,9 @@ class Discs:
 
     reads = claims
 
-    def read(self, data, *, batch_size, seed, workers, models) -> DiscImages:  # type: ignore[no-untyped-def]
+    def read(
+        self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
+    ) -> DiscImages:
         """Draw them."""
         count = data.data.removeprefix("discs:")
         if not count.isdecimal() or int(count) < 2 * batch_size:
@@ -274,11 +282,21 @@ class Discs:
         """None of its own."""
         return False
 
-    def networks(self) -> Sequence[object]:
+    def networks(self) -> Sequence[ListedNetwork]:
         """None of its own."""
         return ()
 
-    def open(self, name, *, role, images, image_size=None, weights=None, pretrained=False, arguments=None):  # type: ignore[no-untyped-def]
+    def open(
+        self,
+        name: str,
+        *,
+        role: Role,
+        images: DiscImages,
+        image_size: int | None = None,
+        weights: str | None = None,
+        pretrained: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> OpenedNetwork:
         """A network with one number where a classifier has its class scores."""
         return open_network(
             name,
@@ -290,21 +308,23 @@ class Discs:
             arguments=arguments,
         )
 
-    def open_alone(self, name, *, num_classes, image_size, arguments):  # type: ignore[no-untyped-def]
+    def open_alone(
+        self, name: str, *, num_classes: int | None, image_size: int | None, arguments: Mapping[str, Any]
+    ) -> OpenedNetwork:
         """The same without images."""
         return open_network(name, role="model", num_classes=1, image_size=image_size, arguments=arguments)
 
-    def check_teacher(self, teacher, found, images) -> None:  # type: ignore[no-untyped-def]
-        """UserError where the mean radius would do as well."""
+    def check_teacher(self, teacher: OpenedNetwork, found: Mapping[str, float], images: DiscImages) -> None:
+        """UserError where predicting the mean radius is as good."""
         if found["explained"] <= 0:
-            raise UserError(f"the teacher {teacher.card.name} explains nothing of the radii: it was not used")
+            raise UserError(f"the teacher {teacher.card.name} explains none of the radii's variance: train it first")
 
-    def objective(self, training, images) -> RadiusError:  # type: ignore[no-untyped-def]
+    def objective(self, training: TrainSettings, images: DiscImages) -> RadiusError:
         """The mean squared error."""
         return RadiusError()
 
     def measures(self, found: Mapping[str, float], images: int) -> dict[str, float]:
-        """What an evaluation says."""
+        """What an evaluation reports."""
         return dict(found)
 
     def in_brief(self, found: Mapping[str, float], images: int) -> str:
@@ -313,7 +333,7 @@ class Discs:
 
     in_words = in_brief
 
-    def draw(self, run) -> None:  # type: ignore[no-untyped-def]
+    def draw(self, run: FinishedRun) -> None:
         """A few guesses beside the truth."""
         (run.folder / SHOWN).write_text(json.dumps(run.student.pairs[:4].tolist()))
 
@@ -322,7 +342,7 @@ class Discs:
         opened = open_network(str(run), role="model", num_classes=None, image_size=None, weights=str(source))
         network, images = opened.extractor.network.eval(), torch.rand(2, 3, SIDE, SIDE)
 
-        def compare(graph):  # type: ignore[no-untyped-def]
+        def compare(graph: Callable[[np.ndarray], list[np.ndarray]]) -> dict[str, Any]:
             with torch.no_grad():
                 apart = float(np.abs(graph(images.numpy())[0] - network(images).numpy()).max())
             if apart > 1e-4:
@@ -332,6 +352,6 @@ class Discs:
         how = {"dynamo": True, "external_data": False, "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
         return GraphForm(network, images, ("radius",), how, compare)
 
-    def companions(self, card, target: Path) -> Companions:  # type: ignore[no-untyped-def]
+    def companions(self, card: NetworkCard, target: Path) -> Companions:
         """Nothing stands beside the weights."""
         return Companions()

@@ -20,7 +20,7 @@ from reldistill.data.copies import copies
 from reldistill.data.decode import BadImage
 from reldistill.data.files import Archive, FileReader, Folder
 from reldistill.data.left_out import in_words
-from reldistill.data.loader import DiskPixels, Loader, MemoryPixels
+from reldistill.data.loader import DiskPixels, Loader, MemoryPixels, loaders_of
 from reldistill.data.named import CIFAR, NAMES, TIMM_PREFIXES, cifar, digits, from_timm
 from reldistill.data.samples import (
     Samples,
@@ -31,7 +31,6 @@ from reldistill.data.samples import (
     decode_all,
     fingerprint,
     hold_out,
-    processes,
 )
 from reldistill.data.unlabelled import UNLABELLED, open_unlabelled
 
@@ -224,22 +223,16 @@ def load_images(
     splits, pixels, skipped = _without_bad(splits, content, skip_bad_images)
     check_counts(len(splits.train), len(splits.val), batch_size, rank, world_size, splits.where)
 
-    ranks: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "rank": rank, "world_size": world_size}
-    loaders = {}
-    for split, samples in splits.parts.items():
+    def source(split: str, samples: Samples, count: int) -> MemoryPixels | DiskPixels:
         own = how if split == "train" else None
-        source: MemoryPixels | DiskPixels
-        if pixels is not None:
-            labels = torch.as_tensor(samples.labels, dtype=torch.int64) if labelled else None
-            source = MemoryPixels(pixels[split], labels, own)
-        else:
-            source = DiskPixels(
-                samples,
-                ImageTransform(side, own),
-                workers=processes(workers, batches=-(-len(samples) // batch_size), world_size=world_size),
-                labelled=labelled,
-            )
-        loaders[split] = Loader(source, training=split == "train", **ranks)
+        if pixels is None:
+            return DiskPixels(samples, ImageTransform(side, own), workers=count, labelled=labelled)
+        labels = torch.as_tensor(samples.labels, dtype=torch.int64) if labelled else None
+        return MemoryPixels(pixels[split], labels, own)
+
+    loaders = loaders_of(
+        splits.parts, source, batch_size=batch_size, seed=seed, workers=workers, rank=rank, world_size=world_size
+    )
     return ImageData(
         name=data,
         classes=splits.classes,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from reldistill.core.checks import UserError
 from reldistill.core.types import Batch, ClassLabels
 from reldistill.data.augment import DRAWS, Augment, ImageTransform, augment_batch, generator_of, seed_of, to_float
 from reldistill.data.decode import BadImage
-from reldistill.data.samples import Samples, evenly
+from reldistill.data.samples import Samples, evenly, processes
 
+Part = TypeVar("Part", bound=Sized)
 Key = tuple[int, int, int]  # seed, epoch, index
 _VIEWS_SEED = 0  # the same for all runs, so that what is compared, or kept of a teacher, is of the same images
 
@@ -346,3 +347,41 @@ class Loader:
         if self._views is None:
             return self._pixels.batches(self._seed, epoch, plans)
         return self._pixels.batches(_VIEWS_SEED, epoch % self._views, plans)
+
+
+def loaders_of(
+    splits: Mapping[str, Part],
+    pixels: Callable[[str, Part, int], Pixels],
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int | None,
+    rank: int,
+    world_size: int,
+    groups: Tensor | None = None,
+) -> dict[str, Loader]:
+    """A loader for each split, by its name; only `train` is shuffled.
+
+    Args:
+        splits: name → images.
+        pixels: (name, images, number of processes that decode) → what the loader reads.
+        batch_size: images in a batch over all ranks.
+        seed: of the order and of the augmentation.
+        workers: processes that decode images; None: one a core, at most eight.
+        rank: this process.
+        world_size: the number of processes.
+        groups: the training images' groups, as in `Loader`.
+    """
+    loaders = {}
+    for name, images in splits.items():
+        count = processes(workers, batches=-(-len(images) // batch_size), world_size=world_size)
+        loaders[name] = Loader(
+            pixels(name, images, count),
+            training=name == "train",
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            groups=groups if name == "train" else None,
+        )
+    return loaders

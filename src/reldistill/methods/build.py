@@ -7,7 +7,7 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import nn
 
@@ -20,6 +20,9 @@ from reldistill.networks.extract import Extractor
 from reldistill.step.balance import Balance
 from reldistill.step.distiller import TASK, Distiller
 from reldistill.step.term import Place, Places, Term
+
+Source = TypeVar("Source", bound=FeatureSource)
+Pair = TypeVar("Pair", bound=PairPlan[Any])
 
 
 class Unavailable(UserError):
@@ -70,24 +73,30 @@ class TaskObjective(Objective, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class LevelTerms:
-    """The methods between networks with levels and one output each, as classification has them.
+class PairTerms(Generic[Source, Pair]):
+    """What the term sources of all tasks have in common: networks of one kind, and one kind of plan for two of them.
 
     Args:
         task: what to call the task in messages.
-        provides: what the task has for a method, as `Method.needs` names it: `levels` and `pooled` are there in any
-            network; class scores (`classes`) and one class for each image (`labels`) are not there in every task.
+        provides: what the task has for a method, as `Method.needs` names it.
+        source: makes a FeatureSource of a bare network.
+        pair: the plan between two of them.
     """
 
     task: str
-    provides: frozenset[str] = frozenset({"levels", "pooled"})
+    provides: frozenset[str]
+    source: type[Source]
+    pair: type[Pair]
 
-    def wrap(self, network: nn.Module, *, name: str) -> Extractor:
-        """An Extractor around a bare network, to which images come as they are; an Extractor as it is."""
-        if isinstance(network, FeatureSource) and not isinstance(network, Extractor):
-            raise UserError(f"the {name} {network.name} is not a network for {self.task}: both must be of a kind")
-        return network if isinstance(network, Extractor) else Extractor(network, name=name)
+    def wrap(self, network: nn.Module, *, name: str) -> Source:
+        """The FeatureSource around a bare network; one of this kind is returned as it is."""
+        if isinstance(network, self.source):
+            return network
+        if isinstance(network, FeatureSource):
+            raise UserError(
+                f"the {name} {network.name} is not a network for {self.task}: student and teacher must do the same task"
+            )
+        return self.source(network, name=name)
 
     def plan(
         self,
@@ -98,10 +107,26 @@ class LevelTerms:
         choices: Choices = DEFAULT_CHOICES,
         images: int | None = None,
         teacher_name: str = TEACHER,
-    ) -> Plan:
+    ) -> Pair:
         """See `TermSource`."""
-        pair = self.wrap(student, name="student"), self.wrap(teacher, name=teacher_name)
-        return Plan(*pair, image_size, choices, images, self.provides, teacher_name)
+        networks = self.wrap(student, name="student"), self.wrap(teacher, name=teacher_name)
+        return self.pair(*networks, image_size, choices, images, self.provides, teacher_name)
+
+
+@dataclass(frozen=True)
+class LevelTerms(PairTerms[Extractor, Plan]):
+    """The methods between networks with levels and one output each, as classification has them.
+
+    Args:
+        task: what to call the task in messages.
+        provides: what the task has for a method, as `Method.needs` names it: `levels` and `pooled` exist in any
+            network; class scores (`classes`) and one class for each image (`labels`) do not exist in every task.
+    """
+
+    task: str
+    provides: frozenset[str] = frozenset({"levels", "pooled"})
+    source = Extractor
+    pair = Plan
 
     def terms(self, method: str, plan: Plan) -> list[Term]:
         """The method's terms, where the task has what it needs."""

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from reldistill.core.checks import UserError
-from reldistill.networks.extract import Extractor, evaluating, first_float, is_linear
+from reldistill.networks.classifier import is_linear
+from reldistill.networks.extract import Extractor
+from reldistill.networks.hooks import evaluating, first_float
 
 _SHOWN = 5
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +13,8 @@ from torch.nn import functional
 
 from reldistill.core.checks import UserError, check_axes
 from reldistill.core.types import CLASS_TOKEN, THROUGH_NORM, Features, FeatureSource, LevelInfo, Targets, Wanted
+from reldistill.networks.classifier import Feed, as_vector, feed_of, find_classifier, is_linear
+from reldistill.networks.hooks import evaluating, first_float, first_tensor, hooked, input_into
 from reldistill.networks.levels import Seen, Tap, final_norm_of, has_class_token, stages_of, taps_of
 
 DISTILLATION_HEAD = "head_dist"  # timm's name for it
@@ -21,20 +22,6 @@ DISTILLATION_HEAD = "head_dist"  # timm's name for it
 
 class _DeepEnough(Exception):
     """Not an error: it ends a forward pass whose remainder nobody asked for."""
-
-
-class Feed(NamedTuple):
-    """The level that a classifier's input comes from.
-
-    Args:
-        level: with as many channels as the classifier takes.
-        by_mean: whether the input is the mean over the level's places; otherwise it is a token beside them.
-        linear: whether the classifier is one linear layer, so that it can judge the places one by one.
-    """
-
-    level: LevelInfo
-    by_mean: bool
-    linear: bool
 
 
 class Extractor(FeatureSource):
@@ -167,7 +154,7 @@ class Extractor(FeatureSource):
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                found[name] = self._read(taps[name], _first_tensor(output), aspect=aspect)
+                found[name] = self._read(taps[name], first_tensor(output), aspect=aspect)
                 if stop_early and len(found) == len(taps):
                     raise _DeepEnough
 
@@ -180,13 +167,13 @@ class Extractor(FeatureSource):
         if wanted.distilled:
             hooks.append((DISTILLATION_HEAD, keep_output))
         if wanted.pooled and self._classifier:
-            hooks.append((self._classifier, _input_into(classifier_input)))
+            hooks.append((self._classifier, input_into(classifier_input)))
         try:
             with hooked([(self.network.get_submodule(name), hook) for name, hook in hooks]):
-                output = _first_tensor(self.network(images))
+                output = first_tensor(self.network(images))
         except _DeepEnough:
             output = None
-        vector = _as_vector(classifier_input[-1]) if classifier_input else output
+        vector = as_vector(classifier_input[-1]) if classifier_input else output
         return Features(
             logits=output if wanted.logits and not self.is_headless else None,
             pooled=vector if wanted.pooled or (wanted.logits and self.is_headless) else None,
@@ -228,7 +215,7 @@ class Extractor(FeatureSource):
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                tensor = _first_tensor(output)
+                tensor = first_tensor(output)
                 if isinstance(tensor, Tensor):
                     seen.append(Seen(name, module, tensor, tensor._version))
                 if inputs and isinstance(inputs[0], Tensor):
@@ -238,7 +225,7 @@ class Extractor(FeatureSource):
 
         try:
             with evaluating(self.network), hooked([(m, keep(n)) for n, m in self.network.named_modules() if n]):
-                logits = _first_tensor(self.network(images))
+                logits = first_tensor(self.network(images))
         except UserError:
             raise
         except Exception as error:
@@ -253,13 +240,13 @@ class Extractor(FeatureSource):
             self.num_classes, self._classifier, self._exact = 0, None, False
         else:
             self.num_classes = logits.shape[1]
-            self._classifier, self._exact = _find_classifier(seen, logits, inputs_of)
-        vector = _as_vector(inputs_of[self._classifier]) if self._classifier else logits
+            self._classifier, self._exact = find_classifier(seen, logits, inputs_of)
+        vector = as_vector(inputs_of[self._classifier]) if self._classifier else logits
         self.pooled_size = vector.shape[1]
         self._taps = taps_of(self.network, seen, size)
         self.pooled_is_rectified = bool(vector.min() >= 0)
         linear = self._classifier is not None and is_linear(self.network.get_submodule(self._classifier))
-        self._feed = _feed_of(vector, seen, self._taps, linear=linear)
+        self._feed = feed_of(vector, seen, self._taps, linear=linear)
         self._surveyed_size, self._untrained = size, None
         self._final_norm = final_norm_of(stages_of(self.network, {n: t.info for n, t in self._taps.items()}), seen)
         return [tap.info for tap in self._taps.values()]
@@ -289,15 +276,15 @@ class Extractor(FeatureSource):
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                outputs[name] = _first_tensor(output)
+                outputs[name] = first_tensor(output)
 
             return hook
 
         hooks = [(self.network.get_submodule(name), keep(name)) for name in names]
         if self._classifier:
-            hooks.append((self.network.get_submodule(self._classifier), _input_into(vectors)))
+            hooks.append((self.network.get_submodule(self._classifier), input_into(vectors)))
         with evaluating(self.network), hooked(hooks):
-            logits = _first_tensor(self.network(self._noise(1, size).requires_grad_()))
+            logits = first_tensor(self.network(self._noise(1, size).requires_grad_()))
         vector = vectors[-1] if vectors else logits
         pull = torch.rand(vector.shape, generator=torch.Generator().manual_seed(1)).to(vector)
         gradients = torch.autograd.grad(vector, [outputs[name] for name in names], pull, allow_unused=True)
@@ -359,97 +346,3 @@ class Extractor(FeatureSource):
             norm=self._final_norm or "" if THROUGH_NORM in views else "",
             class_token=token,
         )
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in eval mode, each module put back into its own mode afterwards."""
-    modes = {m: m.training for m in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-@contextmanager
-def hooked(hooks: Sequence[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
-    """Forward hooks that are taken off again."""
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _input_into(found: list[Tensor]) -> Callable[..., None]:
-    """A hook that keeps what a module was given."""
-
-    def hook(_module: nn.Module, inputs: Any, _output: Any) -> None:
-        found.append(inputs[0])
-
-    return hook
-
-
-def _first_tensor(output: Any) -> Any:
-    """Networks answer with a tensor, or a tuple or dict whose first entry (or `logits`, `out`) is the one meant."""
-    if isinstance(output, dict):
-        for key in ("logits", "out"):
-            if key in output:
-                return output[key]
-        return next(iter(output.values()), None)
-    if isinstance(output, (tuple, list)):
-        return _first_tensor(output[0]) if output else None
-    return output
-
-
-def first_float(network: nn.Module, *, default: Tensor | None = None) -> Tensor:
-    """A tensor that has the network's device and precision: its first floating-point parameter, or the default."""
-    found = next((p for p in network.parameters() if p.is_floating_point()), default)
-    return torch.empty(0) if found is None else found
-
-
-def _find_classifier(
-    seen: list[Seen], logits: Float[Tensor, "B K"], inputs_of: Mapping[str, Tensor]
-) -> tuple[str | None, bool]:
-    """The innermost module with parameters that makes the logits; where they are mixed from several heads, the last.
-
-    The second result says whether that module's output is the logits.
-    """
-    with_parameters = [s for s in seen if s.name in inputs_of and next(s.module.parameters(), None) is not None]
-    heads = [s for s in with_parameters if s.output.ndim > 1 and s.output.flatten(1).shape == logits.shape]
-    # A container's hook runs after that of the layer inside it, whose output it hands on.
-    exact = [s.name for s in heads if torch.equal(s.output.flatten(1), logits)]
-    inner = [s.name for s in heads if next(s.module.children(), None) is None]
-    return (exact[0] if exact else inner[-1] if inner else None), bool(exact)
-
-
-def is_linear(layer: nn.Module | None) -> TypeGuard[nn.Linear | nn.Conv2d]:
-    """Whether it is one linear layer, perhaps written as a convolution of 1 × 1."""
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.weight.shape[2:].numel() == 1)
-
-
-def _feed_of(
-    vector: Float[Tensor, "B D"], seen: Sequence[Seen], taps: Mapping[str, Tap], *, linear: bool
-) -> Feed | None:
-    for one in reversed(seen):
-        tap = taps.get(one.name)
-        if tap is None or tap.overwritten or tap.info.channels != vector.shape[1]:
-            continue
-        by_mean = _agree(tap.read(one.output, aspect=1.0).mean(dim=(2, 3)), vector)
-        if by_mean or any(_agree(one.output[:, i], vector) for i in range(tap.prefix_tokens)):
-            return Feed(tap.info, by_mean, linear)
-    return None
-
-
-def _agree(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-def _as_vector(classifier_input: Float[Tensor, "B *_"]) -> Float[Tensor, "B D"]:
-    """(B, D), or the mean over the positions of a map (B, D, H, W) or of tokens (B, N, D)."""
-    if classifier_input.ndim == 3:
-        return classifier_input.mean(dim=1)
-    return classifier_input if classifier_input.ndim == 2 else classifier_input.flatten(2).mean(dim=2)

@@ -7,7 +7,8 @@ import copy
 from torch import nn
 
 from reldistill.core.checks import UserError
-from reldistill.networks.extract import Extractor, is_linear
+from reldistill.networks.classifier import is_linear
+from reldistill.networks.extract import Extractor
 
 
 def without_head(network: nn.Module, *, image_size: int, what: str, own: bool = False) -> nn.Module:

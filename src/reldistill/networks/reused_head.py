@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from reldistill.core.checks import UserError
 from reldistill.core.types import LevelInfo
-from reldistill.networks.extract import Extractor, is_linear
+from reldistill.networks.classifier import is_linear
+from reldistill.networks.extract import Extractor
 from reldistill.networks.headless import take_out_classifier
 
 

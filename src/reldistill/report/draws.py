@@ -33,3 +33,8 @@ def interval_of_draws(values: Float64[np.ndarray, "draws"], *, observed: float) 
     ends = [NormalDist().cdf(2 * shift + z) for z in (-Z95, Z95)]
     low, high = np.quantile(values, ends)
     return float(low), float(high)
+
+
+def spread(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of `count` positions, evenly spread."""
+    return np.linspace(0, count - 1, min(count, limit)).astype(np.int64)

@@ -109,12 +109,13 @@ def fit(
     with contextlib.closing(images.train), contextlib.closing(images.val):
         loaders, ranks = Loaders(keeper, images), Ranks(trainer)
         with usr1_ends_training() as signals, _stopped_on_error(record, run.out, trainer, signals, ranks):
-            if keeper.epochs_left > 0:
+            if keeper.resume is not None and keeper.epochs_left == 0:
+                # Killed after its last epoch: the pictures show what that epoch left.
+                restore_weights(keeper.resume, module)
+                trainer.validate(module, datamodule=loaders, verbose=False)
+            else:
                 with ranks.watched():
                     trainer.fit(module, datamodule=loaders)
-            else:  # killed after its last epoch: what is drawn is what that epoch left
-                restore_weights(unpack(run.out / LAST), module)
-                trainer.validate(module, datamodule=loaders, verbose=False)
         if trainer.is_global_zero:
             _finish(run, record, module, images)
         trainer.strategy.barrier()  # what comes next may read the folder

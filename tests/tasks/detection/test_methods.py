@@ -200,9 +200,9 @@ def test_methods_and_networks_that_are_for_detection() -> None:
         assert name in TERMS
         with pytest.raises(UserError, match=rf"method '{name}' is not for classification: there are none, kd, dkd"):
             build_terms(name, methods, plan)
-    with pytest.raises(UserError, match="the teacher fcos of 32 is not a network for classification: both must be of"):
+    with pytest.raises(UserError, match="the teacher fcos of 32 is not a network for classification: student and"):
         methods.plan(network, detector("fcos"), 32)
-    with pytest.raises(UserError, match="the student network is not a network for detection: both must be of a kind"):
+    with pytest.raises(UserError, match="the student network is not a network for detection: student and teacher must"):
         build("pkd", student=network)
 
 

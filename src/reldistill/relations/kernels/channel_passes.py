@@ -278,11 +278,12 @@ def gradient(
 
 def _pull_of_graphs(found: Results, images: slice, grad_edge: Tensor | None, each: Tensor | None) -> Tensor:
     """(b, G, C/G, C/G): the gradient by the adjacencies of a few images, both halves of it added."""
-    if grad_edge is None:
-        assert each is not None
-        return each.clone(memory_format=torch.contiguous_format)
-    factor = 2.0 * grad_edge / found.edges.numel()
-    return found.edges[images] * factor if each is None else torch.addcmul(each, found.edges[images], factor)
+    if grad_edge is not None:
+        factor = 2.0 * grad_edge / found.edges.numel()
+        return found.edges[images] * factor if each is None else torch.addcmul(each, found.edges[images], factor)
+    if each is None:
+        raise ValueError("expected a gradient by the edges, by the adjacencies or by both, got neither")
+    return each.clone(memory_format=torch.contiguous_format)
 
 
 def _add_product(into: Float[Tensor, "B C n"], matrix: Float[Tensor, "B C C"], rows: Float[Tensor, "B C n"]) -> None:

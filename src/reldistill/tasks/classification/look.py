@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reldistill.core.types import Batch, ClassLabels, Features, FeatureSource, Wanted
+from reldistill.core.types import Batch, ClassLabels, Features, FeatureSource
 from reldistill.data.image_data import ImageData
 from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
+from reldistill.report.draws import spread
 from reldistill.tasks.classification.metrics import BANK, known_vectors, neighbour_logits
+from reldistill.tasks.looks import device_of, kept, outputs
 from reldistill.training.settings import TrainSettings
-from reldistill.training.trainer import has_gpu, resolve_precision
 
 BINS = 15
 SHOWN = 500
@@ -36,23 +37,15 @@ class ClassLook:
 
     @torch.no_grad()
     def __init__(self, network: OpenedNetwork, images: ImageData, training: TrainSettings) -> None:
-        test = test_loader(images)
-        device = torch.device("cuda" if has_gpu(training.accelerator) else "cpu")
-        precision = resolve_precision(training.precision, training.accelerator)
+        test, device = test_loader(images), device_of(training)
         extractor = network.extractor.to(device).eval()
-        says = _scores(extractor, images, device)
-        count = test.images
-        self.shown = np.linspace(0, count - 1, min(count, SHOWN)).astype(np.int64)
+        scores = _scores(extractor, images, device)
+        self.shown = spread(test.images, SHOWN)
         logits, labels, features = [], [], []
-        for batch in test:
-            batch = batch.to(device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-                said = extractor.ask(batch.images, Wanted(pooled=True))
-            if said.pooled is None or batch.indices is None:
-                raise ValueError("a look needs pooled vectors and the images' indices: give Batch both")
-            logits.append(says(said).float().cpu().numpy())
+        for batch, found in outputs(extractor, test, training, logits=True):
+            logits.append(scores(found).float().cpu().numpy())
             labels.append(batch.targets_as(ClassLabels).labels.cpu().numpy())
-            features.append(said.pooled.float().cpu().numpy()[np.isin(batch.indices.cpu().numpy(), self.shown)])
+            features.append(kept(batch, found, self.shown))
         self.logits, self.labels = np.concatenate(logits), np.concatenate(labels)
         self.features = np.concatenate(features)
         self.predicted = self.logits.argmax(axis=1)
@@ -115,21 +108,21 @@ class ClassLook:
 
 
 def _scores(network: FeatureSource, images: ImageData, device: torch.device) -> Callable[[Features], Tensor]:
-    """What a network says of each class, by its own logits or by its neighbours among training images."""
+    """Scores of each class, by the network's own logits or by an image's neighbours among training images."""
     if network.num_classes:
 
-        def own(said: Features) -> Tensor:
-            if said.logits is None:
+        def own(found: Features) -> Tensor:
+            if found.logits is None:
                 raise ValueError(f"{network.name} gives no logits: a look needs class scores")
-            return said.logits
+            return found.logits
 
         return own
     bank = known_vectors(network, images.train.plain(BANK), device=device)
 
-    def neighbours(said: Features) -> Tensor:
-        if said.pooled is None:
+    def neighbours(found: Features) -> Tensor:
+        if found.pooled is None:
             raise ValueError(f"{network.name} gives no pooled vector: a look needs one")
-        return neighbour_logits(said.pooled, bank, classes=len(images.classes))
+        return neighbour_logits(found.pooled, bank, classes=len(images.classes))
 
     return neighbours
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from reldistill.core.checks import UserError
-from reldistill.data.left_out import in_words
 from reldistill.report.intervals import mcnemar_p_value, wilson_interval
-from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Judgement, Look, Measure, TakesHeadless, Task
+from reldistill.tasks.base import GraphForm, Judgement, Look, Measure, TakesHeadless, Task
 from reldistill.tasks.classification.reporting import REPORT
-from reldistill.training.defaults import DEFAULTS
+from reldistill.tasks.image_task import ImageTask
 
 if TYPE_CHECKING:
     from reldistill.data.image_data import ImageData
     from reldistill.methods.build import TermSource
-    from reldistill.networks.cards import NetworkCard
     from reldistill.networks.saved import OpenedNetwork
-    from reldistill.networks.zoo import ListedNetwork, Role
+    from reldistill.networks.zoo import Role
     from reldistill.tasks.classification.metrics import Accuracy
     from reldistill.tasks.classification.objective import Classification
-    from reldistill.training.settings import DataSettings, TrainSettings
+    from reldistill.training.settings import TrainSettings
 
 ASKED = 1000
 """Validation images by which a teacher without class scores is judged, at most."""
@@ -30,15 +28,12 @@ SURE = 0.05
 """The largest p-value by which it is better than the same network untrained."""
 
 
-class ClassificationTask:
+class ClassificationTask(ImageTask):
     """One class for each image: see `tasks.base.Task`."""
 
     name = "classification"
     data_help = "images of one class each are given as a folder of class folders, a .zip of it or a data set's name"
     report = REPORT
-    defaults = DEFAULTS
-    drawn_level: Literal["deepest", "finest"] = "deepest"
-    keeps_teacher = True
 
     @property
     def look(self) -> type[Look[ImageData]]:
@@ -57,51 +52,6 @@ class ClassificationTask:
     def claims(self, data: str) -> bool:
         """Never by name: any folder may hold class folders."""
         return False
-
-    def reads(self, data: str) -> bool:
-        """Whatever no other task claims."""
-        return True
-
-    def read(
-        self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
-    ) -> ImageData:
-        """The images of folders, archives and data sets by name."""
-        from reldistill.data.image_data import load_images
-
-        return load_images(
-            data.data,
-            image_size=data.image_size,
-            batch_size=batch_size,
-            seed=seed,
-            augment=data.augment,
-            val_fraction=data.val_fraction,
-            hold_out_test=data.hold_out_test,
-            skip_bad_images=data.skip_bad_images,
-            workers=workers,
-            download=data.download,
-        )
-
-    def summary(self, images: ImageData) -> str:
-        """One line about the images."""
-        skipped = f", {len(images.skipped)} bad images left out" if images.skipped else ""
-        test = f", and {images.test.images:,} test images" if images.test else ""
-        return (
-            f"{images.name}: {images.train.images:,} training and {images.val.images:,} validation images{test} of "
-            f"{len(images.classes)} classes at {images.image_size}x{images.image_size}{skipped}"
-            f"{in_words(images.left_out)}"
-        )
-
-    def names_network(self, name: str) -> bool:
-        """None of its own."""
-        return False
-
-    def claims_network(self, name: str) -> bool:
-        """None: its networks are those of the zoo, which any task may open."""
-        return False
-
-    def networks(self) -> Sequence[ListedNetwork]:
-        """None of its own."""
-        return ()
 
     def open(
         self,
@@ -126,31 +76,6 @@ class ClassificationTask:
             weights=weights,
             pretrained=pretrained,
             arguments=arguments,
-        )
-
-    def open_headless(
-        self,
-        name: str,
-        *,
-        role: Role,
-        images: ImageData,
-        image_size: int | None = None,
-        weights: str | None = None,
-        pretrained: bool = False,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> OpenedNetwork:
-        """A network without its class scores."""
-        from reldistill.networks.saved import open_network
-
-        return open_network(
-            name,
-            role=role,
-            num_classes=None,
-            image_size=image_size or images.image_size,
-            weights=weights,
-            pretrained=pretrained,
-            arguments=arguments,
-            head="none",
         )
 
     def open_alone(
@@ -213,18 +138,11 @@ class ClassificationTask:
         sure = f"(95 % interval {low:.2f} to {high:.2f}), cross entropy {found['loss']:.4f}"
         return f"{self.in_brief(found, images)} {sure}"
 
-    def draw(self, run: FinishedRun) -> None:
-        """Nothing of its own: every run's relations are drawn."""
-
     def graph(self, run: Path, *, source: Path, raw: bool) -> GraphForm:
         """Images (B, 3, H, W) → logits (B, K)."""
         from reldistill.tasks.classification.export import classifier_graph
 
         return classifier_graph(run, source=source, raw=raw)
-
-    def companions(self, card: NetworkCard, target: Path) -> Companions:
-        """Nothing: the network's own class loads its weights."""
-        return Companions()
 
 
 def _better(this: Accuracy, other: Accuracy) -> bool:

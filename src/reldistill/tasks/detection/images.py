@@ -15,8 +15,8 @@ from reldistill.data.copies import copies
 from reldistill.data.decode import BadImage
 from reldistill.data.files import Archive, FileReader, Folder, Store, leads_out
 from reldistill.data.left_out import in_words, is_image, kind_of
-from reldistill.data.loader import Loader
-from reldistill.data.samples import by_hash, check_counts, check_settings, held_out, over_all, processes
+from reldistill.data.loader import Loader, loaders_of
+from reldistill.data.samples import by_hash, check_counts, check_settings, held_out, over_all
 from reldistill.tasks.detection.data.box_augment import BoxAugment, BoxTransform
 from reldistill.tasks.detection.data.box_loader import DetectionPixels
 from reldistill.tasks.detection.data.coco import read_coco
@@ -150,7 +150,18 @@ def load_detection(
         if name != "train":
             counts[f"{name} images that are training images too"] += _copies(splits["train"], images, reader)
     check_counts(len(splits["train"]), len(splits["val"]), batch_size, rank, world_size, data)
-    loaders = _loaders(splits, how, batch_size=batch_size, seed=seed, workers=workers, rank=rank, world_size=world_size)
+    loaders = loaders_of(
+        splits,
+        lambda name, images, count: DetectionPixels(
+            images, BoxTransform(how) if name == "train" else None, workers=count
+        ),
+        batch_size=batch_size,
+        seed=seed,
+        workers=workers,
+        rank=rank,
+        world_size=world_size,
+        groups=torch.from_numpy(splits["train"].portrait()) if how.shape_stays else None,
+    )
     made = DetectionData(
         name=data,
         layout=layout,
@@ -293,33 +304,6 @@ def _looked_at(images: list[Labels], reader: FileReader, quiet: bool) -> list[tu
         return size
 
     return over_all(look, len(images), verb="checking", quiet=quiet)
-
-
-def _loaders(
-    splits: Mapping[str, LabelledImages],
-    augment: BoxAugment,
-    *,
-    batch_size: int,
-    seed: int,
-    workers: int | None,
-    rank: int,
-    world_size: int,
-) -> dict[str, Loader]:
-    loaders = {}
-    for name, images in splits.items():
-        training = name == "train"
-        count = processes(workers, batches=-(-len(images) // batch_size), world_size=world_size)
-        pixels = DetectionPixels(images, BoxTransform(augment) if training else None, workers=count)
-        loaders[name] = Loader(
-            pixels,
-            training=training,
-            batch_size=batch_size,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            groups=torch.from_numpy(images.portrait()) if augment.shape_stays else None,
-        )
-    return loaders
 
 
 def _counted(

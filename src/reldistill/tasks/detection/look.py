@@ -16,8 +16,8 @@ from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.images import DetectionData
 from reldistill.tasks.detection.metrics.average_precision import AveragePrecision
 from reldistill.tasks.detection.metrics.resampled_ap import average_precisions, match
+from reldistill.tasks.looks import device_of
 from reldistill.training.settings import TrainSettings
-from reldistill.training.trainer import has_gpu
 
 _COUNTED = 4
 
@@ -29,7 +29,7 @@ class BoxLook:
 
     def __init__(self, network: OpenedNetwork, images: DetectionData, training: TrainSettings) -> None:
         test = test_loader(images)
-        device = torch.device("cuda" if has_gpu(training.accelerator) else "cpu")
+        device = device_of(training)
         extractor: Any = network.extractor.to(device).eval()
         measured = AveragePrecision(images.classes)
         for batch in test:

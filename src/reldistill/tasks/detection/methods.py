@@ -7,13 +7,12 @@ implementations for detection, where there are any, for one-stage and two-stage 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
 from reldistill.core.checks import UserError
-from reldistill.core.types import TEACHER, FeatureSource, LevelInfo
+from reldistill.core.types import LevelInfo
 from reldistill.losses.cwd import CWD
 from reldistill.losses.fgd import FGD
 from reldistill.losses.fitnets import FitNets
@@ -23,8 +22,7 @@ from reldistill.losses.mgd import MGD
 from reldistill.losses.pkd import PKD
 from reldistill.losses.sekd import SEKD
 from reldistill.losses.serkd import SeRKD
-from reldistill.methods.build import check_available, not_for
-from reldistill.methods.plan import DEFAULT_CHOICES, Choices
+from reldistill.methods.build import PairTerms, check_available, not_for
 from reldistill.step.term import Term
 from reldistill.tasks.detection.networks.detector_extract import DetectorExtractor
 from reldistill.tasks.detection.plan import DetectorPlan
@@ -163,35 +161,17 @@ TERMS: dict[str, Callable[[DetectorPlan], list[Term]]] = {
 }
 
 
-@dataclass(frozen=True)
-class DetectorTerms:
+class DetectorTerms(PairTerms[DetectorExtractor, DetectorPlan]):
     """Which terms there are between two detectors: see `methods.build.TermSource`."""
 
-    provides: ClassVar[frozenset[str]] = frozenset({"boxes", "classes", "levels"})
-
-    def wrap(self, network: nn.Module, *, name: str) -> DetectorExtractor:
-        """A DetectorExtractor around a detector of torchvision's; a DetectorExtractor as it is."""
-        if isinstance(network, FeatureSource) and not isinstance(network, DetectorExtractor):
-            raise UserError(f"the {name} {network.name} is not a network for detection: both must be of a kind")
-        return network if isinstance(network, DetectorExtractor) else DetectorExtractor(network, name=name)
-
-    def plan(
-        self,
-        student: FeatureSource,
-        teacher: FeatureSource,
-        image_size: int,
-        *,
-        choices: Choices = DEFAULT_CHOICES,
-        images: int | None = None,
-        teacher_name: str = TEACHER,
-    ) -> DetectorPlan:
-        """What the terms are built from."""
-        pair = self.wrap(student, name="student"), self.wrap(teacher, name=teacher_name)
-        return DetectorPlan(*pair, image_size, choices, images, self.provides, teacher_name)
+    task = "detection"
+    provides = frozenset({"boxes", "classes", "levels"})
+    source = DetectorExtractor
+    pair = DetectorPlan
 
     def terms(self, method: str, plan: DetectorPlan) -> list[Term]:
         """The method's terms, where it has any between detectors."""
         if method not in TERMS:
-            raise not_for("detection", method, list(TERMS))
+            raise not_for(self.task, method, list(TERMS))
         check_available(method, plan, list(TERMS))
         return TERMS[method](plan)

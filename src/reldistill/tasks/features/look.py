@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from reldistill.core.types import Batch, Wanted
+from reldistill.core.types import Batch
 from reldistill.data.image_data import ImageData
 from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.agreement import agreement, similarities
-from reldistill.report.draws import draws
-from reldistill.tasks.features.metrics import KEPT, spread
+from reldistill.report.draws import draws, spread
+from reldistill.tasks.features.metrics import KEPT
+from reldistill.tasks.looks import device_of, kept, outputs
 from reldistill.training.settings import TrainSettings
-from reldistill.training.trainer import has_gpu, resolve_precision
 
 
 class FeatureLook:
@@ -25,21 +25,11 @@ class FeatureLook:
 
     calibration_error: float | None = None
 
-    @torch.no_grad()
     def __init__(self, network: OpenedNetwork, images: ImageData, training: TrainSettings) -> None:
-        test = test_loader(images)
-        device = torch.device("cuda" if has_gpu(training.accelerator) else "cpu")
-        precision = resolve_precision(training.precision, training.accelerator)
-        extractor = network.extractor.to(device).eval()
+        test, extractor = test_loader(images), network.extractor.to(device_of(training)).eval()
         self.shown = spread(test.images, KEPT)
-        features = []
-        for batch in test:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-                said = extractor.ask(batch.images.to(device), Wanted(logits=False, pooled=True)).pooled
-            if said is None or batch.indices is None:
-                raise ValueError("a look needs pooled vectors and the images' indices")
-            features.append(said.float().cpu().numpy()[np.isin(batch.indices.cpu().numpy(), self.shown)])
-        self.features = np.concatenate(features)
+        looked = outputs(extractor, test, training, logits=False)
+        self.features = np.concatenate([kept(batch, features, self.shown) for batch, features in looked])
         self.score = 100.0
         self.drawn = np.full(len(draws(len(self.features))), 100.0)
 

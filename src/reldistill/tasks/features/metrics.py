@@ -12,6 +12,7 @@ from reldistill.core.safe_files import write_arrays
 from reldistill.core.types import Batch, FeatureSource, Wanted
 from reldistill.relations.across_ranks import sum_over_ranks
 from reldistill.report.agreement import agreement, similarities
+from reldistill.report.draws import spread
 
 SIMILARITIES_FILE = "similarities.npz"
 COMPARED = 2000
@@ -72,8 +73,3 @@ class Relations:
             teacher=similarities(self._teacher[chosen]).astype(np.float32),
         )
         return SIMILARITIES_FILE
-
-
-def spread(count: int, limit: int) -> np.ndarray:
-    """At most `limit` of `count` positions, evenly spread."""
-    return np.linspace(0, count - 1, min(count, limit)).astype(np.int64)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from reldistill.core.checks import UserError
-from reldistill.data.left_out import in_words
 from reldistill.data.unlabelled import UNLABELLED
-from reldistill.tasks.base import Companions, FinishedRun, GraphForm, Judgement, Look, Measure, TakesHeadless, Task
+from reldistill.tasks.base import GraphForm, Judgement, Look, Measure, TakesHeadless, Task
 from reldistill.tasks.features.reporting import REPORT
-from reldistill.training.defaults import DEFAULTS
+from reldistill.tasks.image_task import ImageTask
 
 if TYPE_CHECKING:
     from reldistill.data.image_data import ImageData
     from reldistill.methods.build import TermSource
-    from reldistill.networks.cards import NetworkCard
     from reldistill.networks.saved import OpenedNetwork
-    from reldistill.networks.zoo import ListedNetwork, Role
     from reldistill.tasks.features.objective import FeatureTransfer
-    from reldistill.training.settings import DataSettings, TrainSettings
+    from reldistill.training.settings import TrainSettings
 
 
-class FeaturesTask:
+class FeaturesTask(ImageTask):
     """Features and relations of images that need no labels: see `tasks.base.Task`."""
 
     name = "features"
@@ -32,9 +29,7 @@ class FeaturesTask:
         "takes any classification data set and leaves its labels out"
     )
     report = REPORT
-    defaults = DEFAULTS
-    drawn_level: Literal["deepest", "finest"] = "deepest"
-    keeps_teacher = True
+    labelled = False
 
     @property
     def look(self) -> type[Look[ImageData]]:
@@ -54,77 +49,7 @@ class FeaturesTask:
         """`unlabelled:…`."""
         return data.startswith(UNLABELLED)
 
-    def reads(self, data: str) -> bool:
-        """Whatever no other task claims: labels are left out."""
-        return True
-
-    def read(
-        self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
-    ) -> ImageData:
-        """The images of folders, archives, lists and data sets by name."""
-        from reldistill.data.image_data import load_images
-
-        return load_images(
-            data.data,
-            image_size=data.image_size,
-            batch_size=batch_size,
-            seed=seed,
-            augment=data.augment,
-            val_fraction=data.val_fraction,
-            hold_out_test=data.hold_out_test,
-            skip_bad_images=data.skip_bad_images,
-            workers=workers,
-            download=data.download,
-            labelled=False,
-        )
-
-    def summary(self, images: ImageData) -> str:
-        """One line about the images."""
-        skipped = f", {len(images.skipped)} bad images left out" if images.skipped else ""
-        test = f", and {images.test.images:,} test images" if images.test else ""
-        return (
-            f"{images.name}: {images.train.images:,} training and {images.val.images:,} held-out images{test} without "
-            f"labels at {images.image_size}x{images.image_size}{skipped}{in_words(images.left_out)}"
-        )
-
-    def names_network(self, name: str) -> bool:
-        """None of its own."""
-        return False
-
-    def claims_network(self, name: str) -> bool:
-        """None: its networks are those of the zoo, which any task may open."""
-        return False
-
-    def networks(self) -> Sequence[ListedNetwork]:
-        """None of its own."""
-        return ()
-
-    def open(
-        self,
-        name: str,
-        *,
-        role: Role,
-        images: ImageData,
-        image_size: int | None = None,
-        weights: str | None = None,
-        pretrained: bool = False,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> OpenedNetwork:
-        """A network without class scores."""
-        from reldistill.networks.saved import open_network
-
-        return open_network(
-            name,
-            role=role,
-            num_classes=None,
-            image_size=image_size or images.image_size,
-            weights=weights,
-            pretrained=pretrained,
-            arguments=arguments,
-            head="none",
-        )
-
-    open_headless = open
+    open = ImageTask.open_headless
 
     def open_alone(
         self, name: str, *, num_classes: int | None, image_size: int | None, arguments: Mapping[str, Any]
@@ -174,18 +99,11 @@ class FeaturesTask:
         """The same."""
         return self.in_brief(found, images)
 
-    def draw(self, run: FinishedRun) -> None:
-        """Nothing of its own: every run's relations are drawn."""
-
     def graph(self, run: Path, *, source: Path, raw: bool) -> GraphForm:
         """Images (B, 3, H, W) → pooled vectors (B, D)."""
         from reldistill.tasks.features.export import backbone_graph
 
         return backbone_graph(run, source=source, raw=raw)
-
-    def companions(self, card: NetworkCard, target: Path) -> Companions:
-        """Nothing: the network's own class loads its weights."""
-        return Companions()
 
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from reldistill.core.checks import UserError, check_axes
 from reldistill.core.types import Batch, Features, FeatureSource, LevelInfo, Targets, Wanted
-from reldistill.networks.extract import evaluating, first_float, hooked
+from reldistill.networks.hooks import evaluating, first_float, hooked
 from reldistill.tasks.detection.boxes import Boxes
 from reldistill.tasks.detection.networks.detectors import outputs_of
 
