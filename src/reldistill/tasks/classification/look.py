@@ -13,8 +13,8 @@ from reldistill.data.image_data import ImageData
 from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.draws import spread
-from reldistill.tasks.classification.metrics import BANK, known_vectors, neighbour_logits
 from reldistill.tasks.looks import device_of, kept, outputs
+from reldistill.tasks.neighbours import BANK, known_vectors, neighbour_logits
 from reldistill.training.settings import TrainSettings
 
 BINS = 15

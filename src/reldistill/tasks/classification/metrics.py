@@ -7,18 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from reldistill.core.safe_files import write_bytes
 from reldistill.core.types import Batch, ClassLabels, FeatureSource, Wanted
-from reldistill.data.loader import Loader
-from reldistill.networks.probes import Labelled, PooledVectors, neighbour_votes
 from reldistill.relations.across_ranks import sum_over_ranks
 
-BANK = 2000
-"""Training images among which neighbours are looked for, at most."""
 CORRECT_FILE = "val_correct.npy"
 
 
@@ -45,7 +40,9 @@ class Accuracy:
     @torch.no_grad()
     def update(self, network: FeatureSource, batch: Batch) -> None:
         """Measure one batch."""
-        logits = self._logits(network, batch)
+        logits = network.ask(batch.images, Wanted()).logits
+        if logits is None:
+            raise ValueError("the network gives no logits: classification measures class scores")
         labels = batch.targets_as(ClassLabels).labels
         hits = logits.argmax(dim=1) == labels
         loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
@@ -75,13 +72,6 @@ class Accuracy:
         write_bytes(folder / CORRECT_FILE, buffer.getvalue())
         return CORRECT_FILE
 
-    def _logits(self, network: FeatureSource, batch: Batch) -> Tensor:
-        """(B, K)."""
-        logits = network.ask(batch.images, Wanted()).logits
-        if logits is None:
-            raise ValueError("the network gives no logits: classification measures class scores")
-        return logits
-
     def _by_image(self) -> Tensor | None:
         """(images,) booleans; None where the images are not known by an index each."""
         if not self._hits:
@@ -92,43 +82,3 @@ class Accuracy:
         flat = torch.zeros(self.images, dtype=torch.int64, device=indices.device)
         flat[indices] = torch.cat([h for _, h in self._hits]).long()
         return sum_over_ranks(flat).bool().cpu()
-
-
-class NeighbourAccuracy(Accuracy):
-    """The same of a network without class scores: what the nearest of some labelled images say, by its pooled vectors.
-
-    Args:
-        bank: labelled images without random changes; the network is asked about them at its first batch.
-        classes: K.
-    """
-
-    def __init__(self, bank: Loader, *, classes: int) -> None:
-        self._bank, self._classes = bank, classes
-        super().__init__()
-
-    def start(self, device: torch.device | str) -> None:
-        """Forget everything; count on that device from now on."""
-        super().start(device)
-        self._known: Labelled | None = None
-
-    def _logits(self, network: FeatureSource, batch: Batch) -> Tensor:
-        if self._known is None:
-            self._known = known_vectors(network, self._bank, device=batch.images.device)
-        said = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
-        if said is None:
-            raise ValueError(f"{network.name} gives no pooled vector: there is nothing to measure")
-        return neighbour_logits(said, self._known, classes=self._classes)
-
-
-def known_vectors(network: FeatureSource, bank: Loader, *, device: torch.device | str) -> Labelled:
-    """What a network says of the labelled images among which neighbours are looked for."""
-    vectors = PooledVectors()
-    for batch in bank:
-        vectors.update(network, batch.to(device))
-    return vectors.labelled
-
-
-def neighbour_logits(pooled: Float[Tensor, "B D"], bank: Labelled, *, classes: int) -> Float[Tensor, "B {classes}"]:
-    """(B, K) logarithms of the nearest neighbours' votes."""
-    votes = neighbour_votes(pooled, bank, classes=classes)
-    return votes.clamp(min=torch.finfo(votes.dtype).tiny).log()

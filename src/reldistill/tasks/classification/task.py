@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reldistill.core.checks import UserError
-from reldistill.report.intervals import mcnemar_p_value, wilson_interval
+from reldistill.report.intervals import wilson_interval
 from reldistill.tasks.base import GraphForm, Judgement, Look, Measure, TakesHeadless, Task
 from reldistill.tasks.classification.reporting import REPORT
 from reldistill.tasks.image_task import ImageTask
@@ -18,14 +17,8 @@ if TYPE_CHECKING:
     from reldistill.methods.build import TermSource
     from reldistill.networks.saved import OpenedNetwork
     from reldistill.networks.zoo import Role
-    from reldistill.tasks.classification.metrics import Accuracy
     from reldistill.tasks.classification.objective import Classification
     from reldistill.training.settings import TrainSettings
-
-ASKED = 1000
-"""Validation images by which a teacher without class scores is judged, at most."""
-SURE = 0.05
-"""The largest p-value by which it is better than the same network untrained."""
 
 
 class ClassificationTask(ImageTask):
@@ -99,24 +92,9 @@ class ClassificationTask(ImageTask):
 
     def judged(self, teacher: OpenedNetwork, images: ImageData, measure: Measure) -> Judgement:
         """By the nearest training images' classes, beside guessing and the same network untrained."""
-        from reldistill.networks.probes import untrained_twin
-        from reldistill.tasks.classification.metrics import BANK, NeighbourAccuracy
+        from reldistill.tasks.neighbours import judge
 
-        asked, bank, classes = images.val.plain(ASKED), images.train.plain(BANK), len(images.classes)
-        found = NeighbourAccuracy(bank, classes=classes)
-        measure(teacher, asked, found)
-        twin = replace(teacher, extractor=untrained_twin(teacher.extractor))
-        unlearned = NeighbourAccuracy(bank, classes=classes)
-        untrained = measure(twin, asked, unlearned).found["accuracy"]
-        chance, (low, high) = 100 / classes, _interval(found.found, asked.images)
-        said = (
-            f"teacher {teacher.card.name}: by the nearest neighbours of its features {found.found['accuracy']:.1f} % "
-            f"({low:.1f} to {high:.1f}) of {asked.images:,} validation images right; guessing {chance:.1f} %, the same "
-            f"network without weights {untrained:.1f} %"
-        )
-        knows = low > chance and _better(found, unlearned)
-        fault = f"the features of the teacher {teacher.card.name} are no better than guessing or than random weights"
-        return Judgement(found, said, found.found["accuracy"], None if knows else fault)
+        return judge(teacher, images, measure)
 
     def objective(self, training: TrainSettings, images: ImageData) -> Classification:
         """Cross entropy."""
@@ -143,14 +121,6 @@ class ClassificationTask(ImageTask):
         from reldistill.tasks.classification.export import classifier_graph
 
         return classifier_graph(run, source=source, raw=raw)
-
-
-def _better(this: Accuracy, other: Accuracy) -> bool:
-    """Whether it is right more often, by the exact paired test over the images."""
-    if this.hits is None or other.hits is None:
-        return this.found["accuracy"] > other.found["accuracy"]
-    only_this, only_other = (int((a & ~b).sum()) for a, b in ((this.hits, other.hits), (other.hits, this.hits)))
-    return only_this > only_other and mcnemar_p_value(only_this, only_other) < SURE
 
 
 def _interval(found: Mapping[str, float], images: int) -> list[float]:
