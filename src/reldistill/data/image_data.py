@@ -62,6 +62,7 @@ class ImageData:
         test: every held-out image once, in order; None where none were asked for.
         left_out: what else lies with the data and is not used, in words → how often.
         notes: warnings of what was found in the data.
+        probe: labelled images to measure features by, where there are such.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ImageData:
     test: Loader | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    probe: ImageData | None = None
 
     @staticmethod
     def from_tensors(

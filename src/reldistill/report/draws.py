@@ -38,3 +38,8 @@ def interval_of_draws(values: Float64[np.ndarray, "draws"], *, observed: float) 
 def spread(count: int, limit: int) -> np.ndarray:
     """At most `limit` of `count` positions, evenly spread."""
     return np.linspace(0, count - 1, min(count, limit)).astype(np.int64)
+
+
+def means(values: np.ndarray) -> Float64[np.ndarray, "draws"]:
+    """(draws,) percent: the mean of each image's value, in [0, 1], over draws of the images."""
+    return draws(len(values)) @ values.astype(np.float64) * (100 / len(values))

@@ -182,7 +182,7 @@ class RunRecord:
     @property
     def score(self) -> Score:
         """What networks of its task are compared by."""
-        return report_of(self.task).score
+        return report_of(self.task).score_by(self.settings)
 
 
 def result_of(

@@ -53,12 +53,18 @@ class TaskReport:
         draws: record → scores of draws of the validation images, percent, the same draws for all runs; None where
             nothing is on record. For scores that are not counted.
         sections: what the page of runs shows besides what every task has, in order.
+        score_of: settings of a run → what is compared, where that depends on them.
     """
 
     score: Score
     caption: str
     draws: Callable[[RunRecord], np.ndarray | None] | None = None
     sections: tuple[Section, ...] = ()
+    score_of: Callable[[Mapping[str, Any]], Score] | None = None
+
+    def score_by(self, settings: Mapping[str, Any]) -> Score:
+        """What runs with these settings are compared by."""
+        return self.score if self.score_of is None else self.score_of(settings)
 
 
 def report_of(task: str) -> TaskReport:

@@ -15,7 +15,7 @@ from reldistill.data.images import Images
 from reldistill.data.loader import Loader
 from reldistill.networks.probes import PROBES, Labelled, PooledVectors
 from reldistill.networks.saved import OpenedNetwork, run_folder
-from reldistill.report.draws import draws, interval_of_draws
+from reldistill.report.draws import interval_of_draws, means
 from reldistill.report.intervals import wilson_interval
 from reldistill.report.record import read_record
 from reldistill.runs.opening import check_named, measure, read_images
@@ -113,8 +113,7 @@ def _interval(right: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean of each image's score, percent."""
     if right.dtype == bool:
         return wilson_interval(int(right.sum()), len(right))
-    drawn = draws(len(right)) @ right * (100 / len(right))
-    return interval_of_draws(drawn, observed=100 * float(right.mean()))
+    return interval_of_draws(means(right), observed=100 * float(right.mean()))
 
 
 def _open(

@@ -26,6 +26,8 @@ from reldistill.tasks.base import Judgement, Measure
 
 BANK, ASKED = 2000, 1000
 """By how many images a network is judged, at most: of training, and of validation."""
+LARGEST_BANK = 10_000
+"""Training images among which a probe looks for neighbours, at most."""
 SURE = 0.05
 """The largest p-value by which a teacher is better than the same network untrained."""
 
@@ -67,3 +69,18 @@ def neighbour_logits(pooled: Float[Tensor, "B D"], bank: Labelled, *, classes: i
     """(B, K) logarithms of the nearest neighbours' votes."""
     votes = neighbour_votes(pooled, bank, classes=classes)
     return votes.clamp(min=torch.finfo(votes.dtype).tiny).log()
+
+
+def neighbours_right(
+    network: FeatureSource, images: ImageData, *, device: torch.device | str, held_out: Loader | None = None
+) -> np.ndarray:
+    """(n,) booleans: for which validation images (or others held out) the nearest training images vote right.
+
+    Args:
+        network: in eval mode, on `device`.
+        images: labelled.
+        device: where the network is.
+        held_out: images of the same classes to ask about, instead of the validation images.
+    """
+    bank = known_vectors(network, images.train.plain(LARGEST_BANK), device=device)
+    return knn_right(bank, known_vectors(network, held_out or images.val, device=device), classes=len(images.classes))

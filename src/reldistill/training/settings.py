@@ -28,6 +28,8 @@ class DataSettings:
         hold_out_test: keep what would validate for a test that nothing is chosen by, and validate on val-fraction of
             each class of the training images.
         skip_bad_images: leave out images that can't be read, and count them.
+        probe_data: labelled images by which a student without labels is measured while it trains (--task features): the
+            classes of its features' nearest neighbours are then its score. Given like data.
         download: fetch the data set if it is not there.
         workers: processes that decode images which don't fit in memory; by default by the number of cores.
         views: how many views (random changes of every image) the epochs cycle through; by default every epoch has new
@@ -41,6 +43,7 @@ class DataSettings:
     val_fraction: float = 0.1
     hold_out_test: bool = False
     skip_bad_images: bool = False
+    probe_data: str | None = None
     download: bool = False
     workers: int | None = None
     views: int | None = None
@@ -53,6 +56,10 @@ class DataSettings:
         check_range("workers", self.workers, 0)
         check_range("views", self.views, 1)
         self.task = task_of_data(self.data, task=self.task)
+        if self.probe_data is not None and not getattr(open_task(self.task), "takes_probe", False):
+            raise UserError(
+                "--probe-data measures students without labels: give it with unlabelled: or --task features"
+            )
 
 
 @dataclass(kw_only=True)

@@ -166,7 +166,7 @@ def test_a_teacher_with_a_head_for_other_classes_is_taken_without(
     assert "no better than guessing or than random weights" in error, "colours are told apart by any weights"
     assert main([*words, "--accept-weak-teacher"]) == 0
     err = capfd.readouterr().err
-    assert "by the nearest neighbours of its features" in err
+    assert "by the 20 nearest neighbours of its features" in err
     assert "left out of serkd: kd" in err
     found = record("headless")
     assert "kd" not in found["history"][-1]["train"]
@@ -185,3 +185,29 @@ def test_teachers_without_class_scores_are_compared_too(world: Path) -> None:
         assert cell["status"] == "finished"
         assert 0 <= cell["agreement"] <= 100
         assert cell["correlation_gap"] is None
+
+
+def test_a_probe_is_the_score_where_it_is_given(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = [*DISTILL, "--probe-data", "pics", "--accept-weak-teacher", "--out", "probed"]
+    assert main(words) == 0
+    found = record("probed")
+    values = found["history"][-1]["val"]
+    assert values.keys() == {"relations", "knn"}
+    assert found["result"]["score_last"] == values["knn"]
+    assert found["teacher"]["score"] > 100 / 3
+    right = np.load("probed/similarities.npz")["right"]
+    assert values["knn"] == pytest.approx(100 * right.mean())
+    assert "validation knn, %" in Path("probed/report.html").read_text()
+    assert record("whole")["history"][-1]["train"] == found["history"][-1]["train"], "measuring changes no training"
+    assert "no such file or folder" in said(capfd, with_options(words, probe_data="nowhere", out="other"), code=2)
+    words = ["distill", *LABELLED, "--teacher", "teacher", "--student", "resnet8", "--probe-data", "pics", "--out", "x"]
+    assert "--probe-data measures students without labels" in said(capfd, words, code=2)
+
+
+def test_methods_are_compared_by_a_probe(world: Path) -> None:
+    words = ["compare", *DATA, "--teacher", "teacher", "--student", "resnet8", "--seeds", "1", "--epochs", "1"]
+    words += ["--probe-data", "pics", "--accept-weak-teacher", "--methods", "serkd", "rkd", "--out", "by-probe"]
+    assert main(words) == 0
+    found = json.loads(Path("by-probe/compare.json").read_text())
+    assert {cell["status"] for cell in found["cells"]} == {"finished"}
+    assert found["teacher"]["test"] > 100 / 3

@@ -79,7 +79,7 @@ class Comparison:
     @property
     def score(self) -> Score:
         """What the networks are compared by."""
-        return report_of(self.head.settings.get("task", FALLBACK)).score
+        return report_of(self.head.settings.get("task", FALLBACK)).score_by(self.head.settings)
 
     @property
     def test_images(self) -> int:

@@ -14,14 +14,18 @@ from reldistill.data.image_data import ImageData
 from reldistill.data.images import test_loader
 from reldistill.networks.saved import OpenedNetwork
 from reldistill.report.agreement import agreement, similarities
-from reldistill.report.draws import draws, spread
+from reldistill.report.draws import draws, means, spread
 from reldistill.tasks.features.metrics import KEPT
 from reldistill.tasks.looks import device_of, kept, outputs
+from reldistill.tasks.neighbours import neighbours_right
 from reldistill.training.settings import TrainSettings
 
 
 class FeatureLook:
-    """Pooled vectors of some test images: see `tasks.base.Look`. A network agrees with itself by 100 %."""
+    """Pooled vectors of some test images: see `tasks.base.Look`. A network agrees with itself by 100 %.
+
+    With a probe the score is what the features' nearest neighbours get right of its test images.
+    """
 
     calibration_error: float | None = None
 
@@ -30,8 +34,14 @@ class FeatureLook:
         self.shown = spread(test.images, KEPT)
         looked = outputs(extractor, test, training, logits=False)
         self.features = np.concatenate([kept(batch, features, self.shown) for batch, features in looked])
-        self.score = 100.0
-        self.drawn = np.full(len(draws(len(self.features))), 100.0)
+        self.right: np.ndarray | None = None
+        if images.probe is not None:
+            probe = images.probe
+            self.right = neighbours_right(extractor, probe, device=device_of(training), held_out=test_loader(probe))
+        if self.right is None:
+            self.score, self.drawn = 100.0, np.full(len(draws(len(self.features))), 100.0)
+        else:
+            self.score, self.drawn = 100 * float(self.right.mean()), means(self.right)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Scores of draws of the images, and features."""
@@ -42,7 +52,9 @@ class FeatureLook:
         return {"shown": self.shown, "features": self.features}
 
     def beside(self, teacher: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-        """Nothing but the score, which is the agreement with the teacher."""
+        """Nothing but the score, which without a probe is the agreement with the teacher."""
+        if self.right is not None:
+            return {"agreement": None, "calibration_error": None, "correlation_gap": None}
         own, theirs = similarities(self.features), similarities(teacher["features"])
         self.score = float(agreement(own, theirs)[0])
         self.drawn = agreement(own, theirs, draws(len(own)))

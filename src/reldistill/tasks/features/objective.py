@@ -7,18 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from reldistill.core.types import Batch, Evaluator, Features
+from reldistill.data.image_data import ImageData
 from reldistill.tasks.features.methods import FeatureTerms
 from reldistill.tasks.features.metrics import Relations
 
 
 class FeatureTransfer(nn.Module):
-    """No loss of the student's own; it is measured beside its teacher."""
+    """No loss of the student's own; it is measured beside its teacher.
+
+    Args:
+        probe: labelled images to measure it by as well.
+    """
 
     methods = FeatureTerms("images without labels")
     own_loss = False
 
-    def __init__(self) -> None:
+    def __init__(self, probe: ImageData | None = None) -> None:
         super().__init__()
+        self._probe = probe
         self._teacher: np.ndarray | None = None
 
     def forward(self, student: Features, batch: Batch) -> Tensor:
@@ -33,4 +39,4 @@ class FeatureTransfer(nn.Module):
 
     def evaluator(self) -> Relations:
         """What measures a network that does this."""
-        return Relations(self._teacher)
+        return Relations(self._teacher, probe=self._probe)

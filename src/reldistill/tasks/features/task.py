@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,11 @@ if TYPE_CHECKING:
     from reldistill.methods.build import TermSource
     from reldistill.networks.saved import OpenedNetwork
     from reldistill.tasks.features.objective import FeatureTransfer
-    from reldistill.training.settings import TrainSettings
+    from reldistill.training.settings import DataSettings, TrainSettings
+
+
+class _Labelled(ImageTask):
+    """Images with their labels, to measure by."""
 
 
 class FeaturesTask(ImageTask):
@@ -30,6 +36,24 @@ class FeaturesTask(ImageTask):
     )
     report = REPORT
     labelled = False
+    takes_probe = True
+
+    def read(
+        self, data: DataSettings, *, batch_size: int, seed: int, workers: int | None, models: Sequence[str]
+    ) -> ImageData:
+        """The images, and those to measure by where there are such."""
+        more: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "workers": workers, "models": models}
+        images = super().read(data, **more)
+        if data.probe_data is None:
+            return images
+        labelled = replace(data, data=data.probe_data, task="classification", probe_data=None, augment="none")
+        # nothing is trained on them, so they may be fewer than a batch
+        probe = ImageTask.read(_Labelled(), replace(labelled, image_size=images.image_size), **more | {"batch_size": 1})
+        for loader in filter(None, (probe.train, probe.val, probe.test)):
+            loader.batch_size = batch_size
+            loader.shard(0, 1)
+        both = hashlib.sha256(f"{images.fingerprint} {probe.fingerprint}".encode()).hexdigest()[:16]
+        return replace(images, probe=probe, fingerprint=both)
 
     @property
     def look(self) -> type[Look[ImageData]]:
@@ -65,11 +89,14 @@ class FeaturesTask(ImageTask):
         """No teacher here has class scores: see `judged`."""
 
     def judged(self, teacher: OpenedNetwork, images: ImageData, measure: Measure) -> Judgement:
-        """Its features of the held-out images; where its weights come from is all that is known of it."""
+        """By the probe's labels; without such, where its weights come from is all that is known of it."""
         from reldistill.tasks.features.metrics import Relations
+        from reldistill.tasks.neighbours import judge
 
         relations = Relations()
         measure(teacher, images.val, relations)
+        if images.probe is not None:
+            return judge(teacher, images.probe, measure)._replace(measured=relations)
         says_nothing = not relations.vectors.std(axis=0).max() > 0
         return Judgement(
             relations,
@@ -85,7 +112,7 @@ class FeaturesTask(ImageTask):
 
         if training.label_smoothing:
             raise UserError("--label-smoothing: there are no labels")
-        return FeatureTransfer()
+        return FeatureTransfer(images.probe)
 
     def measures(self, found: Mapping[str, float], images: int) -> dict[str, Any]:
         """How alike student and teacher relate the images, percent."""
@@ -93,7 +120,10 @@ class FeaturesTask(ImageTask):
 
     def in_brief(self, found: Mapping[str, float], images: int) -> str:
         """The score in a few words."""
-        return f"relations agree with the teacher's by {found['relations']:.1f} % on the {images:,} held-out images"
+        said = f"relations agree with the teacher's by {found['relations']:.1f} % on the {images:,} held-out images"
+        if "knn" not in found:
+            return said
+        return f"{found['knn']:.1f} % of the probe's images right by nearest neighbours; {said}"
 
     def in_words(self, found: Mapping[str, float], images: int) -> str:
         """The same."""
