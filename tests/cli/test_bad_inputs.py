@@ -437,7 +437,7 @@ def test_a_factory_of_ones_own_that_makes_no_network(factory: str, refused: Refu
 
 WRONG: list[tuple[list[str], str]] = [
     (with_options(PAIR, method="none+kd"), "none is the student alone"),
-    (with_options(PAIR, method="kd+kd"), "kd is there twice"),
+    (with_options(PAIR, method="kd+kd"), "kd is given twice"),
     (with_options(PAIR, method="KD"), "method 'KD' is not known: did you mean kd?"),
     (["compare", *PAIR[1:], "--methods", "kd", "KD"], "method 'KD' is not known: did you mean kd?"),
     (["quickstart", "--methods", "Kd", "--out", "new"], "method 'Kd' is not known: did you mean kd?"),
@@ -453,8 +453,8 @@ WRONG: list[tuple[list[str], str]] = [
             "lr=1e999": "lr takes numbers, got inf",
             "lr=nan": "lr takes numbers, got 'nan'",
             "lr=0": "lr 0: give more than 0",
-            "seed=1": "seed is no number to choose",
-            "data=1": "data is no number to choose",
+            "seed=1": "seed is not a number to choose",
+            "data=1": "data is not a number to choose",
             "kd:temperature=[1]": "kd:temperature takes numbers and words",
             "kd": "expected NAME=VALUE",
             "=1": "expected NAME=VALUE",

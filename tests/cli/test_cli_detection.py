@@ -391,9 +391,9 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(DISTILL, data="coco:other"), "its weights don't know the class purple of the data"),
     (
         with_options(DISTILL, cache_teacher="cache"),
-        "what a teacher says of images for detection is not kept",
+        "a teacher's outputs for detection can't be cached",
     ),
-    (with_options(DISTILL, method="kd"), "method 'kd' is not for detection: there are none, fitnets"),
+    (with_options(DISTILL, method="kd"), "method 'kd' is not for detection: choose one of none, fitnets"),
     (with_options(DISTILL, method="deit_hard"), "method 'deit_hard' is not for detection"),
     (with_options(DISTILL, method="sekd+simkd"), "method 'simkd' is not for detection"),
     (with_options(DISTILL, method="head_kd"), "head_kd compares two RetinaNets, FCOS or Faster R-CNNs"),

@@ -178,7 +178,7 @@ def test_bad_images_stop_before_training_or_are_left_out(tmp_path: Path, in_memo
     message = str(caught.value)
     assert message.startswith(f"bad image {folder}/train/dog/03.png: ")
     assert "(1 more bad image)" in message
-    assert message.endswith("pass --skip-bad-images to go on without it")
+    assert message.endswith("pass --skip-bad-images to continue without it")
     data = load_images(folder, skip_bad_images=True, **settings)
     assert data.skipped == ("train/dog/03.png", "val/cat/05.png")
     assert (data.train.images, data.val.images) == (23, 11)

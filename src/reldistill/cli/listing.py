@@ -31,7 +31,7 @@ def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
     """
     lists = {"methods": _methods, "models": _models, "recipes": _recipes}
     if what not in lists:
-        raise UserError(f"there is no list of '{what}': say methods, models or recipes")
+        raise UserError(f"there is no list of '{what}': choose methods, models or recipes")
     wanted = pattern.lower().replace("-", "_")
     rows = [row for row in lists[what]() if wanted in row["name"].lower().replace("-", "_")]
     if not rows:
@@ -134,7 +134,7 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _said(needs: frozenset[str]) -> list[str]:
-    """What a method needs of images and teachers, in words; what every network has is not said."""
+    """What a method needs of images and teachers, in words; what every network has is left out."""
     words = {"labels": "labels", "boxes": "labelled boxes", "classes": "class scores"}
     return [word for name, word in words.items() if name in needs]
 

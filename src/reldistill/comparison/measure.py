@@ -126,7 +126,7 @@ def _cost(network: OpenedNetwork, look: type[Look[Any]]) -> dict[str, Any]:
 def _method(
     method: str, pair: PairSettings, images: Images, training: TrainSettings, task: AnyTask, teacher: OpenedNetwork
 ) -> dict[str, Any] | None:
-    """What a method has for this pair, and what it costs to train; None where it cannot be built: its cells say why."""
+    """A method's parts for this pair, and its cost of training; None where it cannot be built: its cells tell why."""
     student = open_student(pair, images, task=task, seed=training.seed)
     try:
         distiller = build_distiller(
@@ -137,7 +137,7 @@ def _method(
             task=task.objective(training, images),
             images=images.train.images,
         )
-    except Exception:  # whatever it is, it leaves the other methods alone
+    except Exception:  # whatever it is, the other methods are not affected
         return None
     terms = [term for term in distiller.terms if isinstance(term, Term)]
     known = MethodParts(

@@ -191,7 +191,7 @@ def load_images(
             at most 2 GiB.
         rank: this process.
         world_size: number of processes.
-        limit: use at most so many images of each split, evenly over the classes, for a quick trial.
+        limit: use at most this many images of each split, evenly over the classes, for a quick trial.
         labelled: False leaves the labels out; `data` may then also be `unlabelled:` and any folder or .zip of images
             or a text file of their paths, see `data.unlabelled`.
     """
@@ -330,7 +330,7 @@ def _look_at_all(splits: Splits, side: int | None, quiet: bool) -> _Content:
 def _without_bad(
     splits: Splits, content: _Content, skip: bool
 ) -> tuple[Splits, dict[str, Tensor] | None, tuple[str, ...]]:
-    """Leave bad images out, or stop at the first and say how many there are; no class may be left empty."""
+    """Leave bad images out, or stop at the first and report how many there are; no class may be left empty."""
     bad = [found for found in content.sizes if isinstance(found, BadImage)]
     if bad and not skip:
         raise BadImage(bad[0].where, bad[0].reason, others=len(bad) - 1)

@@ -56,7 +56,7 @@ def rkd_loss(
         - the order of the samples;
         - 0 when the two sets of samples are similar in the geometric sense.
 
-    Differences from the paper: the means leave out pairs and triples that are no pairs or triples (i = j and the like),
+    Differences from the paper: the means leave out pairs and triples with repeated samples (i = j and the like),
     where the authors' code counts them as zeros; a triple with two samples in one place adds nothing.
 
     Example:

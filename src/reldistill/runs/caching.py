@@ -19,7 +19,7 @@ from reldistill.training.teacher_cache import TeacherCache, fingerprint_of, size
 from reldistill.training.trainer import resolve_precision
 
 CACHED_VIEWS = 16
-"""Views of a run with a teacher cache, where nobody has said how many."""
+"""Views of a run with a teacher cache, by default."""
 
 
 def settle_views(data: DataSettings, networks: PairSettings) -> DataSettings:
@@ -32,7 +32,7 @@ def settle_views(data: DataSettings, networks: PairSettings) -> DataSettings:
 def check_cache(networks: PairSettings, *, task: AnyTask) -> None:
     """UserError where a cache is asked for that could not serve."""
     if networks.cache_teacher is not None and not task.keeps_teacher:
-        raise UserError(f"--cache-teacher: what a teacher says of images for {task.name} is not kept; leave it out")
+        raise UserError(f"--cache-teacher: a teacher's outputs for {task.name} can't be cached; leave the option out")
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ class Balance(nn.Module):
 
         factor = share · ‖∂L_task/∂θ‖ / ‖∂L_part/∂θ‖,   θ the student's parameters that task and part both depend on
 
-    The norms are measured every so many steps, by one backward pass for each part, and the factors move a part of the
+    The norms are measured every few steps, by one backward pass for each part, and the factors move a part of the
     way to what was found, in the logarithm. A part's weight keeps its meaning as a multiple of the share.
 
     Args:
@@ -43,7 +43,7 @@ class Balance(nn.Module):
         return torch.tensor([self.steps, *(self.factors.get(name, 0.0) for name in self.names)], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         steps, *factors = state.tolist()
         self.steps = int(steps)
         self.factors = {name: factor for name, factor in zip(self.names, factors, strict=True) if factor}

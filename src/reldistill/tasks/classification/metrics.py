@@ -18,7 +18,7 @@ from reldistill.networks.probes import Labelled, PooledVectors, neighbour_votes
 from reldistill.relations.across_ranks import sum_over_ranks
 
 BANK = 2000
-"""Training images among which neighbours are looked for, at most."""
+"""Training images among which neighbours are sought, at most."""
 CORRECT_FILE = "val_correct.npy"
 
 
@@ -95,7 +95,7 @@ class Accuracy:
 
 
 class NeighbourAccuracy(Accuracy):
-    """The same of a network without class scores: what the nearest of some labelled images say, by its pooled vectors.
+    """The same of a network without class scores: the votes of the nearest labelled images, by its pooled vectors.
 
     Args:
         bank: labelled images without random changes; the network is asked about them at its first batch.
@@ -114,14 +114,14 @@ class NeighbourAccuracy(Accuracy):
     def _logits(self, network: FeatureSource, batch: Batch) -> Tensor:
         if self._known is None:
             self._known = known_vectors(network, self._bank, device=batch.images.device)
-        said = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
-        if said is None:
+        pooled = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
+        if pooled is None:
             raise ValueError(f"{network.name} gives no pooled vector: there is nothing to measure")
-        return neighbour_logits(said, self._known, classes=self._classes)
+        return neighbour_logits(pooled, self._known, classes=self._classes)
 
 
 def known_vectors(network: FeatureSource, bank: Loader, *, device: torch.device | str) -> Labelled:
-    """What a network says of the labelled images among which neighbours are looked for."""
+    """A network's pooled vectors of the labelled images among which neighbours are sought."""
     vectors = PooledVectors()
     for batch in bank:
         vectors.update(network, batch.to(device))

@@ -109,14 +109,14 @@ class ClassificationTask(ImageTask):
         unlearned = NeighbourAccuracy(bank, classes=classes)
         untrained = measure(twin, asked, unlearned).found["accuracy"]
         chance, (low, high) = 100 / classes, _interval(found.found, asked.images)
-        said = (
+        words = (
             f"teacher {teacher.card.name}: by the nearest neighbours of its features {found.found['accuracy']:.1f} % "
             f"({low:.1f} to {high:.1f}) of {asked.images:,} validation images right; guessing {chance:.1f} %, the same "
             f"network without weights {untrained:.1f} %"
         )
         knows = low > chance and _better(found, unlearned)
         fault = f"the features of the teacher {teacher.card.name} are no better than guessing or than random weights"
-        return Judgement(found, said, found.found["accuracy"], None if knows else fault)
+        return Judgement(found, words, found.found["accuracy"], None if knows else fault)
 
     def objective(self, training: TrainSettings, images: ImageData) -> Classification:
         """Cross entropy."""
@@ -125,7 +125,7 @@ class ClassificationTask(ImageTask):
         return Classification(label_smoothing=training.label_smoothing)
 
     def measures(self, found: Mapping[str, float], images: int) -> dict[str, Any]:
-        """What an evaluation says: the evaluator's values, and how sure they are."""
+        """What an evaluation reports: the evaluator's values, and how certain they are."""
         return {"accuracy": found["accuracy"], "accuracy_interval": _interval(found, images), "loss": found["loss"]}
 
     def in_brief(self, found: Mapping[str, float], images: int) -> str:
@@ -133,7 +133,7 @@ class ClassificationTask(ImageTask):
         return f"{found['accuracy']:.2f} % of the {images:,} validation images right"
 
     def in_words(self, found: Mapping[str, float], images: int) -> str:
-        """What `measures` says, in one line."""
+        """`measures` in one line."""
         low, high = _interval(found, images)
         sure = f"(95 % interval {low:.2f} to {high:.2f}), cross entropy {found['loss']:.4f}"
         return f"{self.in_brief(found, images)} {sure}"

@@ -31,7 +31,7 @@ LAYOUT = (
 
 
 def read_coco(store: Store, where: str) -> Annotated:
-    """Find the annotation files of a Store and the images they speak of."""
+    """Find the annotation files of a Store and the images they describe."""
     files = _annotation_files(store, where)
     categories: dict[int, int] | None = None
     classes: tuple[str, ...] = ()
