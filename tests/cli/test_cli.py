@@ -304,7 +304,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(KD, teacher="resnet8", teacher_weights="gone.pth"), "no such weights file: gone.pth"),
     (with_options(KD, teacher="resnet8", teacher_weights="a-file"), "a-file is not a weights file"),
     (with_options(KD, teacher="resnet8"), "no pretrained weights exist"),
-    (with_options(KD, teacher="resnet18"), "teacher resnet18 outputs 1000 classes, the data has 3"),
+    (with_options(KD, teacher="resnet18"), "teacher resnet18 expects 1000 classes, the data have 3"),
     (with_options(KD, data="two"), "the data lack its class blue"),
     (with_options(KD, teacher="ignorant"), "its weights are not for these classes"),
     (with_options(KD, teacher="nets.py:small"), "its weights are not for these classes"),

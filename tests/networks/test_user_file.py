@@ -87,9 +87,9 @@ def test_a_class_and_keyword_factories_serve_too(file: Path) -> None:
 def test_factory_without_num_classes_is_measured(file: Path) -> None:
     assert load(file, "ten").num_classes == 10
     assert load(file, "ten", None).num_classes == 10
-    with pytest.raises(UserError, match=r"outputs 10 classes, the data has 100: let its factory take num_classes"):
+    with pytest.raises(UserError, match=r"expects 10 classes, the data have 100: let its factory take num_classes"):
         load(file, "ten", 100, role="student")
-    with pytest.raises(UserError, match=r"outputs 10 classes, the data has 100: train a teacher first"):
+    with pytest.raises(UserError, match=r"expects 10 classes, the data have 100: train a teacher first"):
         load(file, "ten", 100, role="teacher")
 
 

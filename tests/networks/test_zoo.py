@@ -151,7 +151,7 @@ def test_teacher_never_gets_a_random_head(name: str) -> None:
     with pytest.raises(UserError) as caught:
         load_network(name, num_classes=10, role="teacher", pretrained=True)
     assert str(caught.value) == (
-        f"teacher {name} outputs 1000 classes, the data has 10: "
+        f"teacher {name} expects 1000 classes, the data have 10: "
         "train a teacher first (reldistill train …) or pass --teacher-weights FILE"
     )
 
@@ -195,7 +195,7 @@ def test_local_folder_of_timm(tmp_path: Path) -> None:
     name = f"local-dir:{tmp_path}"
     network = load_network(name, num_classes=5, pretrained=True, role="teacher")
     assert torch.equal(network.module.get_classifier().weight, made.get_classifier().weight)
-    with pytest.raises(UserError, match="outputs 5 classes, the data has 6"):
+    with pytest.raises(UserError, match="expects 5 classes, the data have 6"):
         load_network(name, num_classes=6, pretrained=True, role="teacher")
 
 

@@ -128,12 +128,12 @@ def _methods() -> list[dict[str, Any]]:
     from reldistill.methods.table import METHODS
 
     return [
-        {"name": n, "transfers": m.summary, "needs": _said(m.needs), "uses": _said(m.uses), "paper": m.paper}
+        {"name": n, "transfers": m.summary, "needs": _in_order(m.needs), "uses": _in_order(m.uses), "paper": m.paper}
         for n, m in METHODS.items()
     ]
 
 
-def _said(needs: frozenset[str]) -> list[str]:
+def _in_order(needs: frozenset[str]) -> list[str]:
     """What a method needs of images and teachers, in words; what every network has is left out."""
     words = {"labels": "labels", "boxes": "labelled boxes", "classes": "class scores"}
     return [word for name, word in words.items() if name in needs]

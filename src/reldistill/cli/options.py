@@ -76,11 +76,11 @@ class Options:
         given: dict[str, Any] = {}
         for file in files:
             given |= self._from_file(file)
-        given |= {name: value_of_words(self._said(name), self.kinds[name], texts) for name, texts in words.items()}
+        given |= {name: value_of_words(self._shown(name), self.kinds[name], texts) for name, texts in words.items()}
         if prints:
             print(dump_yaml(self._printed(given)), end="")
             raise SystemExit(0)
-        if missing := [self._said(name) for name in self.required() if name not in given]:
+        if missing := [self._shown(name) for name in self.required() if name not in given]:
             self._fail(f"{', '.join(missing)} must be given")
         return {**self.defaults(), **given}
 
@@ -147,7 +147,7 @@ class Options:
             if name not in self.kinds:
                 self._fail(f"--{_CONFIG} {path}: there is no setting {quoted(name)}{self._close(str(name), '')}")
         return {
-            name: value_of_yaml(f"--{_CONFIG} {path}: {self._said(name)}", self.kinds[name], value)
+            name: value_of_yaml(f"--{_CONFIG} {path}: {self._shown(name)}", self.kinds[name], value)
             for name, value in content.items()
         }
 
@@ -158,7 +158,7 @@ class Options:
         order = [action.dest for action in self.parser._actions if action.dest in values]
         return {name: _written(values[name]) for name in order if name not in unknown}
 
-    def _said(self, name: str) -> str:
+    def _shown(self, name: str) -> str:
         return name if name in self.positional else dashed(f"--{name}")
 
     def _close(self, name: str, dashes: str) -> str:

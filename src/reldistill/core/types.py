@@ -1,9 +1,14 @@
 """What the parts of reldistill hand to each other.
 
-Axes, everywhere: B batch · C channels · H, W space · N patch tokens · M superpixel tokens · D embedding ·
-K classes · L levels · A anchors · n boxes. A size of the teacher's that need not be the student's is C′ in prose and
-C_t in a type. `Float[Tensor, "B C"]` is a floating-point tensor of these axes: equal names are equal sizes, `_C` is any
-size, `*_` any number of axes, "" a scalar. The tests check the types in every call; a run checks none.
+Axes, everywhere: B batch (b a few of its images) · C channels · G groups of channels, or graphs · H, W space (h, w of a
+coarser grid), HW both in one · S side of a square image · N patch tokens · M superpixel tokens · P positions, or tokens
+in a cell · D embedding · K classes · L levels, or lines of a map · A anchors · n boxes, images or vectors, m others of
+them · k kept eigenvectors · p vectors of the block that finds them · X any. Words are axes too: `each` channels of a
+group, `draws`, `local` samples of one process.
+
+A size of the teacher's that need not be the student's is C′ in prose and C_t in a type. `Float[Tensor, "B C"]` is a
+floating-point tensor of these axes: equal names are equal sizes, `_C` is any size, `*_` any number of axes, "" a scalar.
+The tests check the types in every call; a run checks none.
 """
 
 from __future__ import annotations

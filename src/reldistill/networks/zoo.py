@@ -273,7 +273,7 @@ def _wrong_classes(what: str, *, role: Role, found: int, wanted: int | None) -> 
         "network": "let its factory take num_classes",
         "model": "give the weights of a network that was trained on these classes",
     }[role]
-    return UserError(f"{what} outputs {found} classes, the data has {wanted}: {remedy}")
+    return UserError(f"{what} expects {found} classes, the data have {wanted}: {remedy}")
 
 
 def _build(
