@@ -98,7 +98,7 @@ def test_every_help_explains_itself(
 
 def test_help_of_distill_shows_groups_and_defaults(capfd: pytest.CaptureFixture[str]) -> None:
     out = " ".join(Said(capfd, ["distill", "--help"]).out.split())
-    for text in ("Images:", "Teacher, student and method:", "Training:", "--batch-size N images a step"):
+    for text in ("Images:", "Teacher, student and method:", "Training:", "--batch-size N images per step"):
         assert text in out
     assert "by default 128, for detection 8" in out
     assert "strong | flip | multi-scale | jitter; default: auto" in out

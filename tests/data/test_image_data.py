@@ -345,8 +345,8 @@ def test_from_tensors() -> None:
         ({"train_labels": torch.full((12,), 3)}, r"train_labels: expected values in 0 … 2"),
         ({"batch_size": 13}, "larger than the 12 training images"),
         ({"train_labels": torch.full((12, 3), 1 / 3)}, r"train_labels: expected \(n\)"),
-        ({"train_labels": torch.full((12,), 0.9)}, "train_labels: expected whole numbers, one class an image, got"),
-        ({"val_labels": torch.ones(5, dtype=torch.bool)}, "val_labels: expected whole numbers, one class an image"),
+        ({"train_labels": torch.full((12,), 0.9)}, "train_labels: expected whole numbers, one class per image, got"),
+        ({"val_labels": torch.ones(5, dtype=torch.bool)}, "val_labels: expected whole numbers, one class per image"),
     ],
 )
 def test_tensors_that_do_not_fit(change: dict[str, Any], message: str) -> None:

@@ -21,7 +21,7 @@ from small_runs import DISTILL, TRAIN, environment, reldistill, with_options, wr
 pytestmark = pytest.mark.slow
 
 KILLED = -signal.SIGKILL
-# 42 training images make 3 batches an epoch: steps after batches 2 and 3.
+# 42 training images make 3 batches per epoch: steps after batches 2 and 3.
 LONG = {"epochs": 6, "ema": 0.9, "accumulate": 2, "checkpoint_every": 1, "augment": "strong", "method": "serkd+sekd"}
 VIT = (
     '{"patch_size":4,"img_size":12,"embed_dim":16,"depth":2,"num_heads":2,'

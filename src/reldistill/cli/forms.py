@@ -109,7 +109,9 @@ def of_cells(summary: str, run: Callable[[Given], Answer | None], *, sweep: bool
         found.add_one("out", Path, "folder for all runs, tables and the page", required=True)
         found.add_one("jobs", int, "runs at a time, each in a process of its own", default=1)
         found.add_one("dry_run", bool, "list the runs and which of them are finished, and stop", default=False)
-        found.add_one("resume", bool, "accepted as elsewhere; what is in --out is continued in any case", default=False)
+        found.add_one(
+            "resume", bool, "accepted as elsewhere; a comparison always continues what is in --out", default=False
+        )
         found.add_one("json", bool, JSON_HELP, default=False)
         add_trust(found)
         found.add(DataSettings, skip=["hold_out_test"])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
-    """One dict an entry.
+    """One dict per entry.
 
     Args:
         what: `methods`, `models` or `recipes`.

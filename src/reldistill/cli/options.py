@@ -142,7 +142,7 @@ class Options:
         except Unreadable as error:
             self._fail(f"--{_CONFIG} {path}: {error}")
         if not isinstance(content, dict):
-            self._fail(f"--{_CONFIG} {path}: expected settings as NAME: VALUE, one a line")
+            self._fail(f"--{_CONFIG} {path}: expected settings as NAME: VALUE, one per line")
         for name in content:
             if name not in self.kinds:
                 self._fail(f"--{_CONFIG} {path}: there is no setting {quoted(name)}{self._close(str(name), '')}")

@@ -66,7 +66,7 @@ def measure_reference(
     methods: Sequence[str],
     folder: Path,
 ) -> None:
-    """Write what all cells have in common: teacher, untrained students, what each method can be told and costs.
+    """Write what all cells have in common: teacher, untrained students, each method's parts, settings and costs.
 
     Raises:
         UserError: when networks and data don't go together, or nothing could be learned from the teacher.
@@ -103,7 +103,7 @@ def measure_reference(
 
 
 def made_of(data: DataSettings, networks: PairSettings) -> dict[str, Any]:
-    """What the reference depends on beside students and methods: where it differs, it is measured anew."""
+    """What the reference depends on beside students and methods: where it differs, it is measured again."""
     settings = flat_settings(data)
     settings |= {name: value for name, value in flat_settings(networks).items() if name.startswith("teacher")}
     folder = run_folder(networks.teacher)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and their hash: the one way by which anything is written."""
+"""Files that exist whole or not at all, and their hash: the one way to write anything."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ them · k kept eigenvectors · p vectors of the block that finds them · X any. 
 group, `draws`, `local` samples of one process.
 
 A size of the teacher's that need not be the student's is C′ in prose and C_t in a type. `Float[Tensor, "B C"]` is a
-floating-point tensor of these axes: equal names are equal sizes, `_C` is any size, `*_` any number of axes, "" a scalar.
-The tests check the types in every call; a run checks none.
+floating-point tensor of these axes: equal names are equal sizes, `_C` is any size, `*_` any number of axes, "" a
+scalar. The tests check the types in every call; a run checks none.
 """
 
 from __future__ import annotations
@@ -351,7 +351,7 @@ class Evaluator(Protocol):
         ...
 
     def values(self) -> dict[str, float]:
-        """What was found, by name; every process has to ask, and gets the same."""
+        """What was found, by name; every process has to call it, and gets the same."""
         ...
 
     def write(self, folder: Path) -> str | None:

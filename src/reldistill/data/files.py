@@ -188,7 +188,7 @@ class Archive:
         return posixpath.normpath(path).lstrip("/")
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a member; a hidden one is as good as none."""
+        """Whether there is such a member; a hidden one counts as absent."""
         return path in self.files
 
     def signature(self, path: str) -> str:

@@ -110,7 +110,7 @@ class ImageData:
             world_size: number of processes.
 
         Raises:
-            ValueError: when shapes or types are others; several labels an image, or soft ones, are not read.
+            ValueError: when shapes or types are others; several labels per image, or soft ones, are not read.
 
         >>> images, labels = torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.arange(8) % 2
         >>> data = ImageData.from_tensors(images, labels, images, labels, ["a", "b"], batch_size=4)
@@ -123,7 +123,7 @@ class ImageData:
             check_axes(images, "n 3 S S", name=f"{split}_images", **{"3": 3, "S": side})
             check_axes(labels, "n", name=f"{split}_labels", n=len(images))
             if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-                raise ValueError(f"{split}_labels: expected whole numbers, one class an image, got {labels.dtype}")
+                raise ValueError(f"{split}_labels: expected whole numbers, one class per image, got {labels.dtype}")
             if images.shape[-2] != side or images.dtype != torch.uint8:
                 raise ValueError(
                     f"{split}_images: expected square uint8 images of side {side}, got {images.dtype} "
@@ -185,7 +185,7 @@ def load_images(
         hold_out_test: make three parts. What would validate otherwise tests, and `val_fraction` of each class of the
             training images validates; where the data have a `val/` beside their `test/`, these are taken.
         skip_bad_images: leave out images that cannot be decoded, instead of stopping at them.
-        workers: processes that decode images kept on disk; None: one a core, at most eight.
+        workers: processes that decode images kept on disk; None: one per core, at most eight.
         download: fetch a named data set that is not there yet.
         in_memory: hold all images in memory, decoded and scaled; None: where they are at most 64 pixels wide and take
             at most 2 GiB.
@@ -217,7 +217,7 @@ def load_images(
     keep = _fits(splits, side) if in_memory is None else in_memory
     content = _look_at_all(splits, side if keep else None, quiet)
     if uniform and any(not isinstance(size, BadImage) and size != (side, side) for size in content.sizes):
-        side = DEFAULT_SIZE  # an image of another size hid behind the ones that were looked at first
+        side = DEFAULT_SIZE  # an image outside the first sample had another size
         keep = bool(in_memory)
         content = _look_at_all(splits, side if keep else None, quiet)
     splits, pixels, skipped = _without_bad(splits, content, skip_bad_images)

@@ -40,7 +40,7 @@ def rkd_loss(
     Wonpyo Park, Dongju Kim, Yan Lu, Minsu Cho: Relational Knowledge Distillation. CVPR 2019, arXiv 1904.05068.
 
     Args:
-        student: one vector a sample, (B, D). The samples of all ranks are taken together.
+        student: one vector per sample, (B, D). The samples of all ranks are taken together.
         teacher: (B, D'), taken without gradient; D' may differ from D.
         distance_weight: λ_D.
         angle_weight: λ_A.

@@ -218,7 +218,7 @@ METHODS: dict[str, Method] = {
         uses=_CLASSES,
     ),
     "fgd": Method(
-        "a detector's levels: objects and background apart, where its attention is, how positions hang together",
+        "a detector's levels: objects and background apart, where its attention is, how positions relate",
         "Yang et al. 2022, arXiv 2111.11837",
         None,
         frozenset({"levels", "boxes"}),

@@ -36,7 +36,7 @@ def find_classifier(
     """
     with_parameters = [s for s in seen if s.name in inputs_of and next(s.module.parameters(), None) is not None]
     heads = [s for s in with_parameters if s.output.ndim > 1 and s.output.flatten(1).shape == logits.shape]
-    # A container's hook runs after that of the layer inside it, whose output it hands on.
+    # A container's hook runs after that of the layer inside it, whose output it passes on.
     exact = [s.name for s in heads if torch.equal(s.output.flatten(1), logits)]
     inner = [s.name for s in heads if next(s.module.children(), None) is None]
     return (exact[0] if exact else inner[-1] if inner else None), bool(exact)

@@ -151,7 +151,7 @@ def average_precisions(gallery: Labelled, queries: Labelled, *, classes: int) ->
 
 
 def untrained_twin(network: Network, *, seed: int = 0) -> Network:
-    """The same network as if it had learned nothing: a copy whose layers start anew, the same for the same seed.
+    """The same network as if it had learned nothing: a copy with its layers reset, the same for the same seed.
 
     What no layer resets (class tokens, position embeddings, layer scales) is drawn with a standard deviation of 0.02.
     """

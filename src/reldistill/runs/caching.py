@@ -23,14 +23,14 @@ CACHED_VIEWS = 16
 
 
 def settle_views(data: DataSettings, networks: PairSettings) -> DataSettings:
-    """With a teacher cache every run, also one that asks no teacher, sees the views that are kept."""
+    """With a teacher cache every run, even one without a teacher, sees the cached views."""
     if networks.cache_teacher is None or data.views is not None:
         return data
     return dataclasses.replace(data, views=CACHED_VIEWS)
 
 
 def check_cache(networks: PairSettings, *, task: AnyTask) -> None:
-    """UserError where a cache is asked for that could not serve."""
+    """UserError where a cache is asked for that could not be used."""
     if networks.cache_teacher is not None and not task.keeps_teacher:
         raise UserError(f"--cache-teacher: a teacher's outputs for {task.name} can't be cached; leave the option out")
 

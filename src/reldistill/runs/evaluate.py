@@ -36,7 +36,7 @@ def evaluate(
     Args:
         data: the images.
         network: a network's name with weights, or a run folder.
-        batch_size: images a pass; None: what training would take.
+        batch_size: images per pass; None: what training would take.
         precision: `32-true` or `bf16-mixed`.
         probes: measure what its features know of the labels, not its class scores: `knn`, `linear`, `retrieval`, see
             `networks.probes.PROBES`.
@@ -122,7 +122,7 @@ def _open(
 ) -> OpenedNetwork:
     """The network with its weights, or with its features alone."""
     if headless and (not isinstance(task, TakesHeadless) or not images.classes):
-        raise UserError(f"--probe measures features by one class an image: {task_named(FALLBACK).data_help}")
+        raise UserError(f"--probe measures features by one class per image: {task_named(FALLBACK).data_help}")
     return (takes_headless(task, teacher=network.model).open_headless if headless else task.open)(
         network.model,
         role="model",

@@ -1,4 +1,4 @@
-"""Under which licences the weights stand that a run begins with."""
+"""The licences of the weights that a run begins with."""
 
 from __future__ import annotations
 

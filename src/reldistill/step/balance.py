@@ -22,7 +22,7 @@ class Balance(nn.Module):
         names: the parts, as a Distiller names them.
         share: of the task's gradient.
         every: steps between two measurements.
-        smoothing: how much of a factor is kept when it is measured anew, in [0, 1).
+        smoothing: how much of a factor is kept when it is measured again, in [0, 1).
     """
 
     def __init__(self, names: Sequence[str], *, share: float, every: int = 50, smoothing: float = 0.5) -> None:

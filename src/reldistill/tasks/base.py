@@ -257,7 +257,7 @@ class Task(Protocol[Read]):
         """`measures` in one line."""
         ...
 
-    # What comes of a run ---------------------------------------------------------------------------------------------
+    # What a run produces ---------------------------------------------------------------------------------------------
 
     def draw(self, run: FinishedRun) -> None:
         """Write what the report's sections show into the run's folder."""

@@ -14,7 +14,7 @@ class TrainDefaults:
     """How a task is trained by default.
 
     Args:
-        batch_size: images a step.
+        batch_size: images per step.
         lr: optimiser → peak learning rate, and the batch size that it is for.
         weight_decay: optimiser → weight decay.
     """

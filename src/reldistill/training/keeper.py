@@ -248,7 +248,7 @@ class RunKeeper(L.Callback):
 
 
 def metrics_csv(history: list[Epoch]) -> str:
-    """The history as a table, one line an epoch."""
+    """The history as a table, one line per epoch."""
     parts = sorted({name for epoch in history for name in epoch.train})
     measures = list(dict.fromkeys(name for epoch in history for name in epoch.val))
     rows = [

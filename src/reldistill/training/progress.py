@@ -1,4 +1,4 @@
-"""What a person sees during a run: a bar on a terminal, and everywhere one line an epoch that stays.
+"""What a person sees during a run: a bar on a terminal, and everywhere one line per epoch that stays.
 
 Everything goes to standard error, so that standard output holds results alone.
 """

@@ -85,7 +85,7 @@ class PairSettings:
         student: the same for the student.
         method: a method's name (see: reldistill list methods), or several joined by +.
         teacher_weights: a .safetensors or .pth file with the teacher's weights; otherwise the published ones are taken.
-        teacher_head: none takes the teacher without its class scores, whatever their number: its features and relations
+        teacher_head: none takes the teacher without its class scores, whatever their number: features and relations
             remain. Not needed for a teacher that never had any.
         teacher_image_size: side of the images the teacher gets; by default what it needs, else the student's.
         teacher_arguments: keyword arguments for the teacher's constructor.
@@ -139,7 +139,7 @@ class TrainSettings:
 
     Args:
         epochs: passes over the training images.
-        batch_size: images a step, over all devices together; by default 128, for detection 8.
+        batch_size: images per step, over all devices together; by default 128, for detection 8.
         lr: peak learning rate; by default 0.1 for each 128 images (sgd), 0.001 for each 256 (adamw); for detection
             0.01 and 0.0002 for each 16.
         optimizer: auto is adamw for networks of tokens and sgd (momentum 0.9) for all others.

@@ -104,7 +104,7 @@ def test_levels_are_paired_by_stride() -> None:
     assert places(build("pkd", "retinanet", "fasterrcnn"), "pkd") == pairs
     assert places(build("pkd", "fasterrcnn", "retinanet"), "pkd") == pairs[:3]
     assert places(build("pkd", "retinanet", "fcos"), "pkd") == [*pairs, ("p7", "p7")]
-    # of 320 pixels squeezed from 128, 16 pixels a cell are 6.4
+    # of 320 pixels squeezed from 128, 16 pixels per cell are 6.4
     finest = places(build("pkd", "ssd", "fcos"), "pkd")[0]
     assert finest == ("p4", "p3")
     assert places(build("fgd", levels=[("p3", "p4")]), "fgd") == [("p3", "p4")]

@@ -111,7 +111,7 @@ def test_features_are_probed_and_class_scores_are_not_there(world: Path, capfd: 
     assert "no class scores: measure its features by --probe" in said(capfd, words, code=2)
     assert "probe 'k' is unknown: choose one of knn, linear, retrieval" in said(capfd, [*words, "--probe", "k"], code=2)
     unlabelled = ["evaluate", "whole", "--data", "unlabelled:pics", "--probe", "knn"]
-    assert "--probe measures features by one class an image" in said(capfd, unlabelled, code=2)
+    assert "--probe measures features by one class per image" in said(capfd, unlabelled, code=2)
 
 
 @pytest.mark.usefixtures("traceable")

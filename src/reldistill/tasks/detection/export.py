@@ -103,7 +103,7 @@ class DetectorGraph(nn.Module):
 
 
 class ExactResizing(GeneralizedRCNNTransform):
-    """torchvision's resizing, which rounds an image's new size otherwise while it is traced than when it runs."""
+    """torchvision's resizing, which rounds an image's new size differently when traced and when run."""
 
     def __init__(self, own: GeneralizedRCNNTransform) -> None:
         super().__init__(
@@ -147,7 +147,7 @@ def detector_graph(run: Path, *, source: Path) -> GraphForm:
             expected = [detections[name].numpy() for name in OUTPUTS]
             differences.append(_difference(graph(image.numpy()), expected, size=(image.shape[2], image.shape[3])))
         equal, lacking, box, score = _judged(differences, images=len(images), run=run, source=source)
-        odd = f"; {lacking} more hang on how a tie is rounded" if lacking else ""
+        odd = f"; {lacking} more depend on how a tie is rounded" if lacking else ""
         return {
             "compared": equal,
             "without_equal": lacking,

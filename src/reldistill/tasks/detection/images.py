@@ -121,7 +121,7 @@ def load_detection(
             validates; where the layout brings both, they are taken.
         skip_bad_images: leave out images that cannot be decoded, whose size is not the annotations' or whose labels
             cannot be read, instead of stopping at them.
-        workers: processes that decode images; None: one a core, at most eight.
+        workers: processes that decode images; None: one per core, at most eight.
         rank: this process.
         world_size: number of processes.
         limit: use at most this many images of each split, for a quick trial.

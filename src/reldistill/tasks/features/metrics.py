@@ -48,7 +48,7 @@ class Relations:
         self._rows.append((batch.indices.to(pooled.device), pooled.float()))
 
     def values(self) -> dict[str, float]:
-        """`relations`; every process has to ask, and gets the same."""
+        """`relations`; every process has to call it, and gets the same."""
         indices = torch.cat([indices for indices, _ in self._rows])
         rows = torch.cat([vectors for _, vectors in self._rows])
         count = int(sum_over_ranks(torch.tensor(len(indices), device=rows.device)))

@@ -1,4 +1,4 @@
-"""COCO annotations: one JSON file a split, boxes as left, top, width, height."""
+"""COCO annotations: one JSON file per split, boxes as left, top, width, height."""
 
 from __future__ import annotations
 

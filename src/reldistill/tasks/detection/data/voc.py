@@ -1,4 +1,4 @@
-"""Pascal VOC annotations: one XML file an image, in one folder a year.
+"""Pascal VOC annotations: one XML file per image, in one folder per year.
 
 A box there counts pixels from 1, both ends included: `xmin` 1 and `xmax` 10 are ten pixels wide. Here it becomes the
 edges 0 and 10.

@@ -1,4 +1,4 @@
-"""YOLO labels: one text file an image, a line an object: class, then centre, width and height as fractions."""
+"""YOLO labels: one text file per image, one line per object: class, then centre, width and height as fractions."""
 
 from __future__ import annotations
 

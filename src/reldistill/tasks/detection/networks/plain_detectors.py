@@ -68,7 +68,7 @@ def make_detector(
         num_outputs: number of class outputs, the first of which stands for the background.
         pretrained_backbone: start from the backbone's published classification weights.
         norm: the backbone's normalisation: `batch`; `frozen`, as it is; or `group`, for training from scratch by few
-            images a step. By default `frozen` for published weights and `batch` else.
+            images per step. By default `frozen` for published weights and `batch` else.
         **settings: of torchvision's class (`min_size`, `max_size`, `score_thresh`, …); `norm_eps`, of the backbone's
             batch normalisation; and for the form with any backbone those of `with_any_backbone`.
 
@@ -166,7 +166,7 @@ def with_any_backbone(
     if family == "fcos":
         return detection.FCOS(pyramid, num_outputs, **settings)
     if family == "retinanet":
-        # as the paper has it: three sizes a level, a third of an octave apart
+        # as the paper has it: three sizes per level, a third of an octave apart
         thirds = tuple(tuple(int(size * 2 ** (third / 3)) for third in range(3)) for size in sizes)
         return detection.RetinaNet(pyramid, num_outputs, anchor_generator=AnchorGenerator(thirds, ratios), **settings)
     single = tuple((size,) for size in sizes)
