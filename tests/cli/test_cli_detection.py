@@ -1,4 +1,4 @@
-"""Detection as a user of the command line meets it: train, distil, evaluate, export, and go on after a kill."""
+"""Detection as a user of the command line meets it: train, distil, evaluate, export, and continue after a kill."""
 
 from __future__ import annotations
 
