@@ -193,7 +193,7 @@ WRONG_WORDS: list[tuple[list[str], str]] = [
     (["distill", "--milestones", "0.5", "x"], "--milestones: expected numbers, got 'x'"),
     (["distill", "--resume=perhaps"], "--resume: expected true or false, got 'perhaps'"),
     (["distill", "--out"], "--out: expected one argument"),
-    (["distill", "more"], "'more' is one word too many"),
+    (["distill", "more"], "'more' is one argument too many"),
     (["distill", "--teacher", "x"], "--out, --data, --student must be given (see: reldistill distill --help)"),
     (["layers"], "model must be given"),
     (["train", "--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
@@ -346,7 +346,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (["report", "teacher", "--csv", "/dev/stdout"], "cannot write /dev/stdout: it is "),
     (["layers", "nowhere"], "no such network"),
     (["layers", "pics"], "model pics: no such network"),
-    (["quickstart", "--methods", "none", "wishful", "--out", "q"], "method 'wishful' is not known"),
+    (["quickstart", "--methods", "none", "wishful", "--out", "q"], "method 'wishful' is unknown"),
     (["run", "cifar10-resnet20", "--teacher", "teacher", "--out", "q", "--data", "nowhere"], "data 'nowhere'"),
 ]
 

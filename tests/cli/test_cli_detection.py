@@ -294,7 +294,7 @@ def test_a_graph_that_finds_something_else_is_not_written(world: Path, monkeypat
         return write(network, *arguments, **keywords)
 
     monkeypatch.setattr(torch.onnx, "export", other_size)
-    with pytest.raises(UserError, match=r"finds something else than the network: \d+ of \d+ detections .* not written"):
+    with pytest.raises(UserError, match=r"detections differ from the network's: \d+ of \d+ detections .* not written"):
         export_run(Path("teacher"), format="onnx", out=world / "wrong.onnx")
     assert not [*world.glob("*wrong*")]
 

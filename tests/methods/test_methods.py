@@ -315,7 +315,7 @@ def test_networks_of_other_classes_where_no_class_scores_are_compared() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"method": "skd"}, r"^method 'skd' is not known: .*there are none, kd, "),
+        ({"method": "skd"}, r"^method 'skd' is unknown: .*choose one of none, kd, "),
         ({"teacher": None}, r"^method 'serkd' needs a teacher$"),
         ({"levels": [("stage9", "stage4")]}, r"^level 'stage9' not in small cnn: it has stage1, stage2, stage3 \("),
         ({"levels": [("stage3", "layer4")]}, r"^level 'layer4' not in large cnn: it has stage1, .*, stage4 \("),

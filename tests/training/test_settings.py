@@ -34,7 +34,7 @@ from reldistill.training.settings import DataSettings, PairSettings, TrainSettin
         ("devices", "2.5", "devices: expected a number or auto, got '2.5'"),
         ("optimizer", "adam", "optimizer 'adam' is unknown: choose one of auto, sgd, adamw"),
         ("schedule", "linear", "schedule 'linear' is unknown: choose one of one-cycle, cosine, step, constant"),
-        ("precision", "16", "precision '16' is not known"),
+        ("precision", "16", "precision '16' is unknown"),
     ],
 )
 @pytest.mark.usefixtures("unchecked_types")

@@ -170,7 +170,7 @@ def test_classes_that_the_weights_have_in_another_order(tmp_path):
     assert load(weights=file, trained_on=("dog", "traffic light", "cat")).outputs == (3, 1, 2)
     with pytest.raises(UserError, match="weights have 4 outputs, not one for each of 2 classes"):
         load(weights=file, trained_on=("dog", "cat"))
-    with pytest.raises(UserError, match=r"say 3 classes that nobody has named, the data have 2"):
+    with pytest.raises(UserError, match=r"have 3 classes without names, the data have 2"):
         load(weights=file, classes=("dog", "cat"), role="teacher")
 
 

@@ -214,7 +214,7 @@ def _check_name(name: str, *, what: str) -> None:
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     thing = f"backbone {parts[1]!r}" if parts else "detector"
     raise UserError(
-        f"{what}: no such {thing}: {hint}there are torchvision's (see: reldistill list models), and "
+        f"{what}: no such {thing}: {hint}choose one of torchvision's (see: reldistill list models), or "
         f"{', '.join(f'{family}_BACKBONE_fpn' for family in FAMILIES)} for any backbone of torchvision or timm"
     )
 
