@@ -1,4 +1,4 @@
-"""A backbone learns a teacher's features and relations from images without labels, and is measured by its neighbours."""
+"""A backbone learns a teacher's features and relations from images without labels, measured by its neighbours."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The photographs may be passed on: `cat` (Stéfan van der Walt, CC0), `coffee` (Rachel Michetti, CC0) and `rocket`
 (SpaceX, CC0) come with scikit-image; `flower` (vultilion, CC BY 2.0) and `temple` (danielbuechele, CC BY 2.0) with
-scikit-learn.
+scikit-learn. docs/index.md names them too.
 """
 
 from __future__ import annotations

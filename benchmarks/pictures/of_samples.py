@@ -70,7 +70,7 @@ def pkt(path: Path) -> None:
     found = []
     for role in ROLES:
         unit = functional.normalize(networks.scans(role).pooled, dim=1)
-        kernel = (1 + unit @ unit.T).fill_diagonal_(0) / 2
+        kernel = (1 + unit @ unit.T) / 2
         found.append((kernel / kernel.sum(dim=1, keepdim=True)).numpy())
     drawn, _ = frame.pair_of_matrices(*found)
     frame.write(drawn, path, title="Probabilities of being neighbours in student and teacher")

@@ -335,7 +335,8 @@ class Discs:
 
     def draw(self, run: FinishedRun) -> None:
         """A few guesses beside the truth."""
-        (run.folder / SHOWN).write_text(json.dumps(run.student.pairs[:4].tolist()))
+        if isinstance(run.student, Explained):
+            (run.folder / SHOWN).write_text(json.dumps(run.student.pairs[:4].tolist()))
 
     def graph(self, run: Path, *, source: Path, raw: bool) -> GraphForm:
         """Images (B, 3, H, W) → radius (B, 1)."""

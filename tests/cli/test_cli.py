@@ -98,7 +98,7 @@ def test_every_help_explains_itself(
 
 def test_help_of_distill_shows_groups_and_defaults(capfd: pytest.CaptureFixture[str]) -> None:
     out = " ".join(Said(capfd, ["distill", "--help"]).out.split())
-    for text in ("Images:", "Teacher, student and method:", "Training:", "--batch-size N images a step"):
+    for text in ("Images:", "Teacher, student and method:", "Training:", "--batch-size N images per step"):
         assert text in out
     assert "by default 128, for detection 8" in out
     assert "strong | flip | multi-scale | jitter; default: auto" in out
@@ -180,7 +180,7 @@ def test_lists_may_be_words_or_yaml(given: list[str], capfd: pytest.CaptureFixtu
 
 WRONG_WORDS: list[tuple[list[str], str]] = [
     (["distil"], "did you mean distill?"),
-    (["frobnicate"], "has no 'frobnicate': there are quickstart, distill"),
+    (["frobnicate"], "has no 'frobnicate': choose one of quickstart, distill"),
     (["--data", "pics"], "--data must come after one of quickstart"),
     (["run", "imagenet"], "reldistill run has no 'imagenet'"),
     (["distill", "--epoch", "3"], "there is no option --epoch: did you mean --epochs?"),
@@ -193,11 +193,11 @@ WRONG_WORDS: list[tuple[list[str], str]] = [
     (["distill", "--milestones", "0.5", "x"], "--milestones: expected numbers, got 'x'"),
     (["distill", "--resume=perhaps"], "--resume: expected true or false, got 'perhaps'"),
     (["distill", "--out"], "--out: expected one argument"),
-    (["distill", "more"], "'more' is one word too many"),
+    (["distill", "more"], "'more' is one argument too many"),
     (["distill", "--teacher", "x"], "--out, --data, --student must be given (see: reldistill distill --help)"),
     (["layers"], "model must be given"),
     (["train", "--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
-    (["list", "things"], "there is no list of 'things': say methods, models or recipes"),
+    (["list", "things"], "there is no list of 'things': choose methods, models or recipes"),
     (["list", "models", "zzzz"], "none of the models has 'zzzz' in its name"),
 ]
 
@@ -290,7 +290,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(TRAIN, model_arguments='{"depth": 3}'), "takes no argument 'depth'"),
     (with_options(TRAIN, model="two"), "network two: no such network"),
     (with_options(TRAIN, lr=1e12, epochs=3), "the loss is not finite at batch"),
-    (with_options(KD, method="wishful"), "method 'wishful' is not known: there are none, kd"),
+    (with_options(KD, method="wishful"), "method 'wishful' is unknown: choose one of none, kd"),
     (with_options(KD, method="serkd", levels="layer9:layer2"), "level 'layer9' not in nets.py:small"),
     (with_options(KD, method="serkd", levels="layer2:layer9"), "level 'layer9' not in nets.py:small"),
     (with_options(KD, method="serkd", levels="layer2:"), "expected STUDENT_LEVEL:TEACHER_LEVEL, got 'layer2:'"),
@@ -302,9 +302,9 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(KD, teacher="resnet8", teacher_weights="malicious.pth"), "could execute code, so it is not loaded"),
     (with_options(KD, teacher="resnet8", teacher_weights="other.pth"), "other.pth does not fit"),
     (with_options(KD, teacher="resnet8", teacher_weights="gone.pth"), "no such weights file: gone.pth"),
-    (with_options(KD, teacher="resnet8", teacher_weights="a-file"), "a-file is no weights file"),
+    (with_options(KD, teacher="resnet8", teacher_weights="a-file"), "a-file is not a weights file"),
     (with_options(KD, teacher="resnet8"), "no pretrained weights exist"),
-    (with_options(KD, teacher="resnet18"), "teacher resnet18 says 1000 classes, the data has 3"),
+    (with_options(KD, teacher="resnet18"), "teacher resnet18 expects 1000 classes, the data have 3"),
     (with_options(KD, data="two"), "the data lack its class blue"),
     (with_options(KD, teacher="ignorant"), "its weights are not for these classes"),
     (with_options(KD, teacher="nets.py:small"), "its weights are not for these classes"),
@@ -327,7 +327,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (["evaluate", "resnet8", "--data", "pics"], "resnet8 has no weights to evaluate"),
     (["export", "pics"], "no record at pics/record.json"),
     (["export", "unfinished"], "unfinished has no student.safetensors: the run is not finished"),
-    (["export", "teacher", "--format", "tflite"], "format 'tflite' is not known: there are safetensors, onnx"),
+    (["export", "teacher", "--format", "tflite"], "format 'tflite' is unknown: choose one of safetensors, onnx"),
     (["export", "teacher", "--out", "a-file/x"], "cannot write a-file/x"),
     (["export", "teacher", "--out", "teacher/student.safetensors"], "is the run's own file"),
     (["report", "pics"], "no run in pics"),
@@ -346,7 +346,7 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (["report", "teacher", "--csv", "/dev/stdout"], "cannot write /dev/stdout: it is "),
     (["layers", "nowhere"], "no such network"),
     (["layers", "pics"], "model pics: no such network"),
-    (["quickstart", "--methods", "none", "wishful", "--out", "q"], "method 'wishful' is not known"),
+    (["quickstart", "--methods", "none", "wishful", "--out", "q"], "method 'wishful' is unknown"),
     (["run", "cifar10-resnet20", "--teacher", "teacher", "--out", "q", "--data", "nowhere"], "data 'nowhere'"),
 ]
 

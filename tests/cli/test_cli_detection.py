@@ -1,4 +1,4 @@
-"""Detection as a user of the command line meets it: train, distil, evaluate, export, and go on after a kill."""
+"""Detection as a user of the command line meets it: train, distil, evaluate, export, and continue after a kill."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_a_graph_that_finds_something_else_is_not_written(world: Path, monkeypat
         return write(network, *arguments, **keywords)
 
     monkeypatch.setattr(torch.onnx, "export", other_size)
-    with pytest.raises(UserError, match=r"finds something else than the network: \d+ of \d+ detections .* not written"):
+    with pytest.raises(UserError, match=r"detections differ from the network's: \d+ of \d+ detections .* not written"):
         export_run(Path("teacher"), format="onnx", out=world / "wrong.onnx")
     assert not [*world.glob("*wrong*")]
 
@@ -391,9 +391,9 @@ WRONG_INPUT: list[tuple[list[str], str]] = [
     (with_options(DISTILL, data="coco:other"), "its weights don't know the class purple of the data"),
     (
         with_options(DISTILL, cache_teacher="cache"),
-        "what a teacher says of images for detection is not kept",
+        "a teacher's outputs for detection can't be cached",
     ),
-    (with_options(DISTILL, method="kd"), "method 'kd' is not for detection: there are none, fitnets"),
+    (with_options(DISTILL, method="kd"), "method 'kd' is not for detection: choose one of none, fitnets"),
     (with_options(DISTILL, method="deit_hard"), "method 'deit_hard' is not for detection"),
     (with_options(DISTILL, method="sekd+simkd"), "method 'simkd' is not for detection"),
     (with_options(DISTILL, method="head_kd"), "head_kd compares two RetinaNets, FCOS or Faster R-CNNs"),

@@ -40,7 +40,7 @@ def test_models_come_from_three_sources_with_what_could_be_confused() -> None:
 def test_pattern_narrows_and_unknown_lists_are_refused() -> None:
     assert names("models", "WRN_16") == ["wrn_16_1", "wrn_16_2"]
     assert names("methods", "rkd") == ["rkd", "serkd"]
-    with pytest.raises(UserError, match="say methods, models or recipes"):
+    with pytest.raises(UserError, match="choose methods, models or recipes"):
         rows_of("networks")
     with pytest.raises(UserError, match="none of the models has 'zzz' in its name"):
         rows_of("models", "zzz")

@@ -217,7 +217,7 @@ def test_methods_and_seeds_can_be_added(world: Path, capfd: pytest.CaptureFixtur
 
 
 WRONG: list[tuple[list[str], str]] = [
-    (["--methods", "wishful"], "method 'wishful' is not known"),
+    (["--methods", "wishful"], "method 'wishful' is unknown"),
     (["--methods", "none", "none"], "a method is given twice"),
     ([*METHODS, "--seeds", "0"], "seeds 0: give at least 1"),
     ([*METHODS, "--jobs", "0"], "jobs 0: give at least 1"),

@@ -178,7 +178,7 @@ def test_bad_images_stop_before_training_or_are_left_out(tmp_path: Path, in_memo
     message = str(caught.value)
     assert message.startswith(f"bad image {folder}/train/dog/03.png: ")
     assert "(1 more bad image)" in message
-    assert message.endswith("pass --skip-bad-images to go on without it")
+    assert message.endswith("pass --skip-bad-images to continue without it")
     data = load_images(folder, skip_bad_images=True, **settings)
     assert data.skipped == ("train/dog/03.png", "val/cat/05.png")
     assert (data.train.images, data.val.images) == (23, 11)
@@ -345,8 +345,8 @@ def test_from_tensors() -> None:
         ({"train_labels": torch.full((12,), 3)}, r"train_labels: expected values in 0 … 2"),
         ({"batch_size": 13}, "larger than the 12 training images"),
         ({"train_labels": torch.full((12, 3), 1 / 3)}, r"train_labels: expected \(n\)"),
-        ({"train_labels": torch.full((12,), 0.9)}, "train_labels: expected whole numbers, one class an image, got"),
-        ({"val_labels": torch.ones(5, dtype=torch.bool)}, "val_labels: expected whole numbers, one class an image"),
+        ({"train_labels": torch.full((12,), 0.9)}, "train_labels: expected whole numbers, one class per image, got"),
+        ({"val_labels": torch.ones(5, dtype=torch.bool)}, "val_labels: expected whole numbers, one class per image"),
     ],
 )
 def test_tensors_that_do_not_fit(change: dict[str, Any], message: str) -> None:

@@ -145,7 +145,7 @@ def test_subspaces_over_consecutive_steps(channels: int) -> None:
         assert (found - expected).norm() < 3e-2 * expected.norm()
 
 
-def test_state_on_a_gpu_goes_on_bit_identically() -> None:
+def test_state_on_a_gpu_continues_bit_identically() -> None:
     loss = SEKD(rank=32).cuda()
     student, teacher = (maps(8, 512, 4, 4, seed=seed).cuda() for seed in (0, 1))
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -183,7 +183,7 @@ def test_replayed_it_says_what_it_says_at_first(name: str, monkeypatch: pytest.M
         expected = [value_and_gradient(make().cuda(), *pair) for pair in calls]
     for pair, one in zip(calls, expected, strict=True):
         found = value_and_gradient(make().cuda(), *pair)
-        # Bit by bit: a run that goes on begins with calls that are not replayed.
+        # Bit by bit: a run that continues begins with calls that are not replayed.
         assert torch.equal(found[0], one[0])
         assert torch.equal(found[1], one[1])
 

@@ -212,7 +212,7 @@ def test_state_is_in_the_state_dict():
         ({"images": 1}, "images must be at least 2, got 1"),
         ({"negatives": 0}, "dim and negatives must be at least 1, got 3 and 0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
     ],
 )
 def test_settings_are_checked(more, message):

@@ -205,9 +205,9 @@ def test_the_class_token_is_a_part_of_its_own():
     ("settings", "message"),
     [
         ({"layers": 0}, "layers must be at least 1, got 0"),
-        ({"layers": 2, "threshold": 0.0}, r"threshold must lie in \(0, 1\], got 0.0"),
-        ({"layers": 2, "smoothing": 1.5}, r"smoothing must lie in \(0, 1\], got 1.5"),
-        ({"layers": 2, "longest_stay": 0.0}, r"longest_stay must lie in \(0, 1\]"),
+        ({"layers": 2, "threshold": 0.0}, r"threshold must be in \(0, 1\], got 0.0"),
+        ({"layers": 2, "smoothing": 1.5}, r"smoothing must be in \(0, 1\], got 1.5"),
+        ({"layers": 2, "longest_stay": 0.0}, r"longest_stay must be in \(0, 1\]"),
         ({"layers": 2, "start": "last"}, "start must be one of best, first, got 'last'"),
     ],
 )

@@ -113,7 +113,7 @@ def test_ranks_have_the_masks_of_one_process():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"channels": 0}, "channels must be at least 1"), ({"channels": 2, "ratio": 1.0}, r"ratio must lie in \[0, 1\)")],
+    [({"channels": 0}, "channels must be at least 1"), ({"channels": 2, "ratio": 1.0}, r"ratio must be in \[0, 1\)")],
 )
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):

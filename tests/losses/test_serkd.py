@@ -208,7 +208,7 @@ def test_no_gradient_to_the_teacher(assignment):
 @NEIGHBOURHOODS
 @pytest.mark.parametrize("value", [0.0, 0.1, 6e4])
 def test_constant_maps(assignment, neighbourhood, value):
-    """A student that says the same everywhere gets no pull, whatever roundings its superpixels carry."""
+    """A student with the same features everywhere gets no pull, whatever roundings its superpixels carry."""
     _, teacher = maps()
     constant = torch.full((2, 3, 7, 7), value, requires_grad=True)
     loss = serkd_loss(constant, teacher.float(), assignment=assignment, neighbourhood=neighbourhood)

@@ -122,7 +122,7 @@ def test_an_edge_without_a_length_adds_nothing():
 def test_what_is_refused():
     student, teacher = views()
     for keep in (0.0, 1.1):
-        with pytest.raises(ValueError, match=r"keep must lie in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"keep must be in \(0, 1\]"):
             VRM(keep=keep)
     with pytest.raises(ValueError, match="two views each: 1 and 2"):
         vrm_loss(student[:1], teacher)

@@ -203,13 +203,13 @@ def test_no_adapter_where_the_shapes_agree() -> None:
 def test_method_names() -> None:
     assert method_names("kd") == ["kd"]
     assert method_names("kd+rkd") == ["kd", "rkd"]
-    known = rf"is not known: (did you mean \w+\? )?there are {', '.join(METHODS)}, joined by "
+    known = rf"is unknown: (did you mean \w+\? )?choose one of {', '.join(METHODS)}, joined by "
     for unknown in ("skd", "", "kd+", "kd,rkd", "KD", "kd + rkd"):
         with pytest.raises(UserError, match=known):
             method_names(unknown)
     with pytest.raises(UserError, match="did you mean kd"):
         method_names("KD")
-    for joined, why in (("none+kd", "none is the student alone"), ("kd+rkd+kd", "kd is there twice")):
+    for joined, why in (("none+kd", "none is the student alone"), ("kd+rkd+kd", "kd is given twice")):
         with pytest.raises(UserError, match=why):
             method_names(joined)
 
@@ -315,7 +315,7 @@ def test_networks_of_other_classes_where_no_class_scores_are_compared() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"method": "skd"}, r"^method 'skd' is not known: .*there are none, kd, "),
+        ({"method": "skd"}, r"^method 'skd' is unknown: .*choose one of none, kd, "),
         ({"teacher": None}, r"^method 'serkd' needs a teacher$"),
         ({"levels": [("stage9", "stage4")]}, r"^level 'stage9' not in small cnn: it has stage1, stage2, stage3 \("),
         ({"levels": [("stage3", "layer4")]}, r"^level 'layer4' not in large cnn: it has stage1, .*, stage4 \("),
@@ -658,7 +658,7 @@ def test_what_several_teachers_can_not_have() -> None:
 
 
 class Unlabelled(nn.Module):
-    """Nothing but what the teacher says."""
+    """Nothing but the teacher's outputs."""
 
     methods = LevelTerms("unlabelled images")
 
@@ -696,8 +696,8 @@ def test_methods_that_need_no_labels_and_no_classes(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "lacks"),
     [
-        ("kd", "class scores, and large cnn says none for the student's classes"),
-        ("dkd", "class scores, and large cnn says none for .*; labelled images, and there are none"),
+        ("kd", "class scores, and large cnn has none for the student's classes"),
+        ("dkd", "class scores, and large cnn has none for .*; labelled images, and there are none"),
         ("simkd", "class scores, and .*"),
         ("cskd", "class scores, and .*"),
     ],

@@ -120,13 +120,13 @@ def test_an_unknown_field_is_named(run: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "no json", "[" * 200_000, '{"num_classes": ' + "9" * 5000 + "}", "\\ud800"])
 def test_a_card_that_is_no_json(run: Path, text: str) -> None:
     with_card(run, text)
-    assert refused(run) == f"{run / LAST_WEIGHTS}: its card is damaged: it is no JSON"
+    assert refused(run) == f"{run / LAST_WEIGHTS}: its card is damaged: it is not JSON"
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "3", '"resnet8"'])
 def test_a_card_that_is_no_object(run: Path, text: str) -> None:
     with_card(run, text)
-    assert refused(run) == f"{run / LAST_WEIGHTS}: its card is damaged: it is no mapping of fields"
+    assert refused(run) == f"{run / LAST_WEIGHTS}: its card is damaged: it is not a mapping of fields"
 
 
 def test_class_names_cannot_move_the_cursor(run: Path) -> None:

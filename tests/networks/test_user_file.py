@@ -87,9 +87,9 @@ def test_a_class_and_keyword_factories_serve_too(file: Path) -> None:
 def test_factory_without_num_classes_is_measured(file: Path) -> None:
     assert load(file, "ten").num_classes == 10
     assert load(file, "ten", None).num_classes == 10
-    with pytest.raises(UserError, match=r"says 10 classes, the data has 100: let its factory take num_classes"):
+    with pytest.raises(UserError, match=r"expects 10 classes, the data have 100: let its factory take num_classes"):
         load(file, "ten", 100, role="student")
-    with pytest.raises(UserError, match=r"says 10 classes, the data has 100: train a teacher first"):
+    with pytest.raises(UserError, match=r"expects 10 classes, the data have 100: train a teacher first"):
         load(file, "ten", 100, role="teacher")
 
 
@@ -116,7 +116,7 @@ def test_weights_file(file: Path, tmp_path: Path) -> None:
         ("no_network", r"returned int: expected a torch\.nn\.Module"),
         ("maps", r"returns \(1, 4, 14, 14\) for one image: expected logits of shape \(1, K\)"),
         ("broken", r"could not be made: RuntimeError: no luck$"),
-        ("", r"say which function of my_net\.py makes the network, as in my_net\.py:factory"),
+        ("", r"name the function that makes the network, as in my_net\.py:factory"),
     ],
 )
 def test_bad_factories(file: Path, factory: str, message: str) -> None:

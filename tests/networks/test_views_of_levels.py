@@ -97,10 +97,10 @@ def test_torchvisions_transformer() -> None:
 
 def test_networks_without_a_final_norm_or_class_token() -> None:
     averaging = Extractor(vit(class_token=False, global_pool="avg"), name="averaging")
-    with pytest.raises(UserError, match=r"^level 'blocks.1@norm': averaging has no final norm .*: say 'blocks.1'$"):
+    with pytest.raises(UserError, match=r"^level 'blocks.1@norm': averaging has no final norm .*: use 'blocks.1'$"):
         averaging.level("blocks.1@norm", 16)
     registers = Extractor(vit(class_token=False, reg_tokens=4, global_pool="avg"), name="registers")
-    with pytest.raises(UserError, match=r"^level 'blocks.1@class': registers has no class token there: say 'blocks"):
+    with pytest.raises(UserError, match=r"^level 'blocks.1@class': registers has no class token there: use 'blocks"):
         registers.level("blocks.1@class", 16)
     swin = Extractor(
         SwinTransformer(img_size=32, patch_size=2, window_size=4, embed_dim=8, depths=(2, 2), num_heads=(2, 2))

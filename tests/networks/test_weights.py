@@ -132,7 +132,7 @@ def test_no_file_no_folder_no_suffix(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a folder without student\.safetensors"):
         read_weights(tmp_path, what=WHAT)
     (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(UserError, match=r"model\.onnx is no weights file: expected one of \.safetensors"):
+    with pytest.raises(UserError, match=r"model\.onnx is not a weights file: expected one of \.safetensors"):
         read_weights(tmp_path / "model.onnx", what=WHAT)
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     with pytest.raises(UserError, match=r"empty\.pt holds no weights: expected a state dict, found dict"):
@@ -143,7 +143,7 @@ def test_other_class_count(tmp_path: Path) -> None:
     torch.save(network(100).state_dict(), tmp_path / "model.pt")
     target = network(10)
     before = {key: value.clone() for key, value in target.state_dict().items()}
-    with pytest.raises(UserError, match=r"model\.pt says 100 classes, 10 are asked for: train .*10 classes$"):
+    with pytest.raises(UserError, match=r"model\.pt has 100 classes, not 10: train .*10 classes$"):
         load_weights(target, tmp_path / "model.pt", what=WHAT)
     assert all(torch.equal(before[key], value) for key, value in target.state_dict().items()), "nothing is half loaded"
 

@@ -151,14 +151,14 @@ def test_teacher_never_gets_a_random_head(name: str) -> None:
     with pytest.raises(UserError) as caught:
         load_network(name, num_classes=10, role="teacher", pretrained=True)
     assert str(caught.value) == (
-        f"teacher {name} says 1000 classes, the data has 10: "
+        f"teacher {name} expects 1000 classes, the data have 10: "
         "train a teacher first (reldistill train …) or pass --teacher-weights FILE"
     )
 
 
 def test_teacher_weights_with_other_classes(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet8", num_classes=100).state_dict(), tmp_path / "teacher.pt")
-    with pytest.raises(UserError, match=r"^teacher resnet8: .*teacher\.pt says 100 classes, 10 are asked for"):
+    with pytest.raises(UserError, match=r"^teacher resnet8: .*teacher\.pt has 100 classes, not 10"):
         load_network("resnet8", num_classes=10, weights=tmp_path / "teacher.pt", role="teacher")
     network = load_network("resnet8", num_classes=100, weights=tmp_path / "teacher.pt", role="teacher")
     assert (network.num_classes, network.pretrained) == (100, str(tmp_path / "teacher.pt"))
@@ -195,7 +195,7 @@ def test_local_folder_of_timm(tmp_path: Path) -> None:
     name = f"local-dir:{tmp_path}"
     network = load_network(name, num_classes=5, pretrained=True, role="teacher")
     assert torch.equal(network.module.get_classifier().weight, made.get_classifier().weight)
-    with pytest.raises(UserError, match="says 5 classes, the data has 6"):
+    with pytest.raises(UserError, match="expects 5 classes, the data have 6"):
         load_network(name, num_classes=6, pretrained=True, role="teacher")
 
 
@@ -237,7 +237,7 @@ def test_the_real_teacher(data: Path) -> None:
     state = safetensors.torch.load_file(file)
     assert set(state) == set(network.module.state_dict())
     assert all(torch.equal(network.module.state_dict()[key], value) for key, value in state.items())
-    with pytest.raises(UserError, match="says 10 classes, 100 are asked for"):
+    with pytest.raises(UserError, match="has 10 classes, not 100"):
         load_network(name, num_classes=100, weights=file, image_size=32, role="teacher")
     with pytest.raises(UserError, match=r"216 unexpected \(layer1\.3"):
         load_network(name.replace("56", "20"), num_classes=10, weights=file, role="teacher")

@@ -120,7 +120,7 @@ def test_a_record_alone_never_runs_its_file(lives: Path) -> None:
     for command in (["report", "whole"], ["export", "whole"]):
         done = reldistill(*command, cwd=lives)
         assert done.returncode == 2
-        assert "task 'disc sizes' is not known" in done.stderr
+        assert "task 'disc sizes' is unknown" in done.stderr
         assert "--task FILE.py:NAME" in done.stderr
 
 
@@ -147,7 +147,7 @@ def test_a_task_of_ones_own_is_checked(world: Path, capfd: pytest.CaptureFixture
     rows = {
         "nothing.py:Discs": "no such Python file",
         "my_task.py:Nothing": "my_task.py defines no class 'Nothing'",
-        "discs": "task 'discs' is not known",
+        "discs": "task 'discs' is unknown",
     }
     for given, expected in rows.items():
         error = said(capfd, "evaluate", "teacher", "--task", given, "--data", "discs:300", code=2)

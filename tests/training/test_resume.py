@@ -21,7 +21,7 @@ from small_runs import DISTILL, TRAIN, environment, reldistill, with_options, wr
 pytestmark = pytest.mark.slow
 
 KILLED = -signal.SIGKILL
-# 42 training images make 3 batches an epoch: steps after batches 2 and 3.
+# 42 training images make 3 batches per epoch: steps after batches 2 and 3.
 LONG = {"epochs": 6, "ema": 0.9, "accumulate": 2, "checkpoint_every": 1, "augment": "strong", "method": "serkd+sekd"}
 VIT = (
     '{"patch_size":4,"img_size":12,"embed_dim":16,"depth":2,"num_heads":2,'
@@ -131,7 +131,7 @@ def test_killed_after_the_last_epoch_but_before_the_weights_are_written(world: P
 
 
 def test_validation_now_and_then(world: Path) -> None:
-    """It changes nothing but what is known, and is where it would be when a killed run goes on."""
+    """It changes nothing but what is known, and is where it would be when a killed run continues."""
     command = with_options(TRAIN, epochs=5)
     seldom = with_options(command, validate_every=2)
     resume = with_options(seldom, out="seldom-killed", resume=True)
@@ -147,7 +147,7 @@ def test_validation_now_and_then(world: Path) -> None:
     assert what_is_left(world / "seldom-killed", pictures=False) == found
 
 
-def test_a_run_of_a_version_that_had_fewer_settings_goes_on(world: Path) -> None:
+def test_a_run_of_a_version_that_had_fewer_settings_continues(world: Path) -> None:
     command = with_options(TRAIN, epochs=2, out="earlier")
     assert live(world, [(command, "batch:4")]) == [KILLED]
     record = world / "earlier" / "record.json"

@@ -32,9 +32,9 @@ from reldistill.training.settings import DataSettings, PairSettings, TrainSettin
         ("seed", -1, "seed -1: give at least 0"),
         ("devices", 0, "devices 0: give at least 1"),
         ("devices", "2.5", "devices: expected a number or auto, got '2.5'"),
-        ("optimizer", "adam", "optimizer 'adam' is not known: there are auto, sgd, adamw"),
-        ("schedule", "linear", "schedule 'linear' is not known: there are one-cycle, cosine, step, constant"),
-        ("precision", "16", "precision '16' is not known"),
+        ("optimizer", "adam", "optimizer 'adam' is unknown: choose one of auto, sgd, adamw"),
+        ("schedule", "linear", "schedule 'linear' is unknown: choose one of one-cycle, cosine, step, constant"),
+        ("precision", "16", "precision '16' is unknown"),
     ],
 )
 @pytest.mark.usefixtures("unchecked_types")
@@ -59,7 +59,7 @@ def test_pairs_and_data() -> None:
         PairSettings(teacher="a", student="b", warm_up=1.5)
     with pytest.raises(UserError, match=r"weight of serkd\.angle -1: give at least 0"):
         PairSettings(teacher="a", student="b", weights={"serkd.angle": -1})
-    with pytest.raises(UserError, match="augment 'flop' is not known: there are auto, none, crop"):
+    with pytest.raises(UserError, match="augment 'flop' is unknown: choose one of auto, none, crop"):
         DataSettings(data="digits", augment="flop")  # type: ignore[arg-type]
 
 

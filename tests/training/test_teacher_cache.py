@@ -137,7 +137,7 @@ def test_values_of_other_views_are_found_out(tmp_path: Path) -> None:
     said_by(cache, batch(0, 1), says)
     cache.flush()
     later = TeacherCache(tmp_path, **GIVEN)
-    with pytest.raises(UserError, match="does not hold what the teacher says of these images"):
+    with pytest.raises(UserError, match="does not hold this teacher's outputs for these images"):
         later.complete(batch(0, 1, seed=1), says)
 
 
@@ -154,7 +154,7 @@ def test_values_may_be_off_by_a_twentieth_of_the_largest(off: float, found_out: 
 
     again = TeacherCache(tmp_path, **GIVEN)
     if found_out:
-        with pytest.raises(UserError, match=r"does not hold what the teacher says of these images \(layer2 differs\)"):
+        with pytest.raises(UserError, match=r"this teacher's outputs for these images \(layer2 differs\)"):
             again.complete(batch(0, 1), says_otherwise)
     else:
         again.complete(batch(0, 1), says_otherwise)

@@ -135,7 +135,7 @@ def test_a_run_continues_on_as_many_devices_as_it_began_on(answers: tuple[Path, 
     finally:
         record.write_text(before)
     assert done.returncode == 2
-    assert "the run in 2 began on 2 devices, not 1, and would end otherwise" in done.stderr
+    assert "the run in 2 began on 2 devices, not 1, and would end differently" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -39,7 +39,7 @@ class Command:
 
     Args:
         summary: what it does.
-        options: what it can be told.
+        options: its options.
         run: does it.
     """
 
@@ -84,7 +84,7 @@ def of_settings(summary: str, run: Callable[[Given], Answer | None], *groups: ty
 
     def options(prog: str) -> Options:
         found = Options(prog, summary)
-        found.add_one("out", Path, "folder for everything that comes of the run", required=True)
+        found.add_one("out", Path, "folder for everything that the run writes", required=True)
         found.add_one("resume", bool, "continue the run in --out from its last checkpoint", default=False)
         found.add_one("json", bool, JSON_HELP, default=False)
         add_trust(found)
@@ -108,8 +108,10 @@ def of_cells(summary: str, run: Callable[[Given], Answer | None], *, sweep: bool
         found.add_one("seeds", int, "runs of each, with seeds from --seed on", default=1 if sweep else 3)
         found.add_one("out", Path, "folder for all runs, tables and the page", required=True)
         found.add_one("jobs", int, "runs at a time, each in a process of its own", default=1)
-        found.add_one("dry_run", bool, "say which runs there would be and which are finished, and stop", default=False)
-        found.add_one("resume", bool, "accepted as elsewhere; what is in --out is continued in any case", default=False)
+        found.add_one("dry_run", bool, "list the runs and which of them are finished, and stop", default=False)
+        found.add_one(
+            "resume", bool, "accepted as elsewhere; a comparison always continues what is in --out", default=False
+        )
         found.add_one("json", bool, JSON_HELP, default=False)
         add_trust(found)
         found.add(DataSettings, skip=["hold_out_test"])
@@ -121,7 +123,7 @@ def of_cells(summary: str, run: Callable[[Given], Answer | None], *, sweep: bool
 
 
 def before_arguments(function: Callable[..., Any]) -> str:
-    """What a function's docstring says before its arguments."""
+    """A function's docstring up to its arguments."""
     return (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
 
 
@@ -141,6 +143,6 @@ def part_of(given: Given, kind: type) -> Any:
 
 
 def know_task(given: str | None) -> None:
-    """Make a task of the user's own known, by the file that was named; nothing where none was."""
+    """Register a user's own task from the file that was named, if any."""
     if given is not None:
         open_task(given)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
-    """One dict an entry.
+    """One dict per entry.
 
     Args:
         what: `methods`, `models` or `recipes`.
@@ -31,7 +31,7 @@ def rows_of(what: str, pattern: str = "") -> list[dict[str, Any]]:
     """
     lists = {"methods": _methods, "models": _models, "recipes": _recipes}
     if what not in lists:
-        raise UserError(f"there is no list of '{what}': say methods, models or recipes")
+        raise UserError(f"there is no list of '{what}': choose methods, models or recipes")
     wanted = pattern.lower().replace("-", "_")
     rows = [row for row in lists[what]() if wanted in row["name"].lower().replace("-", "_")]
     if not rows:
@@ -128,13 +128,13 @@ def _methods() -> list[dict[str, Any]]:
     from reldistill.methods.table import METHODS
 
     return [
-        {"name": n, "transfers": m.summary, "needs": _said(m.needs), "uses": _said(m.uses), "paper": m.paper}
+        {"name": n, "transfers": m.summary, "needs": _in_order(m.needs), "uses": _in_order(m.uses), "paper": m.paper}
         for n, m in METHODS.items()
     ]
 
 
-def _said(needs: frozenset[str]) -> list[str]:
-    """What a method needs of images and teachers, in words; what every network has is not said."""
+def _in_order(needs: frozenset[str]) -> list[str]:
+    """What a method needs of images and teachers, in words; what every network has is left out."""
     words = {"labels": "labels", "boxes": "labelled boxes", "classes": "class scores"}
     return [word for name, word in words.items() if name in needs]
 

@@ -101,7 +101,7 @@ def _member(word: str, members: Mapping[str, Command | Group], *, prog: str) -> 
     if word.startswith("-"):
         raise UserError(f"{word} must come after one of {', '.join(members)} {see}")
     close = difflib.get_close_matches(word, members, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(members)}"
+    hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(members)}"
     raise UserError(f"{prog} has no '{word}': {hint} {see}")
 
 
@@ -138,7 +138,7 @@ def _own_warnings() -> Iterator[None]:
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if rank():
-        logging.getLogger("reldistill").setLevel(logging.ERROR)  # the first process says it
+        logging.getLogger("reldistill").setLevel(logging.ERROR)  # the first process logs it
     package = str(Path(__file__).parents[1])
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:

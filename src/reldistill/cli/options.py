@@ -36,7 +36,7 @@ class Options:
         self.positional: list[str] = []
 
     def add(self, source: Callable[..., Any], *, positional: Sequence[str] = (), skip: Sequence[str] = ()) -> None:
-        """Every parameter of a function, or every field of a settings class as a group of its own, but for some."""
+        """Every parameter of a function, or every field of a settings class as a group of its own, except for some."""
         if inspect.isclass(source):
             self.parser.add_class_arguments(source, None, skip=set(skip))
         else:
@@ -49,12 +49,12 @@ class Options:
             _add_positional(self.parser, name, self.kinds[name], help, default=parameters[name].default)
 
     def add_one(self, name: str, kind: Any, help: str, **more: Any) -> None:
-        """One option that is no parameter of anything."""
+        """One option that no parameter stands for."""
         self.parser.add_argument(f"--{name}", type=kind, help=help, **more)
         self.kinds[name] = kind
 
     def defaults(self) -> dict[str, Any]:
-        """Option name → what it is where nobody says anything; None for those that must be given."""
+        """Option name → its default; None for those that must be given."""
         found = {name: _plain(value) for name, value in vars(self.parser.get_defaults()).items()}
         return {name: found.get(name) for name in self.kinds}
 
@@ -63,7 +63,7 @@ class Options:
         return [action.dest for action in self.parser._actions if action.required]
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Option name → value: what the words say, else the files of --config, the last one first, else the default.
+        """Option name → value: from the words, else the files of --config, the last one first, else the default.
 
         Raises:
             UserError: when an option is not known, lacks its value, has one that is not of its kind, or is lacking.
@@ -76,11 +76,11 @@ class Options:
         given: dict[str, Any] = {}
         for file in files:
             given |= self._from_file(file)
-        given |= {name: value_of_words(self._said(name), self.kinds[name], said) for name, said in words.items()}
+        given |= {name: value_of_words(self._shown(name), self.kinds[name], texts) for name, texts in words.items()}
         if prints:
             print(dump_yaml(self._printed(given)), end="")
             raise SystemExit(0)
-        if missing := [self._said(name) for name in self.required() if name not in given]:
+        if missing := [self._shown(name) for name in self.required() if name not in given]:
             self._fail(f"{', '.join(missing)} must be given")
         return {**self.defaults(), **given}
 
@@ -132,7 +132,7 @@ class Options:
         if more and self.positional and outer(self.kinds[self.positional[-1]]) is list:
             found[self.positional[-1]] += more
         elif more:
-            self._fail(f"{quoted(more[0])} is one word too many")
+            self._fail(f"{quoted(more[0])} is one argument too many")
         return found
 
     def _from_file(self, word: str) -> dict[str, Any]:
@@ -142,12 +142,12 @@ class Options:
         except Unreadable as error:
             self._fail(f"--{_CONFIG} {path}: {error}")
         if not isinstance(content, dict):
-            self._fail(f"--{_CONFIG} {path}: expected settings as NAME: VALUE, one a line")
+            self._fail(f"--{_CONFIG} {path}: expected settings as NAME: VALUE, one per line")
         for name in content:
             if name not in self.kinds:
                 self._fail(f"--{_CONFIG} {path}: there is no setting {quoted(name)}{self._close(str(name), '')}")
         return {
-            name: value_of_yaml(f"--{_CONFIG} {path}: {self._said(name)}", self.kinds[name], value)
+            name: value_of_yaml(f"--{_CONFIG} {path}: {self._shown(name)}", self.kinds[name], value)
             for name, value in content.items()
         }
 
@@ -158,7 +158,7 @@ class Options:
         order = [action.dest for action in self.parser._actions if action.dest in values]
         return {name: _written(values[name]) for name in order if name not in unknown}
 
-    def _said(self, name: str) -> str:
+    def _shown(self, name: str) -> str:
         return name if name in self.positional else dashed(f"--{name}")
 
     def _close(self, name: str, dashes: str) -> str:

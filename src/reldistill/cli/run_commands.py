@@ -95,7 +95,7 @@ def evaluate_(
         arguments: keyword arguments of the network's constructor.
         task: what the images are labelled for, as in reldistill distill.
         image_size: side of the images in a batch; for detection the shorter side that the network gives them.
-        batch_size: images a pass; by default 128, for detection 8.
+        batch_size: images per pass; by default 128, for detection 8.
         val_fraction: share held out where the data bring no validation folder; by default the run's own, or 0.1.
         skip_bad_images: leave out images that can't be read.
         download: fetch the data set if it is not there.

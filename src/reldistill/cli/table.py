@@ -17,7 +17,7 @@ COMMANDS: dict[str, Command | Group] = {
         "Train a network: a teacher, or a student alone.", runs.train_, DataSettings, ModelSettings, TrainSettings
     ),
     "compare": of_cells(
-        "Run methods under the same conditions, several seeds each, and say which are better beyond noise.",
+        "Run methods under the same conditions, several seeds each, and report which are better beyond noise.",
         comparisons.compare_,
         sweep=False,
     ),

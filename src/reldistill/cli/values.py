@@ -44,7 +44,7 @@ def _of_words(kind: Any, words: Sequence[str]) -> Any:
         if len(words) == 1 and words[0].lstrip().startswith("["):
             return checked(kind, _document(words[0]))
         inner = typing.get_args(kind)[0]
-        # commas separate too, but for those of NAME=1,2 and of a file's name
+        # commas separate too, except in NAME=1,2 and in a file's name
         split = [[word] if "=" in word or inner is Path else word.split(",") for word in words]
         return [_of_words(inner, [word]) for group in split for word in group if word or group == [""]]
     (word,) = words

@@ -20,7 +20,7 @@ _BAR = 20
 
 
 class Board:
-    """Says how many cells are done, in which epoch the running ones are, and how long the rest takes.
+    """Says how many cells are done, which epoch the running ones are in, and how long the rest takes.
 
     Args:
         cells: all cells.
@@ -66,8 +66,8 @@ class Board:
         first = not self._seconds
         if failure is None:
             self._seconds.setdefault(cell.plan.variant, []).append(seconds)
-        said = f"failed: {failure.reason}" if failure else f"test {accuracy:.2f} %  {clock(seconds)}"
-        self._say(f"{self.ended}/{len(self.cells)}  {name_of(cell)}  {said}")
+        result = f"failed: {failure.reason}" if failure else f"test {accuracy:.2f} %  {clock(seconds)}"
+        self._say(f"{self.ended}/{len(self.cells)}  {name_of(cell)}  {result}")
         if first and self._waiting and (left := self._time_left([])) is not None:
             self._say(f"about {clock(left)} for the rest, if it takes as long")
 

@@ -23,7 +23,7 @@ _KINDS_OF_NUMBERS = {"int": True, "int | None": True, "float": False, "float | N
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a comparison: what it is called, and everything it is told."""
+    """One run of a comparison: what it is called, and all its settings."""
 
     plan: CellPlan
     data: DataSettings
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class MethodParts:
-    """What a method can be told for a pair of networks: see `for_method`."""
+    """A method's parts and settings for a pair of networks: see `for_method`."""
 
     parts: Sequence[str]
     losses: Sequence[str]
@@ -180,7 +180,7 @@ def _read_axis(text: str) -> Axis:
             f"a number of training (lr), got '{text}'"
         )
     if name.strip() in _OTHERS:
-        raise UserError(f"--over: {name.strip()} is no number to choose; give it as an option of its own")
+        raise UserError(f"--over: {name.strip()} is not a number to choose; give it as an option of its own")
     axis = Axis(name.strip(), tuple(_value(name.strip(), value) for value in found))
     if len(set(axis.values)) < len(found):
         raise UserError(f"--over: '{axis.name}' names a value twice")
@@ -221,7 +221,7 @@ _OTHERS = {one.name for kind in (DataSettings, PairSettings, TrainSettings) for 
 
 
 def check_seeds(count: int) -> None:
-    """UserError where there are no runs, or more than anybody waits for."""
+    """UserError where there are no runs, or more than anyone would wait for."""
     check_range("seeds", count, 1, _MOST_SEEDS)
 
 

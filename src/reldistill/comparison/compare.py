@@ -61,7 +61,7 @@ def compare(
     out: Path,
     jobs: int = 1,
 ) -> Comparison:
-    """Run every method with every seed under the same conditions, and hold them against each other on test images.
+    """Run every method with every seed under the same conditions, and compare them on test images.
 
     What is in the folder already is not done again; a cell that was cut short continues where it was.
 
@@ -208,7 +208,7 @@ def _head(kind: Kind, settings: dict[str, Any], *, leave_out: Sequence[str], ove
 
 @contextlib.contextmanager
 def _claimed(out: Path, head: Head, networks: PairSettings) -> Iterator[Head]:
-    """The folder for this comparison alone: nobody else works in it, and it holds nothing that does not belong here."""
+    """The folder for this comparison alone: no other process works in it, and it holds nothing else."""
     refuse_among_data(out, head.settings["data"])
     with locked(out):
         there = kind_in(out)
@@ -250,7 +250,7 @@ def _reference(
     if file.is_file():
         before = read_json(file)
         origin = made_of(data, pairs[0])
-        # earlier versions did not say what theirs was made of; their comparisons are held together by their settings
+        # earlier versions did not record what theirs was made of; their settings alone identify such comparisons
         same = before.get("made_of", origin) == origin
         has = {(student, method) for student, found in before["students"].items() for method in found["methods"]}
         wanted = {(pair.student, method) for pair in pairs for method in methods}
@@ -273,12 +273,12 @@ def _reference(
 
 
 def _with_notes(head: Head, reference: dict[str, Any]) -> Head:
-    """With what the user was warned of when the teacher was measured."""
+    """With the warnings of the teacher's measurement."""
     return dataclasses.replace(head, notes=[*head.notes, *reference["teacher"].get("notes", ())])
 
 
 def _known_parts(reference: dict[str, Any], student: str) -> dict[str, MethodParts]:
-    """Method → what it can be told. One that does not fit the pair is left out; its cells will say why."""
+    """Method → its parts and settings. One that does not fit the pair is left out; its cells tell why."""
     names = [item.name for item in dataclasses.fields(MethodParts)]
     return {
         method: MethodParts(**{name: found[name] for name in names})

@@ -66,7 +66,7 @@ def measure_reference(
     methods: Sequence[str],
     folder: Path,
 ) -> None:
-    """Write what all cells have in common: teacher, untrained students, what each method can be told and costs.
+    """Write what all cells have in common: teacher, untrained students, each method's parts, settings and costs.
 
     Raises:
         UserError: when networks and data don't go together, or nothing could be learned from the teacher.
@@ -103,7 +103,7 @@ def measure_reference(
 
 
 def made_of(data: DataSettings, networks: PairSettings) -> dict[str, Any]:
-    """What the reference depends on beside students and methods: where it differs, it is measured anew."""
+    """What the reference depends on beside students and methods: where it differs, it is measured again."""
     settings = flat_settings(data)
     settings |= {name: value for name, value in flat_settings(networks).items() if name.startswith("teacher")}
     folder = run_folder(networks.teacher)
@@ -126,7 +126,7 @@ def _cost(network: OpenedNetwork, look: type[Look[Any]]) -> dict[str, Any]:
 def _method(
     method: str, pair: PairSettings, images: Images, training: TrainSettings, task: AnyTask, teacher: OpenedNetwork
 ) -> dict[str, Any] | None:
-    """What a method has for this pair, and what it costs to train; None where it cannot be built: its cells say why."""
+    """A method's parts for this pair, and its cost of training; None where it cannot be built: its cells tell why."""
     student = open_student(pair, images, task=task, seed=training.seed)
     try:
         distiller = build_distiller(
@@ -137,7 +137,7 @@ def _method(
             task=task.objective(training, images),
             images=images.train.images,
         )
-    except Exception:  # whatever it is, it leaves the other methods alone
+    except Exception:  # whatever it is, the other methods are not affected
         return None
     terms = [term for term in distiller.terms if isinstance(term, Term)]
     known = MethodParts(

@@ -23,7 +23,7 @@ _LOOK_EVERY = 0.5
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a piece of work came to nothing, in one line; `by_user` where what was asked for was wrong."""
+    """Why a piece of work failed, in one line; `by_user` where what was asked for was wrong."""
 
     reason: str
     by_user: bool
@@ -53,16 +53,16 @@ class _Running:
         job.began = time.monotonic()
 
     def outcome(self) -> Failure | None:
-        """What the process said at its end, or how it died."""
+        """The process's answer at its end, or how it died."""
         self.process.join()
         try:
-            said = self.answer.recv() if self.answer.poll() else "nothing"
+            answer = self.answer.recv() if self.answer.poll() else "nothing"
         except EOFError:
-            said = "nothing"
-        if said is None:
+            answer = "nothing"
+        if answer is None:
             return None
-        if isinstance(said, tuple):
-            return Failure(*said)
+        if isinstance(answer, tuple):
+            return Failure(*answer)
         return Failure(_death(self.process.exitcode), by_user=False)
 
 
@@ -73,7 +73,7 @@ def run_all(
     ended: Callable[[Job, Failure | None], None],
     look: Callable[[Sequence[Job]], None],
 ) -> None:
-    """Do all the work, so many pieces at once, in order.
+    """Do all the work in order, several pieces at once.
 
     Args:
         jobs: the work.
@@ -109,7 +109,7 @@ def _context() -> Any:
 
 
 def _threads(at_once: int) -> int | None:
-    """Each process's share of the cores, unless the user has said how many threads a process is to have."""
+    """Each process's share of the cores, unless the user has set the number of threads of a process."""
     if given := os.environ.get("OMP_NUM_THREADS", ""):
         return int(given) if given.isdecimal() else None
     return max(1, cores() // at_once) if at_once > 1 else None

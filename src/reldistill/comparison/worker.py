@@ -1,4 +1,4 @@
-"""What runs in a process of its own: one cell, from its images to its test, with everything it says in a log."""
+"""What runs in a process of its own: one cell, from its images to its test, with all its output in a log."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def in_process(
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
-    if threads is not None:  # said here too, since the process that forks may be older than the number
+    if threads is not None:  # set here too, since the process that forks may be older than the number
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
     try:
@@ -77,10 +77,10 @@ def in_process(
         trust(trusted)
         work()
     except (UserError, OSError) as error:
-        said = " ".join(str(error if isinstance(error, UserError) else system_error(error)).split())
-        answer.send((said, True))
+        reason = " ".join(str(error if isinstance(error, UserError) else system_error(error)).split())
+        answer.send((reason, True))
         with contextlib.suppress(OSError):  # the log has no space either
-            print(f"reldistill: {said}", file=sys.stderr)
+            print(f"reldistill: {reason}", file=sys.stderr)
     except Exception as error:
         answer.send((one_line(error), False))
         traceback.print_exc()

@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def escaped(content: Any) -> Any:
-    """What a JSON file says, every text in it printable: nobody knows who wrote the file."""
+    """The content of a JSON file, every text in it printable: anyone may have written the file."""
     if isinstance(content, dict):
         return {escaped(key): escaped(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -53,7 +53,7 @@ _PYTHONS_WORDS = (
 
 
 class UserError(ValueError):
-    """Bad input: says in one line what is wrong, where, and what to do. The command line prints it and exits with 2."""
+    """Bad input, in one line: what is wrong, where, and what to do. The command line prints it and exits with 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -66,7 +66,7 @@ def system_error(error: OSError, where: object = "") -> str:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of an error's text, after its kind, without what only Python's own words say."""
+    """The first line of an error's text, after its kind, without Python's own jargon."""
     text = (str(error).strip().splitlines() or [""])[0]
     for pattern, plain in _PYTHONS_WORDS:
         text = re.sub(pattern, plain, text)

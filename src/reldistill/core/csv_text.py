@@ -1,4 +1,4 @@
-"""Tables as CSV, in which no text is a formula."""
+"""Tables as CSV, in which no text is run as a formula."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BEGIN_FORMULAS = ("=", "+", "-", "@")
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """One line a row behind a line of headings; numbers are written in full, and None as nothing.
+    """One line per row behind a line of headings; numbers are written in full, and None as nothing.
 
     A spreadsheet runs a text that begins like a formula; such a text gets an apostrophe in front, which a spreadsheet
     reads as the sign of a text. Characters that cannot be printed, tabs among them, are escaped.

@@ -1,4 +1,4 @@
-"""Values of plain types, as options, files and settings of losses give them, and how the types are said."""
+"""Values of plain types, as options, files and settings of losses give them, and how the types are named."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def outer(kind: Any) -> Any:
 
 
 def in_words(kind: Any) -> str:
-    """A type as one would say it."""
+    """A type in words."""
     kind = without_none(kind)
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
@@ -130,7 +130,7 @@ def _text(value: Any) -> str:
 
 
 def _usable(value: Any) -> Any:
-    """A value of any kind, but for numbers that nothing calculates with and text that nothing prints."""
+    """A value of any kind, except numbers that can't be computed with and text that can't be printed."""
     if isinstance(value, dict):
         return {_text(key): _usable(item) for key, item in value.items()}
     if isinstance(value, list):

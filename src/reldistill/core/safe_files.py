@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and their hash: the one way by which anything is written."""
+"""Files that exist whole or not at all, and their hash: the one way to write anything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KINDS = {
 
 
 def check_target(path: Path) -> None:
-    """UserError where what has that name is no regular file, so that nothing else is ever followed or replaced."""
+    """UserError where what has that name is not a regular file, so that nothing else is ever followed or replaced."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -36,7 +36,7 @@ def check_target(path: Path) -> None:
     except (OSError, ValueError) as error:  # a file in the place of a folder, a name that is too long, a null byte
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+        kind = _KINDS.get(stat.S_IFMT(mode), "not a regular file")
         raise UserError(f"cannot write {path}: it is {kind}; name a new file, or one that may be replaced")
 
 
@@ -50,8 +50,8 @@ def check_folder(folder: Path) -> None:
 def write_bytes(path: Path, data: bytes, *, make_folder: bool = False) -> Path:
     """Replace a file's content in one step, on disk before the old content is gone.
 
-    What is written first lies beside the file under a name that nobody can foresee. It is readable for whom the umask
-    lets it be.
+    What is written first lies beside the file under an unpredictable name. It is as readable
+    as the umask allows.
 
     Args:
         path: the file.
@@ -114,7 +114,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
 
 
 def allocate(path: Path, size: int) -> None:
-    """Make a new file of so many bytes, all 0, with its place on the disk: what is mapped into memory can't fail later.
+    """Make a new file of this many zero bytes, its disk space reserved: what is mapped into memory can't fail later.
 
     Raises:
         OSError: no space, or a limit on a file's size.

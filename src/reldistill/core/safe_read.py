@@ -1,4 +1,4 @@
-"""Text, JSON and YAML of files that anybody may have written: every way to be unreadable is one `Unreadable`."""
+"""Text, JSON and YAML of files that anyone may have written: every way to be unreadable is one `Unreadable`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def read_file(path: Path, *, limit: int | None = None) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says.
+    """The content of a JSON text.
 
     Raises:
         Unreadable: when it is none, is nested too deep, or holds what no JSON holds (a number too long, half a
@@ -82,7 +82,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """What a YAML text says, by the rules of YAML 1.2: `1:1` and `yes` are text, `1e-3` is a number.
+    """The content of a YAML text, by the rules of YAML 1.2: `1:1` and `yes` are text, `1e-3` is a number.
 
     Args:
         text: bytes are UTF-8, or UTF-16 where they begin with its mark.
@@ -145,7 +145,7 @@ class _Loader(yaml.SafeLoader):
         super().fetch_more_tokens()
 
     def get_single_node(self) -> Any:
-        """The document, unless its aliases make more of it than anybody means."""
+        """The document, unless its aliases make more of it than anyone means."""
         node = super().get_single_node()
         if node is not None:
             self._count(node, {})

@@ -1,4 +1,4 @@
-"""Which tasks there are: the table that a new task adds one line to, and where a task of one's own is registered."""
+"""Which tasks there are: the table that a new task adds one line to, and where a user's own task is registered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def task_names() -> list[str]:
 
 
 def register_task(task: Any) -> None:
-    """Make a task of one's own known by its `name` in this process; see `tasks.base.Task` for what it must have.
+    """Register your own task by its `name` in this process; see `tasks.base.Task` for what it must have.
 
     Raises:
         UserError: when a task of the library has that name.
@@ -66,7 +66,7 @@ def open_task(given: str) -> Any:
 
 
 def _key(given: str) -> str:
-    """A file's task wherever the file lies, as a record may say it from another folder."""
+    """A file's task wherever the file lies, as a record may name it from another folder."""
     return Path(given).name
 
 
@@ -80,7 +80,7 @@ def known_task(name: str) -> Any:
     if name not in _opened:
         if name not in _TASKS:
             own = " Is it one of your own? Name its file: --task FILE.py:NAME"
-            raise UserError(f"task '{name}' is not known: there are {', '.join(task_names())}.{own}")
+            raise UserError(f"task '{name}' is unknown: choose one of {', '.join(task_names())}.{own}")
         module, _, kind = _TASKS[name].partition(":")
         _opened[name] = getattr(importlib.import_module(module), kind)()
     return _opened[name]

@@ -1,4 +1,4 @@
-"""Networks from outside the library that a saved network's card may name: those that the user has named himself."""
+"""Networks from outside the library that a saved network's card may name: those that the user has named."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def note_named(name: str) -> None:
 
 
 def named() -> tuple[str, ...]:
-    """Everything from outside that the user has named, for a process that works on his behalf."""
+    """Everything from outside that the user has named, for a process that works on the user's behalf."""
     return tuple(_named)
 
 
 def as_named(name: str, *, card_of: Path) -> str:
-    """A card's network as the user named it: of a file that he named, wherever the card says that it lies.
+    """A card's network as the user named it: of a file that the user named, wherever the card places it.
 
     Args:
-        name: what the card says.
+        name: the card's.
         card_of: the card's file.
 
     Raises:

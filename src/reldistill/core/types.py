@@ -1,9 +1,14 @@
 """What the parts of reldistill hand to each other.
 
-Axes, everywhere: B batch · C channels · H, W space · N patch tokens · M superpixel tokens · D embedding ·
-K classes · L levels · A anchors · n boxes. A size of the teacher's that need not be the student's is C′ in prose and
-C_t in a type. `Float[Tensor, "B C"]` is a floating-point tensor of these axes: equal names are equal sizes, `_C` is any
-size, `*_` any number of axes, "" a scalar. The tests check the types in every call; a run checks none.
+Axes, everywhere: B batch (b a few of its images) · C channels · G groups of channels, or graphs · H, W space (h, w of a
+coarser grid), HW both in one · S side of a square image · N patch tokens · M superpixel tokens · P positions, or tokens
+in a cell · D embedding · K classes · L levels, or lines of a map · A anchors · n boxes, images or vectors, m others of
+them · k kept eigenvectors · p vectors of the block that finds them · X any. Words are axes too: `each` channels of a
+group, `draws`, `local` samples of one process.
+
+A size of the teacher's that need not be the student's is C′ in prose and C_t in a type. `Float[Tensor, "B C"]` is a
+floating-point tensor of these axes: equal names are equal sizes, `_C` is any size, `*_` any number of axes, "" a
+scalar. The tests check the types in every call; a run checks none.
 """
 
 from __future__ import annotations
@@ -77,8 +82,8 @@ class Batch:
         images: (B, 3, H, W) floating point in [0, 1], RGB; smaller ones are padded with 0 on the right and below.
         targets: what the images are labelled with, e.g. ClassLabels; None for images without labels.
         indices: (B,) position of each image in its data set, int64, or None where it is not known.
-        teachers: what teachers said of these images: name of the teacher → place in it → tensor, as
-            `Distiller.ask_teacher` has it. One that is not here is asked.
+        teachers: teachers' outputs for these images: name of the teacher → place in it → tensor, as
+            `Distiller.ask_teacher` has it. A teacher that is not here is run.
     """
 
     images: Float[Tensor, "B 3 H W"]
@@ -120,7 +125,7 @@ class Batch:
             move(self.images),
             None if self.targets is None else self.targets.to(device, non_blocking=non_blocking),
             None if self.indices is None else move(self.indices),
-            {teacher: {place: move(one) for place, one in said.items()} for teacher, said in self.teachers.items()},
+            {teacher: {place: move(one) for place, one in places.items()} for teacher, places in self.teachers.items()},
         )
 
 
@@ -148,10 +153,10 @@ class LevelInfo:
 
 
 TEACHER = "teacher"
-"""The name of a teacher where there is only one and nobody has named it."""
+"""The name of a teacher where there is only one without a name."""
 
 OUTPUTS = ("logits", "pooled", "distilled", "dense", "scores")
-"""The places of a network that are no levels: what comes out of it."""
+"""The places of a network that are not levels: its outputs."""
 
 THROUGH_NORM = "@norm"
 """At the end of a level's name: patch tokens as the network's final norm would give them, e.g. `blocks.3@norm`."""
@@ -160,7 +165,7 @@ CLASS_TOKEN = "@class"
 """At the end of a level's name, after `@norm` where both are: its class token, as a map of one cell."""
 
 CLASS_SCORES = ("logits", "distilled", "dense", "scores")
-"""Those of them that say something of each class."""
+"""Those of them that hold a score of each class."""
 
 
 def holds_map(place: str) -> bool:
@@ -170,13 +175,13 @@ def holds_map(place: str) -> bool:
 
 @dataclass(frozen=True)
 class Features:
-    """What one network said of one Batch; parts that nobody asked for are absent.
+    """One network's outputs for one Batch; parts that were not asked for are absent.
 
     Args:
         logits: (B, K), or None.
         pooled: (B, D) input of the classifier, or None.
         distilled: (B, K) of a transformer's distillation token, or None.
-        dense: (B, K, H, W), what the classifier says of each place of the map or of each patch token, or None.
+        dense: (B, K, H, W), the classifier applied at each place of the map or to each patch token, or None.
         levels: level name → (B, C, H, W); patch tokens are laid out on their grid, class and register tokens removed.
         scores: a detector's class scores before sigmoid or softmax, (B, anchors, K) of all anchors, or
             (proposals, 1 + K) of a two-stage detector's, the background's first; None for other networks.
@@ -196,7 +201,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a network is asked for. What nobody wants is not computed where that can be helped.
+    """What a network is asked for. What is not wanted is not computed where that can be avoided.
 
     Args:
         levels: names of levels, those that end in `@norm` or `@class` too.
@@ -239,7 +244,7 @@ class Wanted:
 
 
 class FeatureSource(nn.Module, abc.ABC):
-    """A network that says Features of images, and which places inside it can be asked for.
+    """A network that gives Features of images, and tells which places inside it can be asked for.
 
     `networks.extract.Extractor` makes one of any network with one output.
 
@@ -271,7 +276,7 @@ class FeatureSource(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def level(self, name: str, image_size: int) -> LevelInfo:
-        """One of them by name; UserError where there is no such."""
+        """One of them by name; UserError where there is none."""
 
 
 @dataclass(frozen=True)
@@ -330,8 +335,8 @@ class ChoosesPlace(Protocol):
 class Evaluator(Protocol):
     """How well a network does its task, over batches and over the processes of a distributed run.
 
-    `score` names the one of its values that networks are compared by: percent, more is better. `found` holds what
-    `values` said last.
+    `score` names the one of its values that networks are compared by: percent, more is better. `found` holds the
+    last result of `values`.
     """
 
     score: str
@@ -346,7 +351,7 @@ class Evaluator(Protocol):
         ...
 
     def values(self) -> dict[str, float]:
-        """What was found, by name; every process has to ask, and gets the same."""
+        """What was found, by name; every process has to call it, and gets the same."""
         ...
 
     def write(self, folder: Path) -> str | None:

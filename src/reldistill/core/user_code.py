@@ -1,4 +1,4 @@
-"""Python files of the user's own, named as `FILE.py:name`: run only where the user names them."""
+"""A user's own Python files, named as `FILE.py:name`: run only where the user names them."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def run_file(path: Path, *, what: str) -> ModuleType:
     try:
         content = read_file(path)
     except Unreadable as error:
-        said = "no such Python file: " if not os.path.lexists(path) else ""
-        raise UserError(f"{what}: {said}{path}{'' if said else f' {error}'}") from None
+        missing = "no such Python file: " if not os.path.lexists(path) else ""
+        raise UserError(f"{what}: {missing}{path}{'' if missing else f' {error}'}") from None
     digest = hashlib.sha256(os.path.realpath(path).encode() + content).hexdigest()[:16]
     name = f"reldistill_file_{path.stem}_{digest}"
     if name in sys.modules:

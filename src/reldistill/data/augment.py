@@ -77,7 +77,7 @@ class Augment:
 
     @staticmethod
     def named(word: str, *, flips: bool) -> Augment:
-        """From one of WORDS; `flips` says whether mirrored images still belong to their class."""
+        """From one of WORDS; `flips` tells whether mirrored images still belong to their class."""
         if word not in WORDS:
             raise UserError(f"augment {word!r} is unknown; choose one of {', '.join(WORDS)}")
         if word == "auto":

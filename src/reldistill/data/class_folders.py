@@ -30,12 +30,12 @@ LAYOUT = "expected one folder of images per class"
 
 @dataclass(frozen=True)
 class SplitName:
-    """What a folder's name says if it is that of a split.
+    """What a split folder's name consists of.
 
     Args:
         role: `train`, `val` or `test`.
-        word: the one of ROLES that says so.
-        rest: its other words, but for FILLERS, such as the data set's name.
+        word: the one of ROLES in it.
+        rest: its other words, except FILLERS, such as the data set's name.
         plain: whether the name is one of PLAIN and nothing else.
     """
 
@@ -46,7 +46,7 @@ class SplitName:
 
 
 def split_name(name: str) -> SplitName | None:
-    """What the name of a split's folder says; None for any other name.
+    """The parts of a split folder's name; None for any other name.
 
     >>> split_name("training_set").role, split_name("seg_test").role, split_name("ValidationImages").role
     ('train', 'test', 'val')

@@ -32,7 +32,7 @@ class Copies:
         first = f"{held} is {train}" if held != train else held
         return (
             f"{part} images that are training images too, byte by byte: {count} (the first: {first}); what is measured "
-            f"on them says nothing of new images"
+            f"on them says nothing about new images"
         )
 
 

@@ -45,7 +45,7 @@ class BadImage(UserError):
     def __init__(self, where: str, reason: str, others: int = 0) -> None:
         more = f" ({others} more bad image{'s' * (others > 1)})" if others else ""
         super().__init__(
-            f"bad image {where}: {reason}{more}; replace or remove it, or pass --skip-bad-images to go on without it"
+            f"bad image {where}: {reason}{more}; replace or remove it, or pass --skip-bad-images to continue without it"
         )
         self.where, self.reason = where, reason
 
@@ -136,7 +136,7 @@ def decode(raw: bytes, *, where: str) -> Image.Image:
 def check(raw: bytes, *, where: str) -> tuple[int, int]:
     """(width, height) of an image file that `decode` will accept; raises BadImage for any other.
 
-    The whole file is decoded, since a header says nothing of a truncated body; a JPEG at an eighth of its size, which
+    The whole file is decoded, since a header does not show a truncated body; a JPEG at an eighth of its size, which
     reads its whole stream at a fraction of the cost.
     """
     return _decode(raw, where, reduced=True)[1]

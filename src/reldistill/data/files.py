@@ -20,7 +20,7 @@ from reldistill.data.decode import BadImage, check, decode, header_size
 HIDDEN = "hidden files"
 SPECIAL = "special files such as pipes"
 CIRCLES = "links in a circle"
-MEMBER_LIMIT = 1 << 30  # bytes; a larger member of an archive is no photograph
+MEMBER_LIMIT = 1 << 30  # bytes; a larger member of an archive is not a photograph
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ class Store(Protocol):
         """Whether there is such a file, be it hidden or outside the root."""
 
     def signature(self, path: str) -> str:
-        """What `files` says of a file; for one that is hidden or outside the root, what it would say."""
+        """A file's value in `files`; for one that is hidden or outside the root, the value that it would have."""
 
     def read(self, path: str) -> bytes:
         """The content of a file; BadImage if it cannot be had."""
@@ -188,7 +188,7 @@ class Archive:
         return posixpath.normpath(path).lstrip("/")
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a member; a hidden one is as good as none."""
+        """Whether there is such a member; a hidden one counts as absent."""
         return path in self.files
 
     def signature(self, path: str) -> str:

@@ -112,7 +112,7 @@ class ImageData:
             world_size: number of processes.
 
         Raises:
-            ValueError: when shapes or types are others; several labels an image, or soft ones, are not read.
+            ValueError: when shapes or types are others; several labels per image, or soft ones, are not read.
 
         >>> images, labels = torch.zeros(8, 3, 4, 4, dtype=torch.uint8), torch.arange(8) % 2
         >>> data = ImageData.from_tensors(images, labels, images, labels, ["a", "b"], batch_size=4)
@@ -125,7 +125,7 @@ class ImageData:
             check_axes(images, "n 3 S S", name=f"{split}_images", **{"3": 3, "S": side})
             check_axes(labels, "n", name=f"{split}_labels", n=len(images))
             if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-                raise ValueError(f"{split}_labels: expected whole numbers, one class an image, got {labels.dtype}")
+                raise ValueError(f"{split}_labels: expected whole numbers, one class per image, got {labels.dtype}")
             if images.shape[-2] != side or images.dtype != torch.uint8:
                 raise ValueError(
                     f"{split}_images: expected square uint8 images of side {side}, got {images.dtype} "
@@ -187,13 +187,13 @@ def load_images(
         hold_out_test: make three parts. What would validate otherwise tests, and `val_fraction` of each class of the
             training images validates; where the data have a `val/` beside their `test/`, these are taken.
         skip_bad_images: leave out images that cannot be decoded, instead of stopping at them.
-        workers: processes that decode images kept on disk; None: one a core, at most eight.
+        workers: processes that decode images kept on disk; None: one per core, at most eight.
         download: fetch a named data set that is not there yet.
         in_memory: hold all images in memory, decoded and scaled; None: where they are at most 64 pixels wide and take
             at most 2 GiB.
         rank: this process.
         world_size: number of processes.
-        limit: use at most so many images of each split, evenly over the classes, for a quick trial.
+        limit: use at most this many images of each split, evenly over the classes, for a quick trial.
         labelled: False leaves the labels out; `data` may then also be `unlabelled:` and any folder or .zip of images
             or a text file of their paths, see `data.unlabelled`.
     """
@@ -219,7 +219,7 @@ def load_images(
     keep = _fits(splits, side) if in_memory is None else in_memory
     content = _look_at_all(splits, side if keep else None, quiet)
     if uniform and any(not isinstance(size, BadImage) and size != (side, side) for size in content.sizes):
-        side = DEFAULT_SIZE  # an image of another size hid behind the ones that were looked at first
+        side = DEFAULT_SIZE  # an image outside the first sample had another size
         keep = bool(in_memory)
         content = _look_at_all(splits, side if keep else None, quiet)
     splits, pixels, skipped = _without_bad(splits, content, skip_bad_images)
@@ -332,7 +332,7 @@ def _look_at_all(splits: Splits, side: int | None, quiet: bool) -> _Content:
 def _without_bad(
     splits: Splits, content: _Content, skip: bool
 ) -> tuple[Splits, dict[str, Tensor] | None, tuple[str, ...]]:
-    """Leave bad images out, or stop at the first and say how many there are; no class may be left empty."""
+    """Leave bad images out, or stop at the first and report how many there are; no class may be left empty."""
     bad = [found for found in content.sizes if isinstance(found, BadImage)]
     if bad and not skip:
         raise BadImage(bad[0].where, bad[0].reason, others=len(bad) - 1)

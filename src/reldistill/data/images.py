@@ -1,4 +1,4 @@
-"""What the images of any task are to a run: loaders, and what is said of them."""
+"""What the images of any task are to a run: loaders, and what is reported about them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Images(Protocol):
 
 @runtime_checkable
 class Noted(Protocol):
-    """Images of which something is to be said: warnings, that a run shows and keeps on record."""
+    """Images with warnings, which a run shows and keeps on record."""
 
     @property
     def notes(self) -> Sequence[str]:
@@ -74,7 +74,7 @@ class Noted(Protocol):
 
 
 def notes_of(images: Images) -> list[str]:
-    """What is to be said of the images, if anything."""
+    """The images' warnings, if any."""
     return list(images.notes) if isinstance(images, Noted) else []
 
 

@@ -1,4 +1,4 @@
-"""What a data set holds beside the images that are used: counted by kind, and said."""
+"""What a data set holds beside the images that are used: counted by kind, and reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_image(path: str) -> bool:
 
 
 def kind_of(path: str) -> str:
-    """What a file that is no image is counted as.
+    """What a file that is not an image is counted as.
 
     >>> kind_of("notes/README.TXT")
     '.txt files'
@@ -64,9 +64,9 @@ def in_words(left_out: Mapping[str, int]) -> str:
     >>> in_words({".txt files": 1, "files in extra/": 1200})
     '; not used: 1 .txt file, 1,200 files in extra/'
     """
-    said = []
+    words = []
     for word, number in left_out.items():
         counted = SINGULAR.sub(r"\1", word, count=1) if number == 1 else word
         hint = " (pip install 'reldistill[heic]' reads them)" if word.partition(" ")[0] in HEIF_EXTENSIONS else ""
-        said.append(f"{number:,} {counted}{hint}")
-    return f"; not used: {', '.join(said)}" if said else ""
+        words.append(f"{number:,} {counted}{hint}")
+    return f"; not used: {', '.join(words)}" if words else ""

@@ -96,7 +96,7 @@ class MemoryPixels:
         """Nothing runs."""
 
     def _draws(self, seed: int, epoch: int) -> Tensor | None:
-        """One row an image, so that its changes depend on nothing but seed, epoch and its index."""
+        """One row per image, so that its changes depend on nothing but seed, epoch and its index."""
         if self.augment is None:
             return None
         return torch.rand(len(self), DRAWS, generator=generator_of("augment", seed, epoch))
@@ -311,7 +311,7 @@ class Loader:
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Let the next iteration be `epoch`, from `batch` on; `batch == len(self)` yields nothing."""
         if epoch < 0 or not 0 <= batch <= len(self):
-            raise ValueError(f"no position (epoch {epoch}, batch {batch}) in a loader of {len(self)} batches an epoch")
+            raise ValueError(f"no position (epoch {epoch}, batch {batch}) in a loader of {len(self)} batches per epoch")
         self._epoch, self._first = epoch, batch
 
     def _shuffled(self, epoch: int) -> Sequence[Tensor]:
@@ -367,7 +367,7 @@ def loaders_of(
         pixels: (name, images, number of processes that decode) → what the loader reads.
         batch_size: images in a batch over all ranks.
         seed: of the order and of the augmentation.
-        workers: processes that decode images; None: one a core, at most eight.
+        workers: processes that decode images; None: one per core, at most eight.
         rank: this process.
         world_size: the number of processes.
         groups: the training images' groups, as in `Loader`.

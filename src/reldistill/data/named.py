@@ -228,7 +228,7 @@ def from_timm(name: str, *, download: bool, val_fraction: float) -> Splits:
                 val = None  # the labels of some test sets are kept secret, and given as -1
             except UserError:
                 raise
-            except Exception:  # every library says "no such split" in its own way; the next name is tried
+            except Exception:  # every library reports a missing split in its own way; the next name is tried
                 continue
     except UserError:
         raise

@@ -21,7 +21,7 @@ T = TypeVar("T")
 SPLIT_SEED = "reldistill split 1"  # a constant: the split must not move with the seed of a training run
 QUIET_SECONDS = 2.0
 MAX_WORKERS = 8
-WORTH_THREADS = 5e-4  # seconds an image; below it threads only wait for the interpreter, and two are slower than one
+WORTH_THREADS = 5e-4  # seconds per image; below it threads only wait for the interpreter, and two are slower than one
 
 
 @runtime_checkable
@@ -187,7 +187,7 @@ def cores() -> int:
 
 
 def processes(asked: int | None, *, batches: int, world_size: int) -> int:
-    """How many processes decode images: as asked, or one a core and at most MAX_WORKERS; never more than batches."""
+    """How many processes decode images: as asked, or one per core and at most MAX_WORKERS; never more than batches."""
     return min(min(MAX_WORKERS, max(1, cores() // world_size)) if asked is None else asked, batches)
 
 

@@ -26,8 +26,8 @@ def open_unlabelled(
     `data.class_folders.ROLES`); else `val_fraction` of the images is held out by a hash of their names.
 
     Args:
-        data: `unlabelled:` and a folder, a .zip, a text file of paths (one a line, relative to the file's folder; empty
-            lines and those that begin with # don't count), or a named data set.
+        data: `unlabelled:` and a folder, a .zip, a text file of paths (one per line, relative to the file's folder;
+            empty lines and those that begin with # don't count), or a named data set.
         val_fraction: the share of the images that validates where the data bring no such part.
         hold_out_test: hold out another such share for a test.
         open_named: opens a data set by name, labels and all.
@@ -83,7 +83,7 @@ def _of_list(path: Path, where: str, *, val_fraction: float, hold_out_test: bool
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a list of paths, one a line in UTF-8 ({error})") from None
+        raise UserError(f"{path}: not a list of paths, one per line in UTF-8 ({error})") from None
     store = Folder(path.parent)
     keys = [store.key(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
     for key in keys:

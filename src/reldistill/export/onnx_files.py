@@ -1,4 +1,4 @@
-"""A network as an ONNX file that is there only when it has been run and found to say the same."""
+"""A network as an ONNX file, which exists only once its outputs were found to be the network's."""
 
 from __future__ import annotations
 

@@ -32,10 +32,10 @@ def export_run(
 
     Raises:
         UserError: when the run isn't finished, the format is unknown, a package is missing, the file can't be written
-            or is the run's own, or the ONNX graph computes something else than the network.
+            or is the run's own, or the ONNX graph's outputs differ from the network's.
     """
     if format not in FORMATS:
-        raise UserError(f"format '{format}' is not known: there are {', '.join(FORMATS)}")
+        raise UserError(f"format '{format}' is unknown: choose one of {', '.join(FORMATS)}")
     if raw and format != "onnx":
         raise UserError("--raw leaves the normalisation out of an ONNX graph: add --format onnx")
     task = task_named(read_record(run).task)
@@ -57,7 +57,7 @@ def export_run(
 
 
 def _write_weights(task: AnyTask, target: Path, source: Path) -> dict[str, Any]:
-    read_weights(source, what="the student")  # what is not sound is not handed on
+    read_weights(source, what="the student")  # damaged weights are not exported
     beside = task.companions(read_card(source), target)
     for path in beside.files:
         check_target(path)

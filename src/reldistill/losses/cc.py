@@ -28,7 +28,7 @@ def cc_loss(
     Congruence for Knowledge Distillation. ICCV 2019, arXiv 1904.01802.
 
     Args:
-        student: one vector a sample, (B, D). The samples of all ranks are taken together.
+        student: one vector per sample, (B, D). The samples of all ranks are taken together.
         teacher: (B, D'), taken without gradient; D' may differ from D.
         sharpness: γ, above 0.
         order: P, at least 1.
@@ -89,7 +89,7 @@ class CC(nn.Module):
         self.order = order
 
     def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D_t"]) -> Float[Tensor, ""]:
-        """Scalar, for one vector a sample of either network."""
+        """Scalar, for one vector per sample of either network."""
         return cc_loss(student, teacher, sharpness=self.sharpness, order=self.order)
 
 

@@ -50,8 +50,8 @@ class CRD(nn.Module):
     Raises:
         ValueError: shapes, sizes or settings are not as above, or an index is outside the bank.
 
-    Invariances: the order of the samples in a batch, but for which negatives chance gives to each; a positive scale of
-    either network's vectors while the linear maps' biases are 0.
+    Invariances: the order of the samples in a batch, except for the random negatives; a positive scale of either
+    network's vectors while the linear maps' biases are 0.
 
     Differences from the paper: negatives are drawn with replacement, from all images of other classes, also before the
     bank has seen them (an image whose class is not known yet counts as another). The bank's rows start as random unit
@@ -92,7 +92,7 @@ class CRD(nn.Module):
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
         if contrast not in get_args(Contrast):
             raise ValueError(f"contrast must be one of {', '.join(get_args(Contrast))}, got {contrast!r}")
         if contrast == "instances":
@@ -168,7 +168,7 @@ class CRD(nn.Module):
         size = (len(everyones), self.negatives if int(others.min()) else 0)
         chance = torch.rand(size, generator=generator, device=labels.device, dtype=torch.float64)
         place = (chance * others[:, None]).long()
-        # In the order of classes the images of one's own are a run of neighbours, which is stepped over.
+        # In the order of classes the images of the sample's own class are a run of neighbours, which is skipped.
         place += (place >= start[:, None]) * (end - start)[:, None]
         return share_of_rank(order[place])
 

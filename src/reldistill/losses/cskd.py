@@ -35,7 +35,7 @@ def cskd_loss(
     arXiv 2307.08500.
 
     Args:
-        student: z^S, what the student's classifier says of each place, (B, K, H, W).
+        student: z^S, the student's classifier applied at each place, (B, K, H, W).
         teacher: z^T of the teacher, (B, K, H', W'), taken without gradient. Where the sizes differ, the finer scores
             are averaged to the coarser grid.
         progress: fraction of training done, in [0, 1]: the local scores count first, those of the whole image last.
@@ -54,8 +54,8 @@ def cskd_loss(
         - the order of the samples, a common permutation of the classes and, on one grid, of the places.
 
     Differences from the paper: soft targets are averaged over the places, as hard ones are. A teacher of the coarser
-    grid is the paper's case; with the finer one it is the teacher's that is averaged. In use the student answers as
-    ever, without the mean of what its places say.
+    grid is the paper's case; with the finer one it is the teacher's that is averaged. In use the student classifies as
+    always, without the mean over its places.
 
     Example:
         >>> import torch

@@ -30,7 +30,7 @@ def features_loss(
         L = λ_pooled mean over images of d(x^S, x^T) + λ_patches mean over images and places of d(f^S, f^T)
         d(a, b) = 1 − cos(a, b),   or with `mse`   L = λ_pooled MSE(x) / mean (x^T)² + λ_patches MSE(f) / mean (f^T)²
 
-    It has no paper of its own: it is what tools that distil backbones without labels do, on the class token or pooled
+    It has no paper of its own: tools that distil backbones without labels do this, on the class token or pooled
     vector and on the patches. Cosines of both are in Mike Ranzinger, Greg Heinrich, Jan Kautz, Pavlo Molchanov:
     AM-RADIO: Agglomerative Vision Foundation Model. CVPR 2024, arXiv 2312.06709.
 

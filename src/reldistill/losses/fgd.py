@@ -1,4 +1,4 @@
-"""FGD: the teacher's map, objects and background apart, weighed by its attention; and how positions hang together."""
+"""FGD: the teacher's map, objects and background apart, weighed by its attention; and how positions relate."""
 
 from __future__ import annotations
 

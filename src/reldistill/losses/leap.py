@@ -32,7 +32,7 @@ def linear_cka(student: Float[Tensor, "N D"], teacher: Float[Tensor, "N D_t"]) -
 
 
 class LEAP(nn.Module):
-    """Applies a feature loss to one block of a teacher ViT, and goes on to the next, deeper one when it is understood.
+    """Applies a feature loss to one block of a teacher ViT, and moves on to the next, deeper one when it is understood.
 
         L = ℓ(F^S, F^T_b) + λ_class ℓ(x^S, x^T_b)
         b = the block of largest CKA in the first batch,   b ← b + 1 when CKA ≥ threshold, or after the longest stay
@@ -107,7 +107,7 @@ class LEAP(nn.Module):
             raise ValueError(f"layers must be at least 1, got {layers}")
         for name, value in (("threshold", threshold), ("smoothing", smoothing), ("longest_stay", longest_stay)):
             if not 0 < value <= 1:
-                raise ValueError(f"{name} must lie in (0, 1], got {value}")
+                raise ValueError(f"{name} must be in (0, 1], got {value}")
         if start not in get_args(Start):
             raise ValueError(f"start must be one of {', '.join(get_args(Start))}, got {start!r}")
         self.layers = layers

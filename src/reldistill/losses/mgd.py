@@ -37,7 +37,7 @@ class MGD(nn.Module):
         ValueError: the shapes differ (an adapter has to match them first), C is not `channels`, or a setting is out of
             range.
 
-    Invariances: the order of the samples, but for their masks.
+    Invariances: the order of the samples, except for their masks.
 
     Differences from the paper: none in the equation. The authors' code for classification masks channels, 0.15 of them.
 
@@ -52,7 +52,7 @@ class MGD(nn.Module):
         if channels < 1:
             raise ValueError(f"channels must be at least 1, got {channels}")
         if not 0 <= ratio < 1:
-            raise ValueError(f"ratio must lie in [0, 1), got {ratio}")
+            raise ValueError(f"ratio must be in [0, 1), got {ratio}")
         if masked not in get_args(Masked):
             raise ValueError(f"masked must be one of {', '.join(get_args(Masked))}, got {masked!r}")
         self.channels = channels

@@ -1,4 +1,4 @@
-"""OFD: the teacher's features where they say something."""
+"""OFD: the teacher's features where they carry information."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def margins(teacher: Float[Tensor, "B C H W"]) -> Float[Tensor, "C"]:
 def ofd_loss(
     student: Sequence[Float[Tensor, "B _C _H _W"]], teacher: Sequence[Float[Tensor, "B _C _H _W"]]
 ) -> Float[Tensor, ""]:
-    """Pulls the student's maps to the teacher's, but for responses that are negative in both.
+    """Pulls the student's maps to the teacher's, except for responses that are negative in both.
 
         L = Σ_l 2^{l − n} mean over images of Σ d_p(max(t, m_c), s),   d_p(t, s) = 0 where s ≤ t ≤ 0, else (t − s)²
         m_c = mean of channel c's negative responses
@@ -44,7 +44,7 @@ def ofd_loss(
 
     Invariances:
         - the order of the samples, a common permutation of positions or of channels;
-        - whatever the student says below max(t, m_c) where that is not positive.
+        - any response of the student below max(t, m_c) where that is not positive.
 
     Differences from the paper: m_c is measured on the batch (of all ranks) instead of read off the batch norm in front,
     which not every network has. The paper takes maps before their ReLU; on rectified maps, which is what most networks'
@@ -78,7 +78,7 @@ def _partial_distance(student: Float[Tensor, "B C H W"], teacher: Float[Tensor, 
 
 
 class OFD(nn.Module):
-    """Pulls the student's maps to the teacher's, but for responses that are negative in both: see `ofd_loss`.
+    """Pulls the student's maps to the teacher's, except for responses that are negative in both: see `ofd_loss`.
 
     Example:
         >>> import torch

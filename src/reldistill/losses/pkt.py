@@ -34,7 +34,7 @@ def pkt_loss(
     arXiv 1803.10837.
 
     Args:
-        student: one vector a sample, (B, D). The samples of all ranks are taken together.
+        student: one vector per sample, (B, D). The samples of all ranks are taken together.
         teacher: (B, D'), taken without gradient; D' may differ from D.
         diagonal: `kept` counts a sample among its own neighbours, as the authors' code does; `left_out` takes pairs
             i ≠ j only, as the paper writes it.
@@ -100,7 +100,7 @@ class PKT(nn.Module):
         self.diagonal: Diagonal = diagonal
 
     def forward(self, student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D_t"]) -> Float[Tensor, ""]:
-        """Scalar, for one vector a sample of either network."""
+        """Scalar, for one vector per sample of either network."""
         return pkt_loss(student, teacher, diagonal=self.diagonal)
 
 

@@ -40,7 +40,7 @@ def rkd_loss(
     Wonpyo Park, Dongju Kim, Yan Lu, Minsu Cho: Relational Knowledge Distillation. CVPR 2019, arXiv 1904.05068.
 
     Args:
-        student: one vector a sample, (B, D). The samples of all ranks are taken together.
+        student: one vector per sample, (B, D). The samples of all ranks are taken together.
         teacher: (B, D'), taken without gradient; D' may differ from D.
         distance_weight: λ_D.
         angle_weight: λ_A.
@@ -56,7 +56,7 @@ def rkd_loss(
         - the order of the samples;
         - 0 when the two sets of samples are similar in the geometric sense.
 
-    Differences from the paper: the means leave out pairs and triples that are no pairs or triples (i = j and the like),
+    Differences from the paper: the means leave out pairs and triples with repeated samples (i = j and the like),
     where the authors' code counts them as zeros; a triple with two samples in one place adds nothing.
 
     Example:

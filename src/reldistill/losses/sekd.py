@@ -35,7 +35,7 @@ class SEKDSettings(Settings):
         attention_temperature: τ of the three softmaxes.
         attention_scale: `relative` or `raw` magnitudes, see `relations.attention`.
         vertex: `unit`, channels as vectors of length 1; `raw` takes the maps as they are, averaged over all entries.
-        groups: the channels are cut into so many runs of neighbours, a graph for each; parts are means over them.
+        groups: the channels are cut into this many runs of neighbours, a graph for each; parts are means over them.
         scope: the graph whose spectrum is compared: `batch` averages the adjacency over the images (of all ranks),
             `sample` takes each image's own. Edges are always compared image by image.
         rank: k, clamped to C/groups − 1.

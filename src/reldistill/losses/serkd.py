@@ -80,7 +80,7 @@ class SeRKD(nn.Module):
     two L_A is 0.
 
     Raises:
-        ValueError: a tensor has other axes, the numbers of images differ, N is no square, or a setting is not one of
+        ValueError: a tensor has other axes, the numbers of images differ, N is not a square, or a setting is not one of
             those in `SeRKDSettings`.
 
     Invariances:

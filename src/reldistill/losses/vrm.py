@@ -108,7 +108,7 @@ class VRM(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < keep <= 1:
-            raise ValueError(f"keep must lie in (0, 1], got {keep}")
+            raise ValueError(f"keep must be in (0, 1], got {keep}")
         self.keep = keep
         self.instance = KD(temperature=temperature)
         self.weights = {"sample": sample_weight, "class": class_weight, "instance": instance_weight}

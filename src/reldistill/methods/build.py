@@ -31,7 +31,7 @@ class Unavailable(UserError):
 
 @runtime_checkable
 class TermSource(Protocol):
-    """What a task says of methods: which networks it is for, and which terms each method has between two of them."""
+    """How a task takes part in methods: which networks it is for, and each method's terms between two of them."""
 
     def wrap(self, network: nn.Module, *, name: str) -> FeatureSource:
         """The network as a source of Features, called `name` if it has no name of its own; UserError for others."""
@@ -62,7 +62,7 @@ class TermSource(Protocol):
 
 @runtime_checkable
 class TaskObjective(Objective, Protocol):
-    """A task's own loss, which also says how methods distil networks that do this task.
+    """A task's own loss, which also tells how methods distil networks for this task.
 
     One with `own_loss = False`, a class attribute, has nothing to minimise without a teacher: its weight is 0.
     """
@@ -140,11 +140,11 @@ class LevelTerms(PairTerms[Extractor, Plan]):
 
 def not_for(task: str, method: str, fitting: Sequence[str]) -> UserError:
     """The error for a method that a task has no terms for."""
-    return UserError(f"method '{method}' is not for {task}: there are {', '.join(fitting)}")
+    return UserError(f"method '{method}' is not for {task}: choose one of {', '.join(fitting)}")
 
 
 _LACKS = {
-    "classes": "class scores, and {teacher} says none for the student's classes",
+    "classes": "class scores, and {teacher} has none for the student's classes",
     "labels": "labelled images, and there are none",
     "boxes": "labelled boxes, and there are none",
     "levels": "levels, and there are none",
@@ -171,7 +171,7 @@ def method_names(method: str) -> list[str]:
     """`kd+rkd` → ["kd", "rkd"].
 
     Raises:
-        UserError: when a name is not a method as it is listed, is there twice, or joins `none` with others.
+        UserError: when a name is not a method as it is listed, is given twice, or joins `none` with others.
     """
     names = method.split("+")
     for name in names:
@@ -180,11 +180,11 @@ def method_names(method: str) -> list[str]:
             hint = f"did you mean {close[0]}? " if close else ""
             whole = f" of '{method}'" if name != method else ""
             raise UserError(
-                f"method '{name}'{whole} is not known: {hint}there are {', '.join(METHODS)}, joined by + "
+                f"method '{name}'{whole} is unknown: {hint}choose one of {', '.join(METHODS)}, joined by + "
                 f"(see: reldistill list methods)"
             )
         if names.count(name) > 1 or (name == "none" and len(names) > 1):
-            why = "is the student alone" if name == "none" else "is there twice"
+            why = "is the student alone" if name == "none" else "is given twice"
             raise UserError(f"method '{method}': {name} {why}; leave it out")
     return names
 
@@ -249,7 +249,7 @@ def build_distiller(
             `NAME.PART`. A weight in `choices` is of one teacher's part, or by the bare part's name of all teachers'.
         image_size: side of the images that a Batch will hold.
         task: the student's own loss.
-        choices: what is to be other than the method has it.
+        choices: what differs from the method's defaults.
         images: number of training images, which methods with a memory of them need (crd).
 
     Raises:
@@ -326,7 +326,7 @@ def _without_teacher(method: str, student: FeatureSource, task: TaskObjective, c
     if method_names(method) != ["none"]:
         raise UserError(f"method '{method}' needs a teacher")
     if not has_loss(task):
-        raise UserError("images without labels have nothing to train by alone: distil a teacher (reldistill distill)")
+        raise UserError("without labels there is nothing to learn from but a teacher: distil one (reldistill distill)")
     _check_choices(method, [], choices)
     _check_weights(method, [], choices)
     return Distiller(student, {}, terms=[], adapters={}, task=task, task_weight=choices.weights.get(TASK, 1.0))
@@ -346,7 +346,7 @@ def _change_student(plans: Mapping[str, PairPlan[Any]], names: Sequence[str], im
 
 
 def _of_teacher(choices: Choices, name: str, teachers: Mapping[str, Any]) -> Choices:
-    """The choices for one of several teachers: its own weights outweigh those that are for all."""
+    """The choices for one of several teachers: its own weights take precedence over those for all."""
     if len(teachers) == 1:
         return choices
     others = tuple(f"{other}." for other in teachers)
@@ -365,7 +365,7 @@ def _name_after(teacher: str, terms: Sequence[Term]) -> None:
 
 
 def _check_choices(method: str, terms: Sequence[Term], choices: Choices, *, left_out: Sequence[str] = ()) -> None:
-    """UserError for settings and levels that the terms have no use for, and for weights that are none or unknown.
+    """UserError for settings and levels that the terms have no use for, and for weights that are invalid or unknown.
 
     What is left out is left out with its settings and weights.
     """

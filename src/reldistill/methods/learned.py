@@ -1,4 +1,4 @@
-"""The terms of methods that learn or remember something beside the student, or change what it ends in.
+"""The terms of methods that learn or remember something beside the student, or change its last layers.
 
 Each function takes a plan and returns its method's terms; `reldistill.methods.table` names them.
 """
@@ -72,7 +72,7 @@ def vid(plan: Plan) -> list[Term]:
 
 
 def ofd(plan: Plan) -> list[Term]:
-    """One term on up to four pairs of stages, by their maps in front of a ReLU where a network says where these are."""
+    """One term on up to four pairs of stages, by their maps in front of a ReLU where a network returns these."""
     pairs = plan.pairs(4)
     if not plan.levels:
         pairs = [
@@ -132,7 +132,7 @@ def simkd(plan: Plan) -> list[Term]:
 
 
 def train_distillation_token(student: Extractor, teacher: Extractor, image_size: int) -> Extractor:
-    """The student, told to say the distillation token's logits apart from the class token's while it trains."""
+    """The student, set to return the distillation token's logits apart from the class token's while it trains."""
     if student.has_distillation_token:
         student.network.set_distilled_training(True)  # type: ignore[operator]
     return student
@@ -180,8 +180,8 @@ def _distillation_token(plan: Plan, name: str, kind: type[nn.Module], weight: fl
 def leap(plan: Plan) -> list[Term]:
     """One term between the student's deepest level and one after the other of the teacher's blocks.
 
-    Blocks that nobody named are read through the teacher's final norm, where it has one. Where it has a class token,
-    the student's pooled vector is compared with that.
+    Blocks that the user did not name are read through the teacher's final norm, where it has one. Where it has a class
+    token, the student's pooled vector is compared with that.
     """
     pairs = plan.pairs(1)
     student = pairs[0][0]
@@ -191,7 +191,7 @@ def leap(plan: Plan) -> list[Term]:
     shapes = {(block.channels, *_size(block)) for block in blocks}
     if len(blocks) < 2 or len(shapes) > 1:
         raise UserError(
-            f"leap needs a teacher of several blocks that say maps of one shape, a plain vision transformer: "
+            f"leap needs a teacher whose blocks output maps of one shape, a plain vision transformer: "
             f"{plan.teacher.name} is none"
         )
     names = [block.name for block in blocks]
@@ -212,7 +212,7 @@ def leap(plan: Plan) -> list[Term]:
 
 
 def _before_relu(network: Extractor, level: LevelInfo, image_size: int) -> LevelInfo:
-    """The normalised map that a ReLU rectifies next, or the level itself where no module says it."""
+    """The normalised map that a ReLU rectifies next, or the level itself where no module returns it."""
     named = getattr(network.network, "before_relu", {}).get(level.name)
     return network.level(named, image_size) if named else level
 

@@ -24,7 +24,7 @@ LossModule = TypeVar("LossModule", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user sets of a method, in place of its defaults.
+    """What a user sets for a method, in place of its defaults.
 
     Args:
         levels: (student level, teacher level) names, instead of the automatic choice.
@@ -33,7 +33,7 @@ class Choices:
         curriculum: factor on the weights of all but the logit terms, in place of the warm-up that some methods have.
         balance: share of the task's gradient that every part's is scaled to while training; 0 for fixed weights. With
             it, `weights` are multiples of that share, 1 where none is given.
-        class_scores: whether the teacher says scores of the student's classes. Without them, the parts of a method that
+        class_scores: whether the teacher has scores of the student's classes. Without them, the parts of a method that
             compare such scores are left out; so they are where either network has 0 classes.
         labels: whether the images are labelled. Without labels, the parts that take them are left out.
     """
@@ -123,7 +123,7 @@ class PairPlan(Generic[Network]):
             name: what the user calls it.
             kind: makes it.
             settings: to use instead of the user's.
-            sizes: arguments that follow from the networks or the data, and are nobody's to set.
+            sizes: arguments that follow from the networks or the data, and are not the user's to set.
         """
         settings = self.settings.get(name, {}) if settings is None else settings
         sizes = sizes or {}

@@ -44,12 +44,12 @@ class Method:
 
     @property
     def needs_labels(self) -> bool:
-        """Whether it takes over nothing from images without labels."""
+        """Whether it transfers nothing from images without labels."""
         return bool(self.needs & LABELS)
 
     @property
     def needs_class_scores(self) -> bool:
-        """Whether it takes over nothing from a teacher that says no scores of the student's classes."""
+        """Whether it transfers nothing from a teacher without scores of the student's classes."""
         return "classes" in self.needs
 
 
@@ -218,7 +218,7 @@ METHODS: dict[str, Method] = {
         uses=_CLASSES,
     ),
     "fgd": Method(
-        "a detector's levels: objects and background apart, where its attention is, how positions hang together",
+        "a detector's levels: objects and background apart, where its attention is, how positions relate",
         "Yang et al. 2022, arXiv 2111.11837",
         None,
         frozenset({"levels", "boxes"}),

@@ -1,4 +1,4 @@
-"""What saved weights say of their network. A card is data: it names no file that is run and no hub that is asked."""
+"""What saved weights tell about their network. A card is data: it cannot make a file run or a hub be contacted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class NetworkCard:
     Args:
         name: as the zoo takes it.
         arguments: keyword arguments of its constructor.
-        num_classes: K of its logits; 0 where it says features alone.
+        num_classes: K of its logits; 0 where it returns features only.
         classes: their names.
         mean: per-channel mean to subtract from images in [0, 1].
         std: per-channel standard deviation to divide by.
@@ -98,15 +98,15 @@ def card_in(path: Path) -> NetworkCard | None:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - it is no mapping
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - it is not a mapping
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file") from error
+        raise UserError(f"{path} is damaged or not a safetensors file") from error
     if text is None:
         return None
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its card is damaged: it is no JSON") from error
+        raise UserError(f"{path}: its card is damaged: it is not JSON") from error
     card = _checked(content, path)
     largest = max((side for shape in shapes for side in shape), default=0)
     _refuse(path, "num_classes", card.num_classes, card.num_classes <= largest, f"at most {largest}, as its tensors")
@@ -125,7 +125,7 @@ def told_by_card(path: Path) -> Iterator[None]:
 def _checked(content: Any, path: Path) -> NetworkCard:
     """A card of its fields, each of which is what it must be."""
     if not isinstance(content, dict):
-        raise UserError(f"{path}: its card is damaged: it is no mapping of fields")
+        raise UserError(f"{path}: its card is damaged: it is not a mapping of fields")
     known = {one.name: one for one in fields(NetworkCard)}
     for name in content:
         if name not in known:
@@ -149,9 +149,9 @@ def _checked(content: Any, path: Path) -> NetworkCard:
 
 def _refuse(path: Path, name: str, value: Any, is_sound: bool, expected: str) -> None:
     if not is_sound:
-        said = repr(value)
-        said = said if len(said) <= _SHOWN else f"{said[:_SHOWN]}…"
-        raise UserError(f"{path}: {name} of its card must be {expected}; it is {said}")
+        shown = repr(value)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        raise UserError(f"{path}: {name} of its card must be {expected}; it is {shown}")
 
 
 def _is_text(value: Any) -> bool:
@@ -167,7 +167,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it can stand in JSON: numbers are finite, names are text."""
+    """Whether JSON can hold it: numbers are finite, names are text."""
     if isinstance(value, dict):
         return all(isinstance(name, str) and _is_plain(inside) for name, inside in value.items())
     if isinstance(value, list):

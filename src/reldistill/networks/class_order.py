@@ -1,4 +1,4 @@
-"""Classes are matched by name: a network that was trained on them in another order says them in the data's order."""
+"""Classes are matched by name: a network trained on them in another order outputs them in the data's order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 5
 
 
 def order_of(trained_on: Sequence[str], classes: Sequence[str], *, what: str) -> list[int] | None:
-    """For each of the data's classes the place of the network's; None where they stand in the same order.
+    """For each of the data's classes the place of the network's; None where they are in the same order.
 
     Args:
         trained_on: names of the network's classes.
@@ -60,10 +60,10 @@ def _named(names: Sequence[str]) -> str:
 
 @torch.no_grad()
 def reorder(extractor: Extractor, order: Sequence[int], image_size: int, *, what: str) -> None:
-    """Let a network say its classes in another order, by the rows of the layers that make its logits.
+    """Let a network output its classes in another order, by the rows of the layers that make its logits.
 
     Its weights are changed, so that whatever reads them (a cache, a reused head, the saved student) has that order too.
-    That the logits are the same numbers in the new order is tried on images of noise.
+    That the logits are the same numbers in the new order is checked on images of noise.
 
     Args:
         extractor: the network, surveyed.
@@ -117,7 +117,7 @@ def _permute(layers: Sequence[nn.Linear | nn.Conv2d], index: Tensor) -> list[tup
 
 
 def _logits(extractor: Extractor, images: Tensor) -> Tensor:
-    said = extractor(images).logits
-    if said is None:
-        raise ValueError(f"{extractor.name} says no logits")
-    return said
+    logits = extractor(images).logits
+    if logits is None:
+        raise ValueError(f"{extractor.name} returns no logits")
+    return logits

@@ -19,7 +19,7 @@ class Feed(NamedTuple):
     Args:
         level: with as many channels as the classifier takes.
         by_mean: whether the input is the mean over the level's places; otherwise it is a token beside them.
-        linear: whether the classifier is one linear layer, so that it can judge the places one by one.
+        linear: whether the classifier is one linear layer, so that it can classify the places one by one.
     """
 
     level: LevelInfo
@@ -32,11 +32,11 @@ def find_classifier(
 ) -> tuple[str | None, bool]:
     """The innermost module with parameters that makes the logits; where they are mixed from several heads, the last.
 
-    The second result says whether that module's output is the logits.
+    The second result tells whether that module's output is the logits.
     """
     with_parameters = [s for s in seen if s.name in inputs_of and next(s.module.parameters(), None) is not None]
     heads = [s for s in with_parameters if s.output.ndim > 1 and s.output.flatten(1).shape == logits.shape]
-    # A container's hook runs after that of the layer inside it, whose output it hands on.
+    # A container's hook runs after that of the layer inside it, whose output it passes on.
     exact = [s.name for s in heads if torch.equal(s.output.flatten(1), logits)]
     inner = [s.name for s in heads if next(s.module.children(), None) is None]
     return (exact[0] if exact else inner[-1] if inner else None), bool(exact)

@@ -21,14 +21,14 @@ DISTILLATION_HEAD = "head_dist"  # timm's name for it
 
 
 class _DeepEnough(Exception):
-    """Not an error: it ends a forward pass whose remainder nobody asked for."""
+    """Not an error: it ends a forward pass whose rest is not needed."""
 
 
 class Extractor(FeatureSource):
-    """A network that takes un-normalised images of any size and says Features of them.
+    """A network that takes un-normalised images of any size and returns Features of them.
 
-    The first use of a level (or `survey`) makes a dry run that finds every place that can be tapped. Hooks are set
-    for one forward pass and removed after it; a pass from which nobody wants logits stops at the deepest level asked.
+    The first use of a level (or `survey`) does a dry run that finds every place that can be tapped. Hooks are set
+    for one forward pass and removed after it; a pass without logits stops at the deepest level asked for.
 
     Args:
         network: any module that maps (B, 3, H, W) to logits (B, K); one with the attribute `num_classes = 0` maps them
@@ -85,7 +85,7 @@ class Extractor(FeatureSource):
 
     @property
     def is_headless(self) -> bool:
-        """Whether what comes out of the network are features, no class scores."""
+        """Whether the network returns features instead of class scores."""
         return getattr(self.network, "num_classes", None) == 0
 
     def classifier(self, image_size: int) -> nn.Module | None:
@@ -131,7 +131,7 @@ class Extractor(FeatureSource):
         return self.ask(images, Wanted(levels, logits, pooled, distilled, dense))
 
     def ask(self, images: Tensor, wanted: Wanted, *, targets: Targets | None = None) -> Features:
-        """Features of images (B, 3, H, W) in [0, 1]; what they are labelled with makes no difference.
+        """Features of images (B, 3, H, W) in [0, 1]; `targets` are ignored.
 
         A network without class scores gives its pooled vector where logits are wanted.
 
@@ -139,7 +139,7 @@ class Extractor(FeatureSource):
             ValueError: when a detector's `scores` are wanted.
         """
         if wanted.scores:
-            raise ValueError(f"{self.name} is no detector: it has no class scores of anchors or proposals")
+            raise ValueError(f"{self.name} is not a detector: it has no class scores of anchors or proposals")
         levels = wanted.levels
         if (levels or wanted.pooled or wanted.dense) and self._surveyed_size is None:
             self.survey(max(images.shape[-2:]))
@@ -196,7 +196,7 @@ class Extractor(FeatureSource):
     def _of_each_place(self, feature_map: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K H W"]:
         """(B, C, H, W) → the classifier's (B, K, H, W)."""
         if self._classifier is None:
-            raise ValueError(f"{self.name} has no classifier that could be asked about places")
+            raise ValueError(f"{self.name} has no classifier to apply at each place")
         layer = self.network.get_submodule(self._classifier)
         return layer(feature_map.movedim(1, -1)).movedim(-1, 1) if isinstance(layer, nn.Linear) else layer(feature_map)
 
@@ -234,8 +234,8 @@ class Extractor(FeatureSource):
                 f"{self.name} does not run on {size}x{size} images: {why} (try another --image-size)"
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
-            said = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"{self.name} must map images (B, 3, H, W) to class scores (B, K), but returned {said}")
+            returned = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"{self.name} must map images (B, 3, H, W) to class scores (B, K), but returned {returned}")
         if self.is_headless:
             self.num_classes, self._classifier, self._exact = 0, None, False
         else:
@@ -310,7 +310,7 @@ class Extractor(FeatureSource):
         return self._tap(name).info
 
     def has_view(self, level: str, view: str) -> bool:
-        """Whether a level can be read so: with `THROUGH_NORM` or `CLASS_TOKEN` at the end of its name."""
+        """Whether a level can be read with `THROUGH_NORM` or `CLASS_TOKEN` at the end of its name."""
         tap = self._tap(level.partition("@")[0])
         if view == THROUGH_NORM:
             norm = self._taps.get(self._final_norm or "")
@@ -338,7 +338,7 @@ class Extractor(FeatureSource):
         for view in views:
             if not self.has_view(tap.info.name, view):
                 what = {THROUGH_NORM: "final norm that its patch tokens go through", CLASS_TOKEN: "class token there"}
-                raise UserError(f"level '{name}': {self.name} has no {what[view]}: say '{tap.info.name}'")
+                raise UserError(f"level '{name}': {self.name} has no {what[view]}: use '{tap.info.name}'")
         info, token = replace(tap.info, name=name), CLASS_TOKEN in views
         return replace(
             tap,

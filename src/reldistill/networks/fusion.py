@@ -16,7 +16,7 @@ _WIDEST = 512
 class AttentionFusion(nn.Module):
     """Several maps of the student → as many of the teacher's shapes, each with all deeper ones in it (ABF).
 
-    A stage's map goes through a 1×1 convolution; two attention maps, made of it and of the deeper stage's result, say
+    A stage's map goes through a 1×1 convolution; two attention maps, made of it and of the deeper stage's result, set
     how much of either enters; a 3×3 convolution shapes the mixture like the teacher's map.
 
     Args:

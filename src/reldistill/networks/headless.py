@@ -1,4 +1,4 @@
-"""Networks without class scores: what comes out is the pooled vector that a classifier would have been given."""
+"""Networks without class scores: the output is the pooled vector that a classifier would have been given."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from reldistill.networks.extract import Extractor
 def without_head(network: nn.Module, *, image_size: int, what: str, own: bool = False) -> nn.Module:
     """The network without the layer that makes its class scores: images → pooled vectors (B, D).
 
-    timm's networks and ours know themselves what their head is; of any other the one linear layer that makes the
+    timm's networks and ours know their own head; in any other network the one linear layer that makes the
     logits is replaced by the identity.
 
     Args:
         network: changed in place.
         image_size: side of images that it takes.
         what: whose it is, for the message.
-        own: it is a user's own, whose output may be features already: where no linear layer makes it, it is.
+        own: the network is a user's own: where no linear layer makes its output, that output is features already.
 
     Raises:
         UserError: when no one linear layer makes the logits.
@@ -37,7 +37,7 @@ def without_head(network: nn.Module, *, image_size: int, what: str, own: bool = 
     elif not own:
         raise UserError(
             f"{what}: no one linear layer makes its class scores, so they can't be left out: let a FILE.py:factory "
-            f"return a network that says (B, D) features"
+            f"return a network that outputs (B, D) features"
         )
     network.num_classes = 0  # type: ignore[assignment]
     return network

@@ -1,4 +1,4 @@
-"""What a look inside any network takes: eval mode for a while, hooks for a while, the tensor that is meant."""
+"""What looking inside a network takes: temporary eval mode, temporary hooks, the output tensor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def hooked(hooks: Sequence[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
-    """Forward hooks that are taken off again."""
+    """Forward hooks that are removed afterwards."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         yield
@@ -43,7 +43,7 @@ def input_into(found: list[Tensor]) -> Callable[..., None]:
 
 
 def first_tensor(output: Any) -> Any:
-    """Networks answer with a tensor, or a tuple or dict whose first entry (or `logits`, `out`) is the one meant."""
+    """The tensor that a network returns, alone or first in a tuple or dict (or there as `logits` or `out`)."""
     if isinstance(output, dict):
         for key in ("logits", "out"):
             if key in output:

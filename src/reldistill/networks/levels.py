@@ -1,4 +1,4 @@
-"""Which places of a network hold a map or patch tokens, as a dry run saw them, and which of them a method takes."""
+"""Which places of a network hold a map or patch tokens, as a dry run found them, and which of them a method takes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def taps_of(network: nn.Module, seen: list[Seen], size: int) -> dict[str, Tap]:
 
     Args:
         network: the network.
-        seen: what its modules said of two square images.
+        seen: its modules' outputs for two square images.
         size: their side.
     """
     calls = Counter(s.name for s in seen)
@@ -123,7 +123,7 @@ def final_norm_of(blocks: Sequence[LevelInfo], seen: Sequence[Seen]) -> str | No
 
     Args:
         blocks: the network's stages.
-        seen: what its modules said in a dry run.
+        seen: its modules' outputs in a dry run.
     """
     last = next((place for place, one in enumerate(seen) if blocks and one.name == blocks[-1].name), None)
     if last is None or blocks[-1].kind != "tokens":

@@ -50,11 +50,11 @@ class PooledVectors:
 
     @torch.no_grad()
     def update(self, network: FeatureSource, batch: Batch) -> None:
-        """Ask about one batch."""
-        said = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
-        if said is None:
+        """Add one batch."""
+        pooled = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
+        if pooled is None:
             raise ValueError(f"{network.name} gives no pooled vector: there is nothing to measure")
-        self._rows.append((said.float(), batch.targets_as(ClassLabels).labels))
+        self._rows.append((pooled.float(), batch.targets_as(ClassLabels).labels))
 
     def values(self) -> dict[str, float]:
         """How many there are."""
@@ -67,7 +67,7 @@ class PooledVectors:
     @property
     def labelled(self) -> Labelled:
         """All of them, in order."""
-        return Labelled(torch.cat([said for said, _ in self._rows]), torch.cat([labels for _, labels in self._rows]))
+        return Labelled(torch.cat([rows for rows, _ in self._rows]), torch.cat([labels for _, labels in self._rows]))
 
 
 def neighbour_votes(
@@ -78,7 +78,7 @@ def neighbour_votes(
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Float[Tensor, "m {classes}"]:
-    """What the nearest vectors of the bank say: (m, K), each row sums to 1.
+    """The votes of the bank's nearest vectors: (m, K), each row sums to 1.
 
     A neighbour of cosine similarity s votes for its class with exp(s / temperature): Wu et al. 2018 (arXiv 1805.01978),
     as DINO (arXiv 2104.14294) measures its features.
@@ -151,7 +151,7 @@ def average_precisions(gallery: Labelled, queries: Labelled, *, classes: int) ->
 
 
 def untrained_twin(network: Network, *, seed: int = 0) -> Network:
-    """The same network as if it had learned nothing: a copy whose layers start anew, the same for the same seed.
+    """The same network as if it had learned nothing: a copy with its layers reset, the same for the same seed.
 
     What no layer resets (class tokens, position embeddings, layer scales) is drawn with a standard deviation of 0.02.
     """

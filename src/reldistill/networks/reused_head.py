@@ -20,7 +20,7 @@ from reldistill.networks.headless import take_out_classifier
 class ReusedHead(nn.Module):
     """A network whose classifier is another one's: backbone, projector, mean over positions, frozen linear layer.
 
-    What lies behind the tapped map in the backbone is not used any more: its classifier is taken out, anything else
+    What comes after the tapped map in the backbone is no longer used: its classifier is taken out, anything else
     (the last norm of some networks) is no longer trained.
 
     Args:
@@ -69,7 +69,7 @@ class ReusedHead(nn.Module):
         """(B, 3, H, W) → logits (B, K)."""
         if self.level is None:
             return self.head(self.projector(self.backbone(images).logits))
-        # The pass goes on to its end, which is near: exporters of graphs can't follow one that is cut short.
+        # The pass runs to its end, which is near: graph exporters can't follow one that is cut short.
         feature_map = self.backbone(images, levels=(self.level,)).levels[self.level]
         if self.size is not None and feature_map.shape[-2] > self.size[0]:
             feature_map = functional.adaptive_avg_pool2d(feature_map, self.size)

@@ -1,4 +1,4 @@
-"""A run's network on disk: weights that say which network they are for, so that a run folder can be used as a model."""
+"""A run's network on disk: weights that name their network, so that a run folder can be used as a model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class OpenedNetwork:
 
 
 def run_folder(name: str) -> Path | None:
-    """The run folder of that name, or None where it names a network; for a folder called like one, say `./NAME`.
+    """The run folder of that name, or None where it names a network; write `./NAME` for a folder with a network's name.
 
     Raises:
         UserError: when the run is not finished.
@@ -54,7 +54,7 @@ def run_folder(name: str) -> Path | None:
     if folder.name == name and (task_naming(name) or any(one.name == name for one in list_networks(name))):
         return None
     if not (folder / LAST_WEIGHTS).is_file():
-        raise UserError(f"the run in {name} is not finished: there is no {LAST_WEIGHTS} (go on with it by --resume)")
+        raise UserError(f"the run in {name} is not finished: there is no {LAST_WEIGHTS} (continue it with --resume)")
     return folder
 
 
@@ -78,7 +78,7 @@ def open_network(
         num_classes: K that the network must have; None to take what it has.
         image_size: side of the images; None for the network's own.
         classes: names of the data's classes. Where the weights' card names theirs, these must be the same, and the
-            network says them in this order.
+            network outputs them in this order.
         weights: file to load.
         pretrained: take the weights that timm or torchvision publish.
         arguments: keyword arguments of the constructor.
@@ -130,7 +130,7 @@ def open_network(
 
 
 def names_on_card(run: Path | None, weights: str | None, *, what: str) -> tuple[str, ...]:
-    """The classes of the weights that will be loaded, by their own card, else by the run's; empty where none says."""
+    """The classes of the weights to load, by their own card, else by the run's; empty where neither names them."""
     card = None if weights is None else card_in(weights_file(weights, what=what))
     if card is None and run is not None:
         card = read_card(run / LAST_WEIGHTS)
@@ -177,7 +177,7 @@ def _open_run(
                 )
             module = _loaded_with(made, weights, name=name)
             loaded = replace(loaded, module=module, pretrained=weights)
-        # A run says how its network was fed; its name's defaults may have changed since.
+        # The run's own preprocessing: the defaults of the name may have changed since.
         loaded = replace(loaded, mean=card.mean, std=card.std)
         opened = _opened(
             loaded, role=role, num_classes=num_classes, image_size=image_size, weights=weights, arguments=given

@@ -37,7 +37,7 @@ class BuiltNetwork:
         module: the network.
         mean: of its normalisation, for images in [0, 1].
         std: of its normalisation.
-        own_size: the side of the images it was designed for; None where its source doesn't say.
+        own_size: the side of the images it was designed for; None where its source doesn't tell.
     """
 
     module: nn.Module
@@ -179,7 +179,7 @@ def _side(size: int | Sequence[int]) -> int:
 
 
 def _replace_classifier(module: nn.Module, *, classes: int | None, num_classes: int, what: str) -> None:
-    """Put a new last layer where the old one said `classes` classes."""
+    """Put a new last layer where the old one had `classes` outputs."""
     for path, layer in reversed(list(module.named_modules())):
         fresh: nn.Module
         if isinstance(layer, nn.Linear) and layer.out_features == classes:
@@ -208,8 +208,8 @@ def told_in_one_line(what: str, arguments: Mapping[str, Any], *, downloads: bool
                 f"check the connection, or give the weights as a file (--teacher-weights, --student-weights or "
                 f"--model-weights)"
             ) from error
-        said = f" with {', '.join(f'{k}={v!r}' for k, v in arguments.items())}" if arguments else ""
-        raise UserError(f"{what} could not be made{said}: {one_line(error)}") from error
+        given = f" with {', '.join(f'{k}={v!r}' for k, v in arguments.items())}" if arguments else ""
+        raise UserError(f"{what} could not be made{given}: {one_line(error)}") from error
 
 
 def _is_download_error(error: BaseException) -> bool:

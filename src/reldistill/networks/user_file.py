@@ -1,4 +1,4 @@
-"""Networks from a Python file of the user's own, as in `my_network.py:resnet56`."""
+"""Networks from a user's own Python file, as in `my_network.py:resnet56`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from reldistill.networks.weights import first_not_finite
 logger = logging.getLogger(__name__)
 
 ANY_CLASSES = 2
-"""What a factory is given that wants a number of classes where there is none."""
+"""What a factory that wants a number of classes gets where there is none."""
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """A function or class in a Python file of the user's own that makes a network.
+    """A function or class in a user's own Python file that makes a network.
 
     Constants `MEAN` and `STD` in the file give its normalisation.
     """
@@ -59,7 +59,7 @@ class FileSource:
                 found = [n for n, v in vars(module).items() if callable(v) and _defined_in(v, module)]
                 raise UserError(f"{self.what}: {self.path.name} defines no {self.factory!r}: it has {', '.join(found)}")
             if num_classes is None and _demands(make, "num_classes"):
-                num_classes = ANY_CLASSES  # nobody will use its class scores
+                num_classes = ANY_CLASSES  # its class scores are never used
             offered = {"num_classes": num_classes, "pretrained": pretrained or None}
             settings = {k: v for k, v in offered.items() if v is not None and _accepts(make, k)} | dict(arguments)
             unknown = [name for name in arguments if not _accepts(make, name)]

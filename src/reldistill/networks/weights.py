@@ -1,4 +1,4 @@
-"""Weights from files: read without executing code, fitted to a network, every mismatch said in one line."""
+"""Weights from files: read without executing code, fitted to a network, every mismatch reported in one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def weights_file(path: str | Path, *, what: str) -> Path:
     if not file.is_file():
         raise UserError(f"{what}: no such weights file: {path}")
     if file.suffix not in SUFFIXES:
-        raise UserError(f"{what}: {path} is no weights file: expected one of {', '.join(SUFFIXES)}")
+        raise UserError(f"{what}: {path} is not a weights file: expected one of {', '.join(SUFFIXES)}")
     return file
 
 
@@ -78,7 +78,7 @@ def _tensors_of(file: Path, *, path: str | Path, what: str) -> dict[str, Tensor]
         try:
             return safetensors.torch.load_file(file)
         except (safetensors.SafetensorError, OSError) as error:
-            raise UserError(f"{what}: {path} is damaged or no safetensors file ({one_line(error)})") from error
+            raise UserError(f"{what}: {path} is damaged or not a safetensors file ({one_line(error)})") from error
     try:
         # Training scripts like to keep their argparse.Namespace, which is plain data, beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -139,7 +139,7 @@ def mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     if classes and not (missing or unexpected):
         theirs, ours = classes
         return (
-            f"says {theirs} classes, {ours} are asked for: train a network on these classes first "
+            f"has {theirs} classes, not {ours}: train a network on these classes first "
             f"(reldistill train …) or give weights with {ours} classes"
         )
     parts = [f"{len(missing)} missing ({_examples(missing)})"] if missing else []
@@ -193,4 +193,4 @@ def _unreadable(error: Exception, *, path: str | Path, what: str) -> str:
         )
     if isinstance(error, pickle.UnpicklingError):
         return f"{what}: {path} is damaged, or a pickle of more than tensors, which is not loaded: give .safetensors"
-    return f"{what}: {path} is damaged or no torch checkpoint ({type(error).__name__})"
+    return f"{what}: {path} is damaged or not a torch checkpoint ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""From a name to a network: CIFAR networks of the literature, timm, torchvision, or a file of the user's own.
+"""From a name to a network: CIFAR networks of the literature, timm, torchvision, or a user's own file.
 
 A name is looked up in this order: `FILE.py:factory`; timm's `hf-hub:…` and `local-dir:…`; `torchvision/NAME`; our CIFAR
 networks (`-` and `_` alike, as in `wrn-16-2`); timm; torchvision's names that timm lacks.
@@ -54,7 +54,7 @@ class LoadedNetwork:
         std: of its normalisation.
         input_size: the side that images must have, or None where the dry runs passed at more than one.
         pretrained: "no", "timm", "torchvision", the weights file's path, or "factory" where a user's file made the
-            network without a weights file, so that only it knows.
+            network without a weights file, so that only the file knows.
     """
 
     module: nn.Module
@@ -73,7 +73,7 @@ class ListedNetwork:
     Args:
         name: the name.
         source: who defines the network.
-        note: what could be confused about it, or "".
+        note: what it could be confused with, or "".
         licence: of the weights that are published by that name, as far as their publisher names it.
     """
 
@@ -94,12 +94,12 @@ def load_network(
     role: Role = "model",
     head: Head = "own",
 ) -> LoadedNetwork:
-    """Build a network by name, load its weights, and measure what it says and which images it takes.
+    """Build a network by name, load its weights, and measure its output and which images it takes.
 
     Args:
         name: see this module's beginning.
         num_classes: K of the data; None takes what the network has. A teacher without class scores is taken as it is.
-        weights: a weights file or a run folder; it outweighs `pretrained`.
+        weights: a weights file or a run folder; it takes precedence over `pretrained`.
         pretrained: take the weights that timm or torchvision offer.
         image_size: side of the data's images; a network whose size can be chosen is made for it, unless its
             pretrained weights are used as they are.
@@ -220,7 +220,7 @@ def find_source(name: str, *, what: str) -> Source:
         if not path.is_file():
             raise UserError(f"{what}: no such Python file: {path}")
         if not file["factory"]:
-            raise UserError(f"{what}: say which function of {path.name} makes the network, as in {path.name}:factory")
+            raise UserError(f"{what}: name the function that makes the network, as in {path.name}:factory")
         return FileSource(path, file["factory"], what)
     if name.startswith(HUB_PREFIXES):
         return TimmSource(name, what)
@@ -273,7 +273,7 @@ def _wrong_classes(what: str, *, role: Role, found: int, wanted: int | None) -> 
         "network": "let its factory take num_classes",
         "model": "give the weights of a network that was trained on these classes",
     }[role]
-    return UserError(f"{what} says {found} classes, the data has {wanted}: {remedy}")
+    return UserError(f"{what} expects {found} classes, the data have {wanted}: {remedy}")
 
 
 def _build(
@@ -344,14 +344,14 @@ def _measure(built: BuiltNetwork, *, what: str, image_size: int | None) -> tuple
     problems = []
     for side in _sides(built, image_size):
         try:
-            said = _dry_run(built.module, side)
+            output = _dry_run(built.module, side)
         except Exception as error:
             problems.append(f"at {side}×{side}: {one_line(error, limit=120)}")
             continue
-        if not isinstance(said, Tensor) or said.ndim != 2:
-            shape = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise UserError(f"{what} returns {shape} for one image: expected logits of shape (1, K)")
-        classes = 0 if headless else said.shape[1]
+        classes = 0 if headless else output.shape[1]
         if image_size not in (None, side) or not _runs(built.module, side + 32):
             return classes, side
         return classes, None
@@ -367,7 +367,7 @@ def _runs(module: nn.Module, side: int) -> bool:
 
 
 def _dry_run(module: nn.Module, side: int) -> Any:
-    """What the network says in eval mode of one black image; its own modes are put back."""
+    """The network's output in eval mode for one black image; its own modes are restored."""
     modes = [(part, part.training) for part in module.modules()]
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     module.eval()

@@ -52,7 +52,7 @@ def coco_detector(
     Schedule: SEKD's code takes 180,000 steps of 8 images (detectron2's 1x, 90,000 of 16), a tenth of the rate from step
     120,000 on and a hundredth from 160,000. Here that is 12 epochs of the 118,287 images of train2017 (177,400 steps)
     with the rate lowered at 2/3 and 8/9 of training; it rises over the first 1/180 (1,000 steps). Its peak is 0.005 for
-    RetinaNet and 0.01 for Faster R-CNN with 8 images a step, in proportion for more or fewer.
+    RetinaNet and 0.01 for Faster R-CNN with 8 images per step, in proportion for more or fewer.
 
     Cost: 177,400 steps of teacher and student at 800 pixels: days on one GPU. Not run by us.
 
@@ -69,7 +69,7 @@ def coco_detector(
         teacher_weights: file with the teacher's weights.
         method: a method's name, or several joined by +.
         epochs: passes over the training images.
-        batch_size: images a step over all devices.
+        batch_size: images per step over all devices.
         image_size: pixels of the images' shorter side.
         pretrained_backbone: start the student from its backbone's published weights.
         seed: of weights, order and augmentation.
@@ -117,7 +117,7 @@ def voc_detector(
     Schedule: detectron2's for VOC, 18,000 steps of 16 images, a tenth of the rate from step 12,000 on and a hundredth
     from 16,000. Here that is 17 epochs of the 16,551 images of both trainval lists (35,200 steps of 8) with the rate
     lowered at 2/3 and 8/9 of training; it rises over the first 1/180. Its peak is 0.005 for RetinaNet and 0.01 for
-    Faster R-CNN with 8 images a step, in proportion for more or fewer.
+    Faster R-CNN with 8 images per step, in proportion for more or fewer.
 
     Cost: 35,200 steps of teacher and student at 800 pixels: a fifth of the COCO recipe. Not run by us.
 
@@ -132,7 +132,7 @@ def voc_detector(
         teacher_weights: file with the teacher's weights.
         method: a method's name, or several joined by +.
         epochs: passes over the training images.
-        batch_size: images a step over all devices.
+        batch_size: images per step over all devices.
         image_size: pixels of the images' shorter side.
         pretrained_backbone: start the student from its backbone's published weights.
         seed: of weights, order and augmentation.

@@ -40,7 +40,7 @@ def imagenet_deit_tiny(
         teacher: the teacher's architecture.
         method: a method's name, or several joined by +.
         epochs: passes over the training images.
-        batch_size: images a step over all devices.
+        batch_size: images per step over all devices.
         seed: of weights, order and augmentation.
         devices: how many devices, or auto.
         resume: continue the run in out.
@@ -95,7 +95,7 @@ def imagenet_resnet18(
         teacher_weights: file with other weights for it.
         method: a method's name, or several joined by +.
         epochs: passes over the training images.
-        batch_size: images a step over all devices.
+        batch_size: images per step over all devices.
         seed: of weights, order and augmentation.
         devices: how many devices, or auto.
         resume: continue the run in out.

@@ -98,6 +98,6 @@ def _procrustes(
     eigenvalues = torch.linalg.eigvalsh(torch.where(finite, overlap, 0.0))
     cosine = eigenvalues.clamp(guard, 1.0).sqrt()
     total = torch.where(finite[..., 0], 1.0 - cosine, torch.nan).sum(dim=-1)
-    # Columns of 0 were counted as directions that the other lacks, each but for the guard.
+    # Columns of 0 were counted as directions that the other lacks, each except for the guard.
     for_nothing = rank - (ours + theirs) / 2 - (rank - torch.minimum(ours, theirs)) * guard**0.5
     return (total - for_nothing) / max(rank, 1)

@@ -69,7 +69,7 @@ def average_pool(feature_map: Float[Tensor, "B C H W"], grid: Grid) -> Float[Ten
 
 
 def _along(lines: Float[Tensor, "B C L n"], matrix: Float[Tensor, "m n"]) -> Float[Tensor, "B C L m"]:
-    """As one product an image; one for each channel takes far longer."""
+    """As one product per image; one for each channel takes far longer."""
     return (lines.flatten(1, 2) @ matrix.mT).unflatten(1, lines.shape[1:3])
 
 

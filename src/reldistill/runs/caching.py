@@ -19,20 +19,20 @@ from reldistill.training.teacher_cache import TeacherCache, fingerprint_of, size
 from reldistill.training.trainer import resolve_precision
 
 CACHED_VIEWS = 16
-"""Views of a run with a teacher cache, where nobody has said how many."""
+"""Views of a run with a teacher cache, by default."""
 
 
 def settle_views(data: DataSettings, networks: PairSettings) -> DataSettings:
-    """With a teacher cache every run, also one that asks no teacher, sees the views that are kept."""
+    """With a teacher cache every run, even one without a teacher, sees the cached views."""
     if networks.cache_teacher is None or data.views is not None:
         return data
     return dataclasses.replace(data, views=CACHED_VIEWS)
 
 
 def check_cache(networks: PairSettings, *, task: AnyTask) -> None:
-    """UserError where a cache is asked for that could not serve."""
+    """UserError where a cache is asked for that could not be used."""
     if networks.cache_teacher is not None and not task.keeps_teacher:
-        raise UserError(f"--cache-teacher: what a teacher says of images for {task.name} is not kept; leave it out")
+        raise UserError(f"--cache-teacher: a teacher's outputs for {task.name} can't be cached; leave the option out")
 
 
 @torch.no_grad()

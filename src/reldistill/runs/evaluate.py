@@ -36,7 +36,7 @@ def evaluate(
     Args:
         data: the images.
         network: a network's name with weights, or a run folder.
-        batch_size: images a pass; None: what training would take.
+        batch_size: images per pass; None: what training would take.
         precision: `32-true` or `bf16-mixed`.
         probes: measure what its features know of the labels, not its class scores: `knn`, `linear`, `retrieval`, see
             `networks.probes.PROBES`.
@@ -46,7 +46,7 @@ def evaluate(
     """
     for name in probes:
         if name not in PROBES:
-            raise UserError(f"probe '{name}' is not known: there are {', '.join(PROBES)}")
+            raise UserError(f"probe '{name}' is unknown: choose one of {', '.join(PROBES)}")
     task, is_run = task_of(data), run_folder(network.model) is not None
     is_bare = not network.model_weights and not network.model_pretrained and ".py:" not in network.model
     if is_bare and not is_run:
@@ -94,11 +94,11 @@ def _probed(
     values: dict[str, dict[str, Any]] = {}
     words = []
     for name in probes:
-        said, ask = PROBES[name]
+        title, ask = PROBES[name]
         right = ask(train, val, classes=len(images.classes))
         score, (low, high) = 100 * float(right.mean()), _interval(right)
         values[name] = {"score": score, "interval": [low, high]}
-        words.append(f"{said} {score:.2f} % ({low:.2f} to {high:.2f})")
+        words.append(f"{title} {score:.2f} % ({low:.2f} to {high:.2f})")
     by = f"{images.val.images:,} validation images by {images.train.images:,} training images"
     return {"probes": values}, f"{', '.join(words)}, {by}"
 
@@ -121,7 +121,7 @@ def _open(
 ) -> OpenedNetwork:
     """The network with its weights, or with its features alone."""
     if headless and (not isinstance(task, TakesHeadless) or not images.classes):
-        raise UserError(f"--probe measures features by one class an image: {task_named(FALLBACK).data_help}")
+        raise UserError(f"--probe measures features by one class per image: {task_named(FALLBACK).data_help}")
     return (takes_headless(task, teacher=network.model).open_headless if headless else task.open)(
         network.model,
         role="model",

@@ -56,7 +56,7 @@ class Run:
 
     Args:
         task: what the images are labelled for.
-        settings: what the run was told, for the record.
+        settings: the run's settings, for the record.
         out: its folder.
         previous: the record that is there, of this run before it was cut short; None for a new run.
         student: the student as it was opened.
@@ -83,7 +83,7 @@ def fit(
         distiller: teacher, student, terms and task.
         images: training and validation images.
         training: how to train.
-        cache: what the teacher says of the training images; None to ask it at every step.
+        cache: the teacher's outputs for the training images; None to run the teacher at every step.
 
     Raises:
         UserError: when the loss stops being finite, the machine lacks what `training` asks for, or a run that is
@@ -136,9 +136,9 @@ def _stopped_on_error(
             with contextlib.suppress(UserError):  # where the disk is full: the error says so
                 write_record(out, record)
         if isinstance(error, UserError | OSError):
-            said = str(error) if isinstance(error, UserError) else system_error(error, out)
+            reason = str(error) if isinstance(error, UserError) else system_error(error, out)
             where = f"; the last good checkpoint is {out / LAST}" if (out / LAST).is_file() else ""
-            raise UserError(f"{said}{where}") from error
+            raise UserError(f"{reason}{where}") from error
         if isinstance(error, SIGTERMException):
             say("stopped by a signal: the same command with --resume continues from the last checkpoint")
             raise SystemExit(128 + (signals[0] if signals else signal.SIGTERM)) from error
@@ -170,7 +170,7 @@ def _refuse_other_devices(before: RunRecord, now: RunRecord, *, out: Path) -> No
     was, is_now = (record.environment.get("processes") for record in (before, now))
     if was not in (None, is_now):
         raise UserError(
-            f"the run in {out} began on {was} device{'s' * (was != 1)}, not {is_now}, and would end otherwise: batch "
+            f"the run in {out} began on {was} device{'s' * (was != 1)}, not {is_now}, and would end differently: batch "
             f"norm's statistics are of a device's part of a batch; give as many --devices, or another --out"
         )
 
@@ -178,8 +178,8 @@ def _refuse_other_devices(before: RunRecord, now: RunRecord, *, out: Path) -> No
 def _refuse_change(what: str, before: str | None, now: str | None, *, out: Path) -> None:
     if before != now:
         raise UserError(
-            f"{what} have changed since the run in {out} began (from {str(before)[:16]} to {str(now)[:16]}): bring "
-            f"them back, or give another --out"
+            f"{what} have changed since the run in {out} began (from {str(before)[:16]} to {str(now)[:16]}): restore "
+            f"them, or give another --out"
         )
 
 
@@ -303,7 +303,7 @@ def _drawn_levels(run: Run, distiller: Distiller, teacher: OpenedNetwork, images
     return (stages[0][place].name, stages[1][place].name) if all(stages) else None
 
 
-# What the record says ------------------------------------------------------------------------------------------------
+# The record ------------------------------------------------------------------------------------------------
 
 
 def _record(
@@ -351,7 +351,7 @@ def _skipped(images: Images) -> list[str]:
 
 
 def data_record(images: Images) -> DataRecord:
-    """What a record says of the images."""
+    """The images in a record."""
     return DataRecord(
         name=images.name,
         classes=list(images.classes),

@@ -1,4 +1,4 @@
-"""A run's folder: who may write into it, what the run in it was told, by which command and when."""
+"""A run's folder: who may write into it, the run's settings, by which command and when."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def refuse_changes(before: Mapping[str, Any], settings: Mapping[str, Any], *, wh
         was = before.get(name, DEFAULTS.get(name))
         if name not in MAY_CHANGE_ON_RESUME and was != value:
             raise UserError(
-                f"{what} was started with {name} = {was}, not {value}: resume it as it was started, or give another "
-                f"--out"
+                f"{what} was started with {name} = {was}, not {value}: resume it as it was started, or give "
+                f"another --out"
             )
 
 
@@ -143,7 +143,7 @@ def make_folder(out: Path) -> None:
 
 
 def recorded_settings(model: str) -> dict[str, Any]:
-    """What a run was told, where `model` is a run's folder."""
+    """A run's settings, where `model` is a run's folder."""
     return read_record(model).settings if (Path(model) / RECORD_FILE).is_file() else {}
 
 

@@ -1,4 +1,4 @@
-"""Under which licences the weights stand that a run begins with."""
+"""The licences of the weights that a run begins with."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from reldistill.report.record import NetworkRecord, read_record
 
 _WORDS = ("-nc", "noncommercial", "non-commercial", "research")
 _NAMES = ("seer-license", "apple-amlr")
-"""Licences that allow no commercial use without saying so by their name."""
+"""Licences that allow no commercial use, though their names don't tell."""
 
 
 def licence_of(network: OpenedNetwork) -> str | None:
     """The licence of a network's starting weights, as their publisher names it; of a run's, those of all that went in.
 
     Returns:
-        None for random weights; "unknown: …" where nobody says.
+        None for random weights; "unknown: …" where it is not published.
     """
     source = network.pretrained
     if source == "no":

@@ -35,7 +35,7 @@ class Teacher:
     Args:
         network: the teacher.
         measured: the evaluator that was asked.
-        score: what networks of the task are compared by, percent; None where that says nothing of a teacher.
+        score: what networks of the task are compared by, percent; None where there is no such measure of a teacher.
         notes: what a reader of its score has to know.
     """
 
@@ -152,16 +152,16 @@ def trusted_teacher(
     if network.extractor.num_classes:
         measured, fault = how(network, images.val, task.objective(training, images).evaluator()), None
         score: float | None = measured.found[measured.score]
-        said = f"teacher {network.card.name}: {task.in_brief(measured.found, images.val.images)}"
+        words = f"teacher {network.card.name}: {task.in_brief(measured.found, images.val.images)}"
         try:
             task.check_teacher(network, measured.found, images)
         except UserError as error:
             fault = str(error)
     else:
         judge = takes_headless(task, teacher=network.card.name)
-        measured, said, score, fault = judge.judged(network, images, how)
-        notes = (said,)  # its score is not that of a class score
-    say(said)
+        measured, words, score, fault = judge.judged(network, images, how)
+        notes = (words,)  # its score is not of class scores
+    say(words)
     if fault is None:
         return Teacher(network, measured, score, notes)
     if not accept_weak:

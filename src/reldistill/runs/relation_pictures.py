@@ -38,7 +38,7 @@ def write_relation_pictures(
 
     Args:
         folder: the run's.
-        student: says Features of images.
+        student: gives Features of images.
         teacher: the same.
         levels: the level of the student and of the teacher that are drawn.
         batch: validation images: their graph is drawn, and the superpixels of the first ones.

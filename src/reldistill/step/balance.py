@@ -15,14 +15,14 @@ class Balance(nn.Module):
 
         factor = share · ‖∂L_task/∂θ‖ / ‖∂L_part/∂θ‖,   θ the student's parameters that task and part both depend on
 
-    The norms are measured every so many steps, by one backward pass for each part, and the factors move a part of the
+    The norms are measured every few steps, by one backward pass for each part, and the factors move a part of the
     way to what was found, in the logarithm. A part's weight keeps its meaning as a multiple of the share.
 
     Args:
         names: the parts, as a Distiller names them.
         share: of the task's gradient.
         every: steps between two measurements.
-        smoothing: how much of a factor is kept when it is measured anew, in [0, 1).
+        smoothing: how much of a factor is kept when it is measured again, in [0, 1).
     """
 
     def __init__(self, names: Sequence[str], *, share: float, every: int = 50, smoothing: float = 0.5) -> None:
@@ -43,7 +43,7 @@ class Balance(nn.Module):
         return torch.tensor([self.steps, *(self.factors.get(name, 0.0) for name in self.names)], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         steps, *factors = state.tolist()
         self.steps = int(steps)
         self.factors = {name: factor for name, factor in zip(self.names, factors, strict=True) if factor}

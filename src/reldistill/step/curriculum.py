@@ -1,4 +1,4 @@
-"""How a term's weight moves while training goes on."""
+"""How a term's weight changes over the course of training."""
 
 from __future__ import annotations
 

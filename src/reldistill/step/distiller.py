@@ -1,4 +1,4 @@
-"""One distillation step: a Batch → the total loss, every part by name, and what the student said."""
+"""One distillation step: a Batch → the total loss, every part by name, and the student's outputs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Distiller(nn.Module):
     asked only for what the active terms need, one teacher after the other.
 
     Args:
-        student: says Features of images, and is trained.
-        teachers: name → says Features of images; empty where there are no terms. With more than one, every part's name
+        student: gives Features of images, and is trained.
+        teachers: name → gives Features of images; empty where there are no terms. With more than one, every part's name
             begins with its teacher's: `large.kd`.
         terms: what the student is to take over from the teachers; each names its teacher.
         adapters: name → learnable layer on a student's tensor, as the terms name them. One with the class attribute
@@ -35,8 +35,8 @@ class Distiller(nn.Module):
         balance: finds the parts' weights while training; None for fixed ones.
         second_view: a batch → another view of its images, for losses of two views. Both networks see the same one; the
             task's loss is on the images themselves.
-        left_out: names of the parts that were left out of `terms`, as a teacher says no class scores or the images have
-            no labels: for whoever tells the user.
+        left_out: names of the parts that were left out of `terms`, as a teacher has no class scores or the images have
+            no labels: for a message to the user.
 
     Raises:
         ValueError: when a term names a teacher or an adapter that is not there, or a teacher and the student share a
@@ -150,13 +150,13 @@ class Distiller(nn.Module):
         targets: Targets | None = None,
         proposals: tuple[Tensor, ...] = (),
     ) -> dict[str, Tensor]:
-        """What a teacher says of images, by the places that its terms look at: (B, …) each.
+        """A teacher's outputs for images, by the places that its terms look at: (B, …) each.
 
         Args:
             images: (B, 3, H, W), as in a Batch.
             terms: which terms'; by default all.
             name: which teacher.
-            targets: what the images are labelled with: a detector's say how far each image reaches in its padding.
+            targets: what the images are labelled with: a detector's tell how far each image reaches in its padding.
             proposals: what a two-stage student proposed in each image, for the teacher to score.
         """
         terms = [t for t in (self._terms() if terms is None else terms) if t.teacher_name == name]
@@ -166,26 +166,26 @@ class Distiller(nn.Module):
         return {place: value_at(features, place) for place in places}
 
     def _said(self, terms: Sequence[Term], batch: Batch, student: Features) -> dict[str, Mapping[str, Tensor]]:
-        """What each teacher that the terms look at says, from the batch where it is there."""
-        said: dict[str, Mapping[str, Tensor]] = {}
+        """The outputs of each teacher that the terms look at, from the batch where it has them."""
+        outputs: dict[str, Mapping[str, Tensor]] = {}
         for name in dict.fromkeys(term.teacher_name for term in terms):
-            said[name] = batch.teachers.get(name) or self.ask_teacher(
+            outputs[name] = batch.teachers.get(name) or self.ask_teacher(
                 batch.images, terms, name=name, targets=batch.targets, proposals=student.proposals
             )
-        return said
+        return outputs
 
     def _term_values(
         self,
         terms: Sequence[Term],
         student: Features,
-        said: Mapping[str, Mapping[str, Tensor]],
+        outputs: Mapping[str, Mapping[str, Tensor]],
         batch: Batch,
         progress: float,
     ) -> Iterable[tuple[Term, dict[str, Tensor]]]:
         adapted: dict[tuple[str, Place, tuple[Any, ...]], Any] = {}
         again = self._again([term for term in terms if term.two_views], batch)
         for term in terms:
-            tensor, theirs = value_at(student, term.student), term.of_teacher(said[term.teacher_name])
+            tensor, theirs = value_at(student, term.student), term.of_teacher(outputs[term.teacher_name])
             if term.two_views and again is not None:
                 tensor = tensor, value_at(again[0], term.student)
                 theirs = theirs, term.of_teacher(again[1][term.teacher_name])
@@ -200,7 +200,7 @@ class Distiller(nn.Module):
             yield term, term(tensor, theirs, batch=batch, progress=progress)
 
     def _again(self, terms: Sequence[Term], batch: Batch) -> tuple[Features, dict[str, Mapping[str, Tensor]]] | None:
-        """What student and teachers say of the second view, where a term wants it."""
+        """The outputs of student and teachers for the second view, where a term wants it."""
         if not terms or self.second_view is None:
             return None
         with torch.no_grad():
@@ -215,8 +215,8 @@ class Distiller(nn.Module):
         modules += [adapter for name, adapter in self.adapters.items() if name not in used]
         idle: list[Tensor] = [p for module in modules for p in module.parameters() if p.requires_grad]
         if not self.task_weight and not any("logits" in term.student_places for term in active):
-            said = [vector for vector in (student.logits, student.pooled) if vector is not None]
-            idle += said or student.losses.values()
+            vectors = [vector for vector in (student.logits, student.pooled) if vector is not None]
+            idle += vectors or student.losses.values()
         return sum((0.0 * tensor.float().sum() for tensor in idle), 0.0)
 
     def _terms(self) -> list[Term]:

@@ -93,17 +93,17 @@ class Term(nn.Module):
 
     @property
     def looks_inside(self) -> bool:
-        """Whether it looks at a level of the student, and not at what comes out of it only."""
+        """Whether it looks at a level of the student, and not only at its outputs."""
         return any(holds_map(place) for place in self.student_places)
 
     @property
     def compares_class_scores(self) -> bool:
-        """Whether it looks at what a network says of each class."""
+        """Whether it looks at a network's class scores."""
         return any(place in CLASS_SCORES for place in (*self.student_places, *_flat(self.teacher)))
 
-    def of_teacher(self, said: Mapping[str, Tensor]) -> Any:
-        """The tensor at the teacher's place, or a tuple of them, of what a teacher said by place."""
-        return _at(said, self.teacher_now)
+    def of_teacher(self, outputs: Mapping[str, Tensor]) -> Any:
+        """The tensor at the teacher's place, or a tuple of them, of a teacher's outputs by place."""
+        return _at(outputs, self.teacher_now)
 
     @property
     def named_weights(self) -> dict[str, float]:
@@ -169,8 +169,8 @@ def _flat(places: Places) -> tuple[str, ...]:
     return (places,) if isinstance(places, str) else tuple(one for place in places for one in _flat(place))
 
 
-def _at(said: Mapping[str, Tensor], places: Places) -> Any:
-    return said[places] if isinstance(places, str) else tuple(_at(said, place) for place in places)
+def _at(outputs: Mapping[str, Tensor], places: Places) -> Any:
+    return outputs[places] if isinstance(places, str) else tuple(_at(outputs, place) for place in places)
 
 
 def value_at(features: Features, place: Place) -> Any:

@@ -1,1 +1,1 @@
-"""What images are labelled for: a folder each."""
+"""The tasks: a folder each."""

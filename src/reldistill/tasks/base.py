@@ -49,7 +49,7 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class GraphForm:
-    """How a student becomes an ONNX graph, and how the graph is held against the student.
+    """How a student becomes an ONNX graph, and how the graph is compared with the student.
 
     Args:
         network: images → tensors, in eval mode.
@@ -58,7 +58,7 @@ class GraphForm:
         options: for torch.onnx.export.
         compare: the graph, images → outputs → figures of how far it is from the network, `said` in words among them;
             UserError where it computes something else.
-        properties: what the file says of itself, name → text.
+        properties: the file's metadata, name → text.
     """
 
     network: nn.Module
@@ -71,7 +71,7 @@ class GraphForm:
 
 @dataclass(frozen=True)
 class Companions:
-    """Text files that stand beside exported weights, path → content, and what is said of them."""
+    """Text files that stand beside exported weights, path → content, and the message about them."""
 
     files: Mapping[Path, str] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Judgement(NamedTuple):
     Args:
         measured: the evaluator that was asked.
         said: what it found, in one line.
-        score: what networks of the task are compared by, percent; None where that says nothing of a teacher.
+        score: what networks of the task are compared by, percent; None where there is no such measure of a teacher.
         fault: why nothing could be learned from it; None where something can.
     """
 
@@ -156,12 +156,12 @@ class Task(Protocol[Read]):
     """What images are labelled for.
 
     Args:
-        name: what `--task` takes and records say.
+        name: for `--task`, and in records.
         data_help: how its data are named, for the error that meets data of another kind.
         report: what the report knows of it.
-        defaults: how it is trained where nobody says otherwise.
+        defaults: how it is trained by default.
         drawn_level: which of several compared levels is drawn.
-        keeps_teacher: whether what a teacher says of its images can be kept in a cache.
+        keeps_teacher: whether a teacher's outputs for its images can be cached.
     """
 
     name: str
@@ -184,7 +184,7 @@ class Task(Protocol[Read]):
     # Data ------------------------------------------------------------------------------------------------------------
 
     def claims(self, data: str) -> bool:
-        """Whether a data set's name alone says that it is for this task, e.g. `coco:DIR`."""
+        """Whether a data set's name alone marks it as this task's, e.g. `coco:DIR`."""
         ...
 
     def reads(self, data: str) -> bool:
@@ -246,7 +246,7 @@ class Task(Protocol[Read]):
         ...
 
     def measures(self, found: Mapping[str, float], images: int) -> dict[str, Any]:
-        """What an evaluation says: the evaluator's values on that many images, and how sure they are."""
+        """What an evaluation reports: the evaluator's values on that many images, and how certain they are."""
         ...
 
     def in_brief(self, found: Mapping[str, float], images: int) -> str:
@@ -254,10 +254,10 @@ class Task(Protocol[Read]):
         ...
 
     def in_words(self, found: Mapping[str, float], images: int) -> str:
-        """What `measures` says, in one line."""
+        """`measures` in one line."""
         ...
 
-    # What comes of a run ---------------------------------------------------------------------------------------------
+    # What a run produces ---------------------------------------------------------------------------------------------
 
     def draw(self, run: FinishedRun) -> None:
         """Write what the report's sections show into the run's folder."""
@@ -313,9 +313,7 @@ def task_of(data: DataSettings) -> AnyTask:
 def takes_headless(task: AnyTask, *, teacher: str) -> TakesHeadless[Any]:
     """The task as one that takes teachers without class scores; UserError for others."""
     if not isinstance(task, TakesHeadless):
-        raise UserError(
-            f"the teacher {teacher} has no class scores, and a teacher for {task.name} needs a head of its own"
-        )
+        raise UserError(f"the teacher {teacher} has no class scores, and a teacher for {task.name} needs class scores")
     return task
 
 

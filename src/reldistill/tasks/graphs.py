@@ -1,4 +1,4 @@
-"""Networks of one image size as ONNX graphs, whatever they say of an image."""
+"""Networks of one image size as ONNX graphs, whatever their outputs."""
 
 from __future__ import annotations
 

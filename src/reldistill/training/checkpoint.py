@@ -1,6 +1,6 @@
-"""Checkpoints that are there whole or not at all, and from which a run ends as if it had never been stopped.
+"""Checkpoints that exist whole or not at all, and from which a run ends as if it had never been stopped.
 
-Nothing random has a state to save: the order of the images, their augmentation and dropout are functions of the seed
+No random state has to be saved: the order of the images, their augmentation and dropout are functions of the seed
 and of the position in training. What is left are weights, optimiser, moving average, counts and the running means.
 """
 

@@ -1,4 +1,4 @@
-"""How networks are trained where nobody says otherwise. Nothing heavy is imported: tasks are known by it."""
+"""How networks are trained by default. Nothing heavy is imported, since every task imports this."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ OptimizerName = Literal["sgd", "adamw"]
 
 @dataclass(frozen=True)
 class TrainDefaults:
-    """How a task is trained where nobody says otherwise.
+    """How a task is trained by default.
 
     Args:
-        batch_size: images a step.
+        batch_size: images per step.
         lr: optimiser → peak learning rate, and the batch size that it is for.
         weight_decay: optimiser → weight decay.
     """

@@ -44,7 +44,7 @@ class BatchLoader(Protocol):
 
 
 class _Epoch:
-    """The batches of one epoch from a given one on, with a length that says how many are left."""
+    """The batches of one epoch from a given one on, with the number that are left as its length."""
 
     def __init__(self, loader: BatchLoader, *, epoch: int, batch: int) -> None:
         self.loader, self.epoch, self.batch = loader, epoch, batch
@@ -140,7 +140,7 @@ class RunKeeper(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Make dropout and the like a function of seed, position and rank; say which view of the images this is."""
+        """Make dropout and the like a function of seed, position and rank; set which view of the images this is."""
         torch.manual_seed(_mix(self.seed, self.epoch, self.batch, trainer.global_rank))
         pl_module = own_module(pl_module)
         if pl_module.teacher_cache is not None:
@@ -248,7 +248,7 @@ class RunKeeper(L.Callback):
 
 
 def metrics_csv(history: list[Epoch]) -> str:
-    """The history as a table, one line an epoch."""
+    """The history as a table, one line per epoch."""
     parts = sorted({name for epoch in history for name in epoch.train})
     measures = list(dict.fromkeys(name for epoch in history for name in epoch.val))
     rows = [

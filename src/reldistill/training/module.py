@@ -1,4 +1,4 @@
-"""The Lightning module of a distillation: usable in anybody's Trainer, and in `reldistill distill`."""
+"""The Lightning module of a distillation: usable in any Trainer, and in `reldistill distill`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TEACHERS = "distiller.teacher"
 
 
 class DistillationModule(L.LightningModule):
-    """Trains a Distiller's student, and measures it (or its moving average) as its task says.
+    """Trains a Distiller's student, and measures it (or its moving average) by its task.
 
     The teachers are never part of a checkpoint.
 
@@ -73,7 +73,7 @@ class DistillationModule(L.LightningModule):
         self.total_batches = total_batches
         self.batches_done = 0
         self._asks_trainer = total_batches is None
-        self._goes_on = False
+        self._resumed = False
         self.part_sums: dict[str, Tensor] = {}
         self.part_batches = 0
         self.ema: AveragedModel | None = None
@@ -98,13 +98,13 @@ class DistillationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimiser of student, adapters and losses, with a learning rate that follows the progress."""
-        if not self._goes_on:  # a second fit is a new training with a new schedule
+        if not self._resumed:  # a second fit is a new training with a new schedule
             self.batches_done = 0
-        self._goes_on = False
+        self._resumed = False
         if self._asks_trainer:
             steps = self.trainer.estimated_stepping_batches
             if not math.isfinite(steps):
-                raise UserError("the Trainer does not say when training ends: give it max_epochs or max_steps")
+                raise UserError("the Trainer has no end of training: give it max_epochs or max_steps")
             self.total_batches = int(steps) * self.trainer.accumulate_grad_batches
         optimizer = make_optimizer(
             [self.distiller],
@@ -121,7 +121,7 @@ class DistillationModule(L.LightningModule):
         return Batch.of(batch).to(device)
 
     def on_train_epoch_start(self) -> None:
-        """Start new epoch means, unless the epoch goes on after a resume."""
+        """Start new epoch means, unless the epoch continues after a resume."""
         if self.part_batches == 0:
             self.part_sums = {}
 
@@ -187,7 +187,7 @@ class DistillationModule(L.LightningModule):
         """Take the teachers from the module, which has them from elsewhere."""
         mine = {k: v for k, v in self.state_dict().items() if k.startswith(_TEACHERS)}
         checkpoint["state_dict"] = {**mine, **checkpoint["state_dict"]}
-        self.batches_done, self._goes_on = checkpoint["batches_done"], True
+        self.batches_done, self._resumed = checkpoint["batches_done"], True
 
     def exported(self) -> nn.Module:
         """The bare student network on the CPU, of the moving average where there is one."""
@@ -197,7 +197,7 @@ class DistillationModule(L.LightningModule):
         return lr_factor(self.progress, schedule=self.schedule, warm_up=self.lr_warm_up, milestones=self.milestones)
 
     def _watch(self, parts: Any) -> None:
-        """Say once when a part outweighs the task's loss a hundredfold: the student would learn nothing else."""
+        """Warn once when a part outweighs the task's loss a hundredfold: the student would learn nothing else."""
         if TASK not in parts:
             return
         task = float(parts[TASK])
@@ -210,7 +210,7 @@ class DistillationModule(L.LightningModule):
                 )
 
     def _watch_idle(self, means: dict[str, float]) -> None:
-        """Say once when a part was 0 in every batch of an epoch although it counted in the last."""
+        """Warn once when a part was 0 in every batch of an epoch although it counted in the last."""
         progress = (self.batches_done - 1) / self.total_batches if self.total_batches else 0.0
         scales = {
             name: scale
@@ -242,7 +242,7 @@ class DistillationModule(L.LightningModule):
 
 @contextlib.contextmanager
 def _one_value_a_channel() -> Iterator[None]:
-    """Say what batch norm can't do in words that help; torch says it of a shape."""
+    """Replace torch's message about a shape by one that tells what to do."""
     try:
         yield
     except ValueError as error:

@@ -19,7 +19,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD with momentum 0.9, or AdamW that does not decay biases, norms and what a network wants left alone.
 
-    A network says so by timm's `no_weight_decay()`: the names of its position embeddings and class tokens.
+    A network names them by timm's `no_weight_decay()`: the names of its position embeddings and class tokens.
 
     Args:
         modules: whose trainable parameters are optimised, in order.

@@ -1,4 +1,4 @@
-"""What a person sees during a run: a bar on a terminal, and everywhere one line an epoch that stays.
+"""What a person sees during a run: a bar on a terminal, and everywhere one line per epoch that stays.
 
 Everything goes to standard error, so that standard output holds results alone.
 """
@@ -115,7 +115,7 @@ class Progress(L.Callback):
         say(f"{start}  {losses(epoch.train, room=room)}  {end}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         self._close()
 
     def _place(self, epoch: int) -> str:
@@ -162,7 +162,7 @@ def losses(parts: Mapping[str, float], *, room: int | None = None) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A time as short as it can be said.
+    """A time in as few characters as possible.
 
     >>> [clock(s) for s in (0.04, 8.76, 42.1, 125, 3720)]
     ['0.0 s', '8.8 s', '42 s', '2:05 min', '1:02 h']

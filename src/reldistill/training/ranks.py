@@ -38,7 +38,7 @@ class Ranks:
         """In words which process is gone that should not be, once that is known; None if none is.
 
         Args:
-            wait: for so many seconds at most; a connection breaks before a process is gone.
+            wait: seconds at most; a connection breaks before a process is gone.
         """
         until = time.monotonic() + wait
         while (found := self._lost()) is None and time.monotonic() < until:
@@ -58,7 +58,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """End this process too where it waits for one that is gone, as a GPU's collectives do for ever."""
+        """End this process too where it waits for one that is gone, as a GPU's collectives do forever."""
         over = threading.Event()
         watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
         watch.start()
@@ -75,7 +75,7 @@ class Ranks:
                 os._exit(_FAILED)
 
     def ended(self, lost: str) -> str:
-        """End what is left of the processes that this one started; what to say of it."""
+        """End what is left of the processes that this one started; the message about it."""
         for process in self._started:
             process.kill()
         return f"{lost}, so the run ends; the same command with --resume continues from the last checkpoint"

@@ -49,7 +49,7 @@ class DataSettings:
     views: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the words and numbers; what a size can be is the task's to say."""
+        """Check the words and numbers; which sizes are possible is up to the task."""
         _check_words(self)
         check_range("image_size", self.image_size, 1, LARGEST_SIDE)
         check_range("val_fraction", self.val_fraction, 0, 1, open_start=True, open_end=True)
@@ -92,11 +92,11 @@ class PairSettings:
         student: the same for the student.
         method: a method's name (see: reldistill list methods), or several joined by +.
         teacher_weights: a .safetensors or .pth file with the teacher's weights; otherwise the published ones are taken.
-        teacher_head: none takes the teacher without its class scores, whatever their number: its features and relations
-            remain. A teacher that never had any needs no saying so.
+        teacher_head: none takes the teacher without its class scores, whatever their number: features and relations
+            remain. Not needed for a teacher that never had any.
         teacher_image_size: side of the images the teacher gets; by default what it needs, else the student's.
         teacher_arguments: keyword arguments for the teacher's constructor.
-        accept_weak_teacher: go on, with a warning, where the teacher can't be told from one that knows nothing of
+        accept_weak_teacher: continue, with a warning, where the teacher is no better than one that knows nothing of
             these classes.
         student_weights: weights that the student starts from.
         student_pretrained: start the student from the weights that timm or torchvision publish.
@@ -108,8 +108,8 @@ class PairSettings:
             method.
         balance: find the weights while training: every part's gradient gets this share of the task's (try 1); 0 for
             fixed weights. With it, weights are multiples of that share.
-        cache_teacher: folder where what the teacher says of the images is kept, so that it runs once for each view of
-            them (see views); may serve other runs with the same teacher and data too.
+        cache_teacher: folder where the teacher's outputs for the images are kept, so that it runs once for each view
+            of them (see views); may serve other runs with the same teacher and data too.
     """
 
     teacher: str
@@ -146,7 +146,7 @@ class TrainSettings:
 
     Args:
         epochs: passes over the training images.
-        batch_size: images a step, over all devices together; by default 128, for detection 8.
+        batch_size: images per step, over all devices together; by default 128, for detection 8.
         lr: peak learning rate; by default 0.1 for each 128 images (sgd), 0.001 for each 256 (adamw); for detection
             0.01 and 0.0002 for each 16.
         optimizer: auto is adamw for networks of tokens and sgd (momentum 0.9) for all others.
@@ -161,7 +161,7 @@ class TrainSettings:
         accumulate: batches whose gradients are added before a step.
         ema: decay of the moving average of the student's weights that is evaluated and saved; 0 for none.
         validate_every: epochs from one look at the validation images to the next; the last epoch always has one.
-        patience: stop after so many epochs without a better validation accuracy; 0 for never.
+        patience: stop after this many epochs without a better validation accuracy; 0 for never.
         precision: auto is bf16-mixed where the device has it, else 32-true.
         accelerator: where to run.
         devices: how many devices (with the CPU: processes), or auto.
@@ -210,7 +210,7 @@ class TrainSettings:
         return self if self.batch_size else dataclasses.replace(self, batch_size=open_task(task).defaults.batch_size)
 
     def __post_init__(self) -> None:
-        """Check every number, so that a typing slip is known before images are read."""
+        """Check every number, so that a typo is found before images are read."""
         _check_words(self)
         for name in ("epochs", "batch_size", "accumulate", "nodes", "validate_every"):
             check_range(name, getattr(self, name), 1)
@@ -238,7 +238,7 @@ DEFAULTS: dict[str, Any] = {
     for one in dataclasses.fields(kind)
     if _default(one) is not dataclasses.MISSING
 }
-"""Setting → what it is where nobody has said anything."""
+"""Setting → its default."""
 
 
 def flat_settings(*groups: DataSettings | ModelSettings | PairSettings | TrainSettings) -> dict[str, Any]:
@@ -250,4 +250,4 @@ def _check_words(settings: Any) -> None:
     for name, kind in get_type_hints(type(settings)).items():
         if get_origin(kind) is Literal and getattr(settings, name) not in get_args(kind):
             words = ", ".join(get_args(kind))
-            raise UserError(f"{name.replace('_', ' ')} '{getattr(settings, name)}' is not known: there are {words}")
+            raise UserError(f"{name.replace('_', ' ')} '{getattr(settings, name)}' is unknown: choose one of {words}")

@@ -1,9 +1,9 @@
-"""What a teacher said of the training images, kept on disk, so that later epochs do without the teacher.
+"""A teacher's outputs for the training images, kept on disk, so that later epochs do without the teacher.
 
 A stored row belongs to one image in one *view*: random changes of the image, which are a function of the view's
 number and of the image's index. Epoch e shows view e mod V. In the epochs that fill the cache the losses already see
-the values as they are stored, so a run ends the same whether it found the cache full or filled it. Each tensor says for
-itself which rows are there: a method that needs more of the teacher than an earlier one adds to what there is.
+the values as they are stored, so a run ends the same whether it found the cache full or filled it. Each tensor
+records which rows are there: a method that needs more of the teacher than an earlier one adds to what there is.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class TeacherCache:
         return all(bool(present.all()) for present in self._present.values())
 
     def complete(self, batch: Batch, ask: Callable[[Tensor], Mapping[str, Tensor]]) -> Batch:
-        """The batch with what the teacher says of its images: from the cache, else by asking the teacher.
+        """The batch with the teacher's outputs for its images: from the cache, else from the teacher itself.
 
         Args:
             batch: with indices.
@@ -118,7 +118,7 @@ class TeacherCache:
         )
 
     def flush(self) -> None:
-        """Put everything on disk, and only then say that it is there."""
+        """Write everything to disk, and only then mark it as present."""
         if not self._pending:
             return
         for stored in (*self._values.values(), *self._scales.values()):
@@ -130,18 +130,18 @@ class TeacherCache:
         self._pending = []
 
     def _read(self, indices: np.ndarray, device: torch.device) -> dict[str, Tensor]:
-        said = {}
+        found = {}
         rows = torch.from_numpy(indices)
         for name, values in self._values.items():
             # index_select on flat rows copies whole rows, with all threads
             half = torch.from_numpy(values[self.view]).flatten(1).index_select(0, rows).to(device)
             scale = torch.from_numpy(self._scales[name][self.view]).index_select(0, rows).to(device)
-            said[name] = _as_maps((half * scale[:, None]).view(len(rows), *values.shape[2:]))
-        return said
+            found[name] = _as_maps((half * scale[:, None]).view(len(rows), *values.shape[2:]))
+        return found
 
-    def _write(self, indices: np.ndarray, said: Mapping[str, Tensor]) -> None:
+    def _write(self, indices: np.ndarray, outputs: Mapping[str, Tensor]) -> None:
         for name, values in self._values.items():
-            tensor = said[name].float()
+            tensor = outputs[name].float()
             largest = tensor.flatten(1).abs().amax(dim=1)
             scale = torch.where(largest > 0, largest, 1.0)
             scaled = tensor / scale.view(-1, *[1] * (tensor.ndim - 1))
@@ -156,7 +156,7 @@ class TeacherCache:
             gap = (values - live[name].float()).flatten(1).abs().amax(dim=1)
             if (gap > _TOLERANCE * largest).any():
                 raise UserError(
-                    f"the teacher cache in {self.folder} does not hold what the teacher says of these images ({name} "
+                    f"the teacher cache in {self.folder} does not hold this teacher's outputs for these images ({name} "
                     f"differs): it is of another version of the software; give another folder to --cache-teacher"
                 )
         self._checked = True
@@ -269,7 +269,7 @@ def fingerprint_of(network: nn.Module) -> str:
 
 
 def size_in_words(size: float) -> str:
-    """A number of bytes as people say it.
+    """A number of bytes in words.
 
     >>> size_in_words(2_400), size_in_words(1_500_000_000)
     ('2.4 kB', '1.5 GB')

@@ -53,7 +53,7 @@ def test_what_is_large_or_comes_in_ever_other_shapes_is_not_recorded(
     assert [arguments[0].shape[0] for arguments in made] == [1, 2]
 
 
-def test_where_a_recording_fails_the_function_goes_on(
+def test_where_a_recording_fails_the_function_still_runs(
     made: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(function: object, arguments: object) -> None:

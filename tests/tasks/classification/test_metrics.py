@@ -17,7 +17,7 @@ LOGITS = [[3.0, 1.0, 0.5], [0.0, 1.0, -1.0], [2.0, 0.0, 1.0]]
 
 def measured(*batches: list[int], indices: list[int] | None = None) -> Accuracy:
     """Batches of these images, each of which lies at `indices` in its data set."""
-    found, network = Accuracy(), Extractor(torch.nn.Flatten())  # a network that says what it is shown
+    found, network = Accuracy(), Extractor(torch.nn.Flatten())  # a network that returns what it is given
     for images in batches:
         shown = torch.tensor([LOGITS[i] for i in images]).view(-1, 3, 1, 1)
         labels = ClassLabels(torch.zeros(len(images), dtype=torch.int64))

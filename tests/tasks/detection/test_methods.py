@@ -104,7 +104,7 @@ def test_levels_are_paired_by_stride() -> None:
     assert places(build("pkd", "retinanet", "fasterrcnn"), "pkd") == pairs
     assert places(build("pkd", "fasterrcnn", "retinanet"), "pkd") == pairs[:3]
     assert places(build("pkd", "retinanet", "fcos"), "pkd") == [*pairs, ("p7", "p7")]
-    # of 320 pixels squeezed from 128, 16 pixels a cell are 6.4
+    # of 320 pixels squeezed from 128, 16 pixels per cell are 6.4
     finest = places(build("pkd", "ssd", "fcos"), "pkd")[0]
     assert finest == ("p4", "p3")
     assert places(build("fgd", levels=[("p3", "p4")]), "fgd") == [("p3", "p4")]
@@ -129,7 +129,7 @@ def test_levels_without_a_common_stride() -> None:
     coarse.stages = lambda side: [level for level in student.stages(side) if level.name == "p7"]  # type: ignore
     fine = copy.deepcopy(student)
     fine.stages = lambda side: [level for level in student.stages(side) if level.name == "p3"]  # type: ignore
-    with pytest.raises(UserError, match=r"\(p7\) and .* \(p3\) share no stride: say which levels to pair"):
+    with pytest.raises(UserError, match=r"\(p7\) and .* \(p3\) share no stride: give the levels to pair"):
         TASK.methods.plan(coarse, fine, SIDE).pairs()
     with pytest.raises(UserError, match="share no level of 3x3 cells or more at 128x128: give larger images"):
         TASK.methods.plan(coarse, coarse, SIDE).pairs(smallest=3)
@@ -187,7 +187,7 @@ def test_scores_of_other_places_are_refused() -> None:
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in TERMS])
 def test_methods_that_are_for_classification(method: str) -> None:
-    with pytest.raises(UserError, match=rf"method '{method}' is not for detection: there are none, fitnets, "):
+    with pytest.raises(UserError, match=rf"method '{method}' is not for detection: choose one of none, fitnets, "):
         build(method)
 
 
@@ -198,7 +198,7 @@ def test_methods_and_networks_that_are_for_detection() -> None:
     plan = methods.plan(network, network, 32)
     for name in [name for name, one in METHODS.items() if one.terms is None]:
         assert name in TERMS
-        with pytest.raises(UserError, match=rf"method '{name}' is not for classification: there are none, kd, dkd"):
+        with pytest.raises(UserError, match=rf"method '{name}' is not for classification: choose one of none, kd, dkd"):
             build_terms(name, methods, plan)
     with pytest.raises(UserError, match="the teacher fcos of 32 is not a network for classification: student and"):
         methods.plan(network, detector("fcos"), 32)
@@ -235,7 +235,7 @@ def test_balance_and_a_task_of_no_weight() -> None:
 def test_a_batch_without_boxes_says_what_is_missing() -> None:
     batch = drawn_batch(2)
     bare = type(batch)(batch.images)
-    with pytest.raises(ValueError, match="the student says no losses: it must be a detector in training mode"):
+    with pytest.raises(ValueError, match="the student returned no losses: it must be a detector in training mode"):
         build("none")(bare)
     with pytest.raises(ValueError, match="fgd needs the boxes of a batch"):
         build("fgd", weights={"task": 0.0})(bare)

@@ -109,9 +109,9 @@ def test_features_are_probed_and_class_scores_are_not_there(world: Path, capfd: 
         assert one["interval"][0] <= one["score"] <= one["interval"][1]
     assert found["probes"]["knn"]["score"] > 100 / 3
     assert "no class scores: measure its features by --probe" in said(capfd, words, code=2)
-    assert "probe 'k' is not known: there are knn, linear, retrieval" in said(capfd, [*words, "--probe", "k"], code=2)
+    assert "probe 'k' is unknown: choose one of knn, linear, retrieval" in said(capfd, [*words, "--probe", "k"], code=2)
     unlabelled = ["evaluate", "whole", "--data", "unlabelled:pics", "--probe", "knn"]
-    assert "--probe measures features by one class an image" in said(capfd, unlabelled, code=2)
+    assert "--probe measures features by one class per image" in said(capfd, unlabelled, code=2)
 
 
 @pytest.mark.usefixtures("traceable")
@@ -140,7 +140,7 @@ def test_labels_are_left_out_on_request(world: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["train", *DATA, "--model", "resnet8"], "nothing to train by alone"),
+        (["train", *DATA, "--model", "resnet8"], "there is nothing to learn from but a teacher"),
         (with_options(DISTILL, method="kd"), "needs class scores"),
         (with_options(DISTILL, teacher="resnet8"), "no pretrained weights exist"),
         ([*DISTILL, "--balance", "1"], "the weight of 'task' can't be 0"),

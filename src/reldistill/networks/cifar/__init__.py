@@ -1,8 +1,8 @@
 """The small networks that distillation papers compare on CIFAR, registered with timm.
 
 After `import reldistill.networks.cifar`, `timm.create_model("resnet20", num_classes=100)` finds them. Structure and
-parameter counts are those of the distillation literature since CRD (Tian et al., ICLR 2020). A name that timm has
-already, such as its ImageNet `resnet50`, is never taken over: ours is then registered as `resnet50_cifar`.
+parameter counts are those of the distillation literature since CRD (Tian et al., ICLR 2020). A name that timm already
+has, such as its ImageNet `resnet50`, is never taken over: ours is then registered as `resnet50_cifar`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the small CIFAR networks share: timm's way of speaking to a classifier, and weights of other codebases."""
+"""What the small CIFAR networks share: timm's classifier interface, and weights of other codebases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CifarNet(nn.Module, abc.ABC):
 
     # (pattern, replacement) pairs that turn the parameter names of the usual KD codebases into ours.
     literature_names: tuple[tuple[str, str], ...] = ()
-    # Stage → the normalised map in front of the ReLU that follows it, where a module says it.
+    # Stage → the normalised map in front of the ReLU that follows it, where a module returns it.
     before_relu: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, *, num_features: int, num_classes: int, stages: Sequence[tuple[str, int, int]]) -> None:
@@ -39,7 +39,7 @@ class CifarNet(nn.Module, abc.ABC):
         self.fc: nn.Module = nn.Linear(self.num_features, self.num_classes) if self.num_classes else nn.Identity()
 
     def get_classifier(self) -> nn.Module:
-        """The layer that says logits."""
+        """The layer that outputs the logits."""
         return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

@@ -56,7 +56,7 @@ def channel_differences(
         vertex: channels as vectors of length 1, as they are and averaged over the positions, or not compared.
         edge: whether adjacencies are compared.
         graphs: the mean adjacency over the batch, each image's own, or none.
-        groups: the channels are cut into so many runs of neighbours, a graph for each.
+        groups: the channels are cut into this many runs of neighbours, a graph for each.
         attention: weigh by the teacher's attention, see `relations.attention`.
         temperature: τ of the attention.
         scale: `relative` or `raw` magnitudes in the attention.

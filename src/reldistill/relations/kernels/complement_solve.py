@@ -59,7 +59,7 @@ def _equations(vectors: Tensor, images: Tensor, values: Tensor, pull: Tensor, br
 
 def _outside(x: Tensor, matrix: Tensor, images: Tensor, shift: Tensor, soft: Tensor, to_block: Tensor) -> Tensor:
     """Of x outside of the block: (λ_i − S) x, less what goes into the block, and what comes back from there."""
-    # By the residuals it would be the same, but for rounding errors along the block, which would then grow.
+    # By the residuals it would be the same, except for rounding errors along the block, which would then grow.
     into = images.mT @ x
     into = torch.cat([into, soft * into[:, x.shape[-1] :]], dim=1)
     return torch.baddbmm(torch.baddbmm(shift * x, matrix, x, alpha=-1.0), to_block, into)

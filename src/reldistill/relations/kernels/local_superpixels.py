@@ -78,7 +78,7 @@ def cells_of(token_grid: Grid, superpixel_grid: Grid) -> Cells:
 
 
 def split(tokens: Shaped[Tensor, "B H W X"], cells: Cells) -> Shaped[Tensor, "B h w P X"]:
-    """P tokens a cell."""
+    """P tokens per cell."""
     (h, w), (rows, columns) = cells.superpixel_grid, cells.sides
     if not cells.even:
         for axis, side in enumerate(cells.sides):

@@ -3,7 +3,7 @@
 A block of p > k vectors goes through a Chebyshev filter that lets the wanted end of the spectrum grow, and is brought
 to order by a small eigenproblem (Rayleigh–Ritz); again, until a bound on the projector's error is met. All matrices
 that are multiplied are C × p. The gradient needs none of the dropped eigenvectors either, see `complement_solve`.
-Where the block does not converge, that is said, and a full decomposition has to answer.
+Where the block does not converge, the result says so, and a full decomposition takes over.
 
 Some columns of every start are fixed pseudo-random ones, and nothing is accepted before a filter has let them grow: a
 direction that all other columns are orthogonal to comes up in these.
@@ -187,7 +187,7 @@ def _interval(levels: Tensor, semidefinite: bool) -> tuple[Tensor, ...]:
     It is never so short that the first one's growth is immense.
     """
     first, last_wanted, edge, lowest = levels.unbind(dim=-1)
-    # Four times, so that half of it is no denormal number, which some processes take for 0.
+    # Four times, so that half of it is not a denormal number, which some processes take for 0.
     least = 4 * torch.finfo(levels.dtype).tiny
     shortest = (0.05 * last_wanted).clamp_min(1e-3 * first).clamp_min(least)
     top = torch.maximum(edge, shortest)
@@ -284,8 +284,9 @@ def _error(
     """Estimate of ‖P − P̂‖ (Frobenius) of the projector on the first k, by its residuals.
 
     What leaks out of the block is residual / gap to what lies outside; a kept and a dropped vector of the block mix in
-    second order, by the product of their residuals over both gaps. Mixing below the rounding of S is no error: `eigh`
-    does not know better. Where a dropped vector is so rough that it may yet rise above the last kept one, at least 1.
+    second order, by the product of their residuals over both gaps. Mixing below the rounding of S does not count:
+    `eigh` does not know better. At least 1 where a dropped vector is so rough that it may yet rise above the last kept
+    one.
     """
     residual = images - vectors * values[:, None]
     tiny = torch.finfo(values.dtype).tiny

@@ -53,7 +53,7 @@ class Accuracy:
             self._hits.append((batch.indices, hits))
 
     def values(self) -> dict[str, float]:
-        """`accuracy` and `loss`; every process has to ask, and gets the same."""
+        """`accuracy` and `loss`; every process has to call it, and gets the same."""
         hits, loss, images = sum_over_ranks(self._totals).tolist()
         self.images = int(images)
         self.hits = self._by_image()

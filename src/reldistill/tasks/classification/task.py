@@ -103,7 +103,7 @@ class ClassificationTask(ImageTask):
         return Classification(label_smoothing=training.label_smoothing)
 
     def measures(self, found: Mapping[str, float], images: int) -> dict[str, Any]:
-        """What an evaluation says: the evaluator's values, and how sure they are."""
+        """What an evaluation reports: the evaluator's values, and how certain they are."""
         return {"accuracy": found["accuracy"], "accuracy_interval": _interval(found, images), "loss": found["loss"]}
 
     def in_brief(self, found: Mapping[str, float], images: int) -> str:
@@ -111,7 +111,7 @@ class ClassificationTask(ImageTask):
         return f"{found['accuracy']:.2f} % of the {images:,} validation images right"
 
     def in_words(self, found: Mapping[str, float], images: int) -> str:
-        """What `measures` says, in one line."""
+        """`measures` in one line."""
         low, high = _interval(found, images)
         sure = f"(95 % interval {low:.2f} to {high:.2f}), cross entropy {found['loss']:.4f}"
         return f"{self.in_brief(found, images)} {sure}"

@@ -20,7 +20,7 @@ class Boxes:
         sizes: (B, 2) height and width of each image inside the batch's padding, int64.
         ignored: (n,) bool: crowds and difficult objects, which count neither as found nor as missed; None = no box is.
             Training batches have none.
-        areas: (n,) pixels of each object itself, where the annotations say it; None = of its box.
+        areas: (n,) pixels of each object itself, where the annotations give it; None = of its box.
     """
 
     corners: Float[Tensor, "n 4"]

@@ -33,7 +33,7 @@ GRAPH = {"dynamo": False, "opset_version": 17}
 # of scores.
 BOX_PARITY, SCORE_PARITY = 1e-4, 1e-4
 
-# The least share of detections with an equal: where two boxes that overlap have the same score but for rounding, either
+# The least share of detections with an equal: where two boxes that overlap have the same score up to rounding, either
 # may suppress the other.
 LEAST_EQUAL = 0.95
 
@@ -76,7 +76,7 @@ def loader_files(card: NetworkCard, target: Path) -> Companions:
 
 def _outputs_of(card: NetworkCard) -> Mapping[str, Any]:
     if card.detector is None:
-        raise UserError(f"{card.name} is no detector: its run is not one of detection")
+        raise UserError(f"{card.name} is not a detector: its run is not one of detection")
     return card.detector
 
 
@@ -97,13 +97,13 @@ class DetectorGraph(nn.Module):
         self.network.transform = ExactResizing(network.transform)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What the network finds, best first as it says it."""
+        """What the network finds, best first in its own order."""
         found = self.network([images[0]])[0]
         return tuple(found[name] for name in OUTPUTS)
 
 
 class ExactResizing(GeneralizedRCNNTransform):
-    """torchvision's resizing, which rounds an image's new size otherwise while it is traced than when it runs."""
+    """torchvision's resizing, which rounds an image's new size differently when traced and when run."""
 
     def __init__(self, own: GeneralizedRCNNTransform) -> None:
         super().__init__(
@@ -134,7 +134,7 @@ def detector_graph(run: Path, *, source: Path) -> GraphForm:
     """The whole detector, resizing and non-maximum suppression included, compared with it on the run's pictures.
 
     Raises:
-        UserError: the run kept no pictures. Comparing raises one where the graph finds something else than the network.
+        UserError: the run kept no pictures; from `compare`, where the graph's detections differ from the network's.
     """
     opened = open_detector(str(run), role="model", classes=None, weights=str(source))
     network, images = opened.extractor.network.eval(), _pictures(run)
@@ -143,11 +143,11 @@ def detector_graph(run: Path, *, source: Path) -> GraphForm:
         differences = []
         for image in images:
             with torch.no_grad():
-                said = network([image[0]])[0]
-            expected = [said[name].numpy() for name in OUTPUTS]
+                detections = network([image[0]])[0]
+            expected = [detections[name].numpy() for name in OUTPUTS]
             differences.append(_difference(graph(image.numpy()), expected, size=(image.shape[2], image.shape[3])))
         equal, lacking, box, score = _judged(differences, images=len(images), run=run, source=source)
-        odd = f"; {lacking} more hang on how a tie is rounded" if lacking else ""
+        odd = f"; {lacking} more depend on how a tie is rounded" if lacking else ""
         return {
             "compared": equal,
             "without_equal": lacking,
@@ -172,14 +172,14 @@ def detector_graph(run: Path, *, source: Path) -> GraphForm:
 def _judged(
     differences: Sequence[tuple[int, int, float, float]], *, images: int, run: Path, source: Path
 ) -> tuple[int, int, float, float]:
-    """Over all images; UserError where the graph finds something else than the network."""
+    """Over all images; UserError where the graph's detections differ from the network's."""
     equals, lackings, boxes, scores = zip(*differences, strict=True)
     equal, lacking = sum(equals), sum(lackings)
     if not equal + lacking:
         raise UserError(f"{source} finds nothing in the pictures of {run}, so no graph can be compared with it")
     if equal < LEAST_EQUAL * (equal + lacking):
         raise UserError(
-            f"the ONNX graph finds something else than the network: {lacking} of {equal + lacking} detections in "
+            f"the ONNX graph's detections differ from the network's: {lacking} of {equal + lacking} detections in "
             f"{images} images have no equal: not written"
         )
     return equal, lacking, max(boxes), max(scores)
@@ -198,7 +198,7 @@ def _difference(
 ) -> tuple[int, int, float, float]:
     """Detections in both and in one only, and the largest differences of corners in pixels and of scores.
 
-    The order says nothing: scores that are equal but for rounding may change places.
+    The order does not matter: scores that are equal up to rounding may swap.
     """
     (boxes, labels, scores), (our_boxes, our_labels, our_scores) = found, expected
     corners = np.abs(our_boxes[:, None] - boxes[None]).max(axis=2, initial=0)

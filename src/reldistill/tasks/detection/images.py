@@ -31,8 +31,8 @@ from reldistill.tasks.detection.data.labels import (
     LabelledImages,
     Labels,
     Watched,
+    cleaned,
     fingerprint,
-    mend,
 )
 from reldistill.tasks.detection.data.voc import read_voc
 from reldistill.tasks.detection.data.yolo import read_yolo
@@ -59,7 +59,7 @@ class DetectionData:
         skipped: names of bad images that were left out.
         fingerprint: 16 hex digits that change with the images' names, objects, file sizes or split.
         augment: what is done to training images, `auto` resolved.
-        counts: what the data hold and what was mended or left aside, in words → how often.
+        counts: what the data hold and what was fixed or left out, in words → how often.
         splits: the images of `train`, `val` and, where there is one, `test`, with their objects.
         test: every held-out image once, in order; None where none were asked for.
         left_out: what else lies with the data and is not used, in words → how often.
@@ -121,10 +121,10 @@ def load_detection(
             validates; where the layout brings both, they are taken.
         skip_bad_images: leave out images that cannot be decoded, whose size is not the annotations' or whose labels
             cannot be read, instead of stopping at them.
-        workers: processes that decode images; None: one a core, at most eight.
+        workers: processes that decode images; None: one per core, at most eight.
         rank: this process.
         world_size: number of processes.
-        limit: use at most so many images of each split, for a quick trial.
+        limit: use at most this many images of each split, for a quick trial.
     """
     for name, size in (("image size", image_size), ("longest size", longest_size)):
         if size is not None and not SMALLEST_SIDE <= size <= LARGEST_SIDE:
@@ -261,7 +261,7 @@ def _limited(images: list[Labels], limit: int | None) -> list[Labels]:
 def _sound(
     parts: Mapping[str, list[Labels]], reader: FileReader, counts: Counter[str], where: str, *, skip: bool, quiet: bool
 ) -> tuple[dict[str, LabelledImages], tuple[str, ...]]:
-    """The images that can be decoded, with mended objects; the names of the others, unless one of them is an error."""
+    """The images that can be decoded, with cleaned objects; the names of the others, unless one of them is an error."""
     splits: dict[str, LabelledImages] = {}
     found = {part: _looked_at(images, reader, quiet) for part, images in parts.items()}
     bad = [size for sizes in found.values() for size in sizes if isinstance(size, BadImage)]
@@ -285,7 +285,7 @@ def _sound(
             [labels.key for labels, _ in good],
             [labels.identity for labels, _ in good],
             [size for _, size in good],
-            [mend(labels, size, counts) for labels, size in good],
+            [cleaned(labels, size, counts) for labels, size in good],
         )
     return splits, tuple(skipped)
 
@@ -307,14 +307,14 @@ def _looked_at(images: list[Labels], reader: FileReader, quiet: bool) -> list[tu
 
 
 def _counted(
-    splits: Mapping[str, LabelledImages], mended: Counter[str], skipped: int, ignored_word: str
+    splits: Mapping[str, LabelledImages], fixed: Counter[str], skipped: int, ignored_word: str
 ) -> dict[str, int]:
-    """Everything worth saying of the data in numbers; of what was mended or left aside only what there was."""
+    """What the data hold, in numbers; what was fixed or left out, only where there is any."""
     counts = {IMAGES: sum(map(len, splits.values())), BOXES: sum(images.boxes for images in splits.values())}
     noteworthy = {
         EMPTY: sum(images.empty for images in splits.values()),
         f"{ignored_word}, not learned from and ignored in the metrics": sum(i.ignored for i in splits.values()),
-        **mended,
+        **fixed,
         LEFT_OUT: skipped,
     }
     return counts | {word: number for word, number in noteworthy.items() if number}

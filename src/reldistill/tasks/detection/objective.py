@@ -28,7 +28,7 @@ class Detection(nn.Module):
         """Scalar."""
         if not student.losses:
             raise ValueError(
-                "the student says no losses: it must be a detector in training mode, and the batch have boxes"
+                "the student returned no losses: it must be a detector in training mode, and the batch must have boxes"
             )
         return sum(student.losses.values(), batch.images.new_zeros((), dtype=next(iter(student.losses.values())).dtype))
 

@@ -28,7 +28,7 @@ class DetectorPlan(PairPlan[DetectorExtractor]):
         if not pairs:
             raise UserError(
                 f"{self.student.name} ({', '.join(level.name for level in ours)}) and {self.teacher.name} "
-                f"({', '.join(level.name for level in theirs)}) share no stride: say which levels to pair (--levels)"
+                f"({', '.join(level.name for level in theirs)}) share no stride: give the levels to pair (--levels)"
             )
         large = [pair for pair in pairs if min(min(level.height, level.width) for level in pair) >= smallest]
         if not large:

@@ -35,5 +35,5 @@ def backbone_graph(run: Path, *, source: Path, raw: bool) -> GraphForm:
 
 
 def _splits(opened: OpenedNetwork) -> bool:
-    """Whether the network says how its answer is made of its last map."""
+    """Whether the network has separate steps for its last map and for its output."""
     return all(callable(getattr(opened.extractor.network, name, None)) for name in ("forward_features", "forward_head"))

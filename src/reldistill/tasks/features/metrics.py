@@ -46,26 +46,26 @@ class Relations:
     @torch.no_grad()
     def update(self, network: FeatureSource, batch: Batch) -> None:
         """Keep the pooled vectors of one batch."""
-        said = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
-        if said is None or batch.indices is None:
+        pooled = network.ask(batch.images, Wanted(logits=False, pooled=True)).pooled
+        if pooled is None or batch.indices is None:
             raise ValueError("relations need a network's pooled vectors and the images' indices")
-        self._rows.append((batch.indices.to(said.device), said.float()))
+        self._rows.append((batch.indices.to(pooled.device), pooled.float()))
         self._network = network
 
     def values(self) -> dict[str, float]:
-        """`relations`, and with a probe `knn`; every process has to ask, and gets the same."""
+        """`relations`, and with a probe `knn`; every process has to call it, and gets the same."""
         indices = torch.cat([indices for indices, _ in self._rows])
-        said = torch.cat([vectors for _, vectors in self._rows])
-        count = int(sum_over_ranks(torch.tensor(len(indices), device=said.device)))
-        vectors = said.new_zeros(count, said.shape[1])
-        vectors[indices] = said
+        rows = torch.cat([vectors for _, vectors in self._rows])
+        count = int(sum_over_ranks(torch.tensor(len(indices), device=rows.device)))
+        vectors = rows.new_zeros(count, rows.shape[1])
+        vectors[indices] = rows
         self.vectors = sum_over_ranks(vectors)[torch.from_numpy(spread(count, COMPARED))].cpu().numpy()
         found = 100.0
         if self._teacher is not None:
             found = float(agreement(similarities(self.vectors), similarities(self._teacher))[0])
         self.found = {"relations": found}
         if self._probe is not None and self._network is not None:
-            self.right = neighbours_right(self._network, self._probe, device=said.device)
+            self.right = neighbours_right(self._network, self._probe, device=rows.device)
             self.found["knn"] = 100 * float(self.right.mean())
         return self.found
 

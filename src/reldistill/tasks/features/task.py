@@ -97,17 +97,17 @@ class FeaturesTask(ImageTask):
         measure(teacher, images.val, relations)
         if images.probe is not None:
             return judge(teacher, images.probe, measure)._replace(measured=relations)
-        says_nothing = not relations.vectors.std(axis=0).max() > 0
+        is_constant = not relations.vectors.std(axis=0).max() > 0
         return Judgement(
             relations,
-            f"teacher {teacher.card.name}: weights from {teacher.pretrained}; how good they are only labelled images "
-            f"tell (reldistill evaluate --probe)",
+            f"teacher {teacher.card.name}: weights from {teacher.pretrained}; only labelled images tell "
+            f"how good they are (reldistill evaluate --probe)",
             None,
-            f"the teacher {teacher.card.name} says the same of every image" if says_nothing else None,
+            f"the teacher {teacher.card.name} gives every image the same vector" if is_constant else None,
         )
 
     def objective(self, training: TrainSettings, images: ImageData) -> FeatureTransfer:
-        """What the teacher says is all there is."""
+        """The teacher's outputs are all there is to learn from."""
         from reldistill.tasks.features.objective import FeatureTransfer
 
         if training.label_smoothing:

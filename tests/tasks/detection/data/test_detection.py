@@ -164,7 +164,7 @@ def test_settings_that_make_no_sense(tmp_path: Path) -> None:
             load(f"coco:{root}", **settings)
 
 
-# ---------------------------------------------------------------- mending
+# ---------------------------------------------------------------- cleaning
 
 
 def box_cases(root: Path) -> str:
@@ -178,7 +178,7 @@ def box_cases(root: Path) -> str:
             [
                 ([10, 10, 20, 20], 0),
                 ([-5, 80, 30, 40], 0),  # sticks out on the left and below
-                ([100, 0, 20.001, 20], 0),  # within rounding: no mending worth a word
+                ([100, 0, 20.001, 20], 0),  # within rounding: nothing to report
                 ([5, 5, 0, 10], 0),
                 ([5, 5, 10, -3], 0),
                 ([130, 10, 20, 20], 0),  # outside

@@ -65,7 +65,7 @@ def test_the_better_score_takes_the_object() -> None:
 
 
 def test_costs_by_hand() -> None:
-    """What the average precision would be if the errors of one kind were mended, the others left."""
+    """What the average precision would be if the errors of one kind were fixed, the others left."""
     there = [(0, A), (1, B)]
     halved = errors([(0.9, 0, FAR), (0.8, 0, A), (0.9, 1, B)], there)
     assert halved.ap50 == pytest.approx(75)
@@ -75,7 +75,7 @@ def test_costs_by_hand() -> None:
     shifted = errors([(0.9, 0, SHIFTED), (0.9, 1, B)], there)
     assert shifted.ap50 == pytest.approx(50)
     assert shifted.costs["localisation"]["all"] == shifted.costs["localisation"]["medium"] == pytest.approx(50)
-    named = errors([(0.9, 1, A), (0.8, 1, B)], there)  # mended, the first is right for class 0, no longer wrong for 1
+    named = errors([(0.9, 1, A), (0.8, 1, B)], there)  # fixed, the first is right for class 0, no longer wrong for 1
     assert named.ap50 == pytest.approx(25)
     assert named.costs["classification"]["all"] == pytest.approx(75)
     twice = errors([(0.9, 0, SHIFTED), (0.8, 0, SHIFTED), (0.9, 1, B)], there)
@@ -84,7 +84,7 @@ def test_costs_by_hand() -> None:
     lost = errors([(0.9, 0, A)], [(0, A), (0, B)])
     assert lost.ap50 == pytest.approx(100 * 51 / 101)
     assert lost.costs["missed"]["all"] == pytest.approx(100 * 50 / 101)
-    spare = errors([(0.9, 0, SHIFTED), (0.8, 0, A)], [(0, A), (0, B)])  # A is taken: mending takes the other away
+    spare = errors([(0.9, 0, SHIFTED), (0.8, 0, A)], [(0, A), (0, B)])  # A is taken: the fix removes the other
     assert counted(spare) == {"localisation": 1, "missed": 1}
     assert spare.ap50 + spare.costs["localisation"]["all"] == pytest.approx(100 * 51 / 101)
     again = errors([(0.9, 0, A), (0.8, 0, CLOSE), (0.7, 0, B)], [(0, A), (0, B)])

@@ -1,4 +1,4 @@
-"""COCO annotations: one JSON file a split, boxes as left, top, width, height."""
+"""COCO annotations: one JSON file per split, boxes as left, top, width, height."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAYOUT = (
 
 
 def read_coco(store: Store, where: str) -> Annotated:
-    """Find the annotation files of a Store and the images they speak of."""
+    """Find the annotation files of a Store and the images they describe."""
     files = _annotation_files(store, where)
     categories: dict[int, int] | None = None
     classes: tuple[str, ...] = ()

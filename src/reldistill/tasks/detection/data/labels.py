@@ -1,4 +1,4 @@
-"""Labelled boxes before they become batches: one form for every layout, what is mended in it, what is counted."""
+"""Labelled boxes before they become batches: one form for every layout, what is fixed in it, what is counted."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ class BadLabels(BadImage):
         more = f" ({others} more bad image{'s' * (others > 1)})" if others else ""
         UserError.__init__(
             self,
-            f"bad labels {where}: {reason}{more}; mend them, or pass --skip-bad-images to go on without the image",
+            f"bad labels {where}: {reason}{more}; fix them, or pass --skip-bad-images to continue without the image",
         )
         self.where, self.reason = where, reason
 
 
 @dataclass
 class Labels:
-    """One image and its objects as the annotations say them.
+    """One image and its objects as the annotations give them.
 
     Args:
         key: the image's path.
         identity: what the annotations call the image.
-        size: its width and height, where the annotations say them.
+        size: its width and height, where the annotations give them.
         fractions: whether the boxes are fractions of width and height, not pixels.
         boxes: left, top, right, bottom of each object.
         labels: class index of each.
         ignored: whether each is a crowd or difficult.
-        areas: pixels of each; None where the annotations don't say.
+        areas: pixels of each; None where the annotations don't give them.
         fault: why they cannot be used, if so.
     """
 
@@ -86,7 +86,7 @@ class Annotated:
     Args:
         parts: `train`, and `val` and `test` where the layout brings them.
         classes: class names; a label is a position in them.
-        counts: what was left aside.
+        counts: what was left out.
         ignored_word: what the layout calls objects that are ignored.
     """
 
@@ -117,7 +117,7 @@ class Objects:
         return Objects(self.corners[which], self.labels[which], self.ignored[which], self.areas[which])
 
 
-def mend(labels: Labels, size: tuple[int, int], counts: Counter[str]) -> Objects:
+def cleaned(labels: Labels, size: tuple[int, int], counts: Counter[str]) -> Objects:
     """The objects of an image of (width, height), clipped to it; those without area there are dropped; all counted."""
     width, height = size
     boxes = np.asarray(labels.boxes, dtype=np.float64).reshape(-1, 4)
@@ -255,7 +255,7 @@ class Watched:
 
 
 def read_text(store: Store, path: str) -> str:
-    """The text of a file that is no image."""
+    """The text of a file that is not an image."""
     try:
         return store.read(path).decode("utf-8-sig")
     except BadImage as bad:

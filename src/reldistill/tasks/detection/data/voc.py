@@ -1,4 +1,4 @@
-"""Pascal VOC annotations: one XML file an image, in one folder a year.
+"""Pascal VOC annotations: one XML file per image, in one folder per year.
 
 A box there counts pixels from 1, both ends included: `xmin` 1 and `xmax` 10 are ten pixels wide. Here it becomes the
 edges 0 and 10.
@@ -125,7 +125,7 @@ def _read_list(store: Store, year: _Year, name: str) -> list[tuple[Labels, list[
 
 
 def _parsed(raw: bytes, where: str) -> ElementTree.Element:
-    """The document, in whatever encoding it declares; UserError where nobody here knows that encoding."""
+    """The document, in whatever encoding it declares; UserError where Python does not know that encoding."""
     encoding = next((encoding for mark, encoding in MARKS.items() if raw.startswith(mark)), None)
     if encoding is None:
         declared = DECLARED.match(raw)

@@ -1,4 +1,4 @@
-"""YOLO labels: one text file an image, a line an object: class, then centre, width and height as fractions."""
+"""YOLO labels: one text file per image, one line per object: class, then centre, width and height as fractions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from reldistill.tasks.detection.data.labels import (
 )
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-ROUNDING = 0.01  # how far a centre may lie outside the image; further out the numbers are no fractions
-FAR = 0.5  # how far a polygon's corner may; the 2 by which poses say that a keypoint is visible is further
+ROUNDING = 0.01  # how far a centre may lie outside the image; further out the numbers are not fractions
+FAR = 0.5  # how far a polygon's corner may; the 2 that marks a visible keypoint in poses is further
 LAYOUT = "expected data.yaml, or images/train and images/val with labels/train and labels/val beside them"
 
 
@@ -56,7 +56,7 @@ def read_yolo(store: Store, where: str) -> Annotated:
 
 
 def _settings(store: Store, where: str) -> tuple[dict[str, Any], str]:
-    """What the data set's YAML file says and its path; nothing where there is none."""
+    """The content of the data set's YAML file and its path; nothing where there is none."""
     found = [path for path in sorted(store.files) if path.endswith((".yaml", ".yml")) and "/" not in path]
     contents = {}
     for path in found:

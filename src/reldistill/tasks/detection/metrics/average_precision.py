@@ -57,13 +57,13 @@ class AveragePrecision:
             self.metrics.update(network.detect(batch), boxes, batch.indices)
 
     def values(self) -> dict[str, float]:
-        """`AP`, `AP50`, … by name, without those for which there is no object; every process has to ask."""
+        """`AP`, `AP50`, … by name, without those for which there is no object; every process has to call it."""
         self.metrics.gather()
         self.found = {_shown(name): value for name, value in self.metrics.compute().items() if math.isfinite(value)}
         return self.found
 
     def write(self, folder: Path) -> str:
-        """Keep what was found and what is there, image by image, for whoever resamples the images."""
+        """Keep detections and objects, image by image, for resampling the images."""
         write_arrays(folder / DETECTIONS_FILE, **to_arrays(self.metrics.images))
         return DETECTIONS_FILE
 

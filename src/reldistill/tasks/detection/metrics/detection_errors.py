@@ -23,7 +23,7 @@ from reldistill.tasks.detection.metrics.detection_results import (
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 SIZES = ("all", "small", "medium", "large")
-RIGHT = len(KINDS)  # the kind of a detection that is no error
+RIGHT = len(KINDS)  # the kind of a correct detection
 FITS, TOUCHES = 0.5, 0.1  # IoU from which a detection fits an object, and from which it is about one at all
 
 
@@ -34,7 +34,7 @@ class DetectionErrors:
     Args:
         ap50: average precision at IoU 0.5, in percent.
         counts: kind → size → number of errors.
-        costs: kind → size → percent points of AP that mending these errors alone would bring.
+        costs: kind → size → percentage points of AP that fixing these errors alone would gain.
     """
 
     ap50: float
@@ -51,14 +51,14 @@ class _Outcomes:
         size: position in SIZES, 1 … 3.
         score: of the detection.
         label: class of the detection, or of the missed object.
-        mended: class that it would be right for if mended; -1 where mending takes it away.
+        corrected: class that it would be right for once fixed; -1 where the fix removes it.
     """
 
     kind: Int64[np.ndarray, "m"]
     size: Int64[np.ndarray, "m"]
     score: Float64[np.ndarray, "m"]
     label: Int64[np.ndarray, "m"]
-    mended: Int64[np.ndarray, "m"]
+    corrected: Int64[np.ndarray, "m"]
 
 
 def detection_errors(images: Sequence[ImageResult], *, classes: int) -> DetectionErrors:
@@ -67,11 +67,12 @@ def detection_errors(images: Sequence[ImageResult], *, classes: int) -> Detectio
     A detection that takes no object of its class with IoU ≥ 0.5 (best scores first) is, in this order: *localisation*,
     an object of its class has IoU 0.1 … 0.5; *classification*, one of another class has IoU ≥ 0.5; *duplicate*, an
     object of its class with IoU ≥ 0.5 is taken by a better one; *background*, no object has IoU above 0.1; else *both*
-    class and place are wrong. *Missed* is an object that nobody took and no error of localisation or classification
-    is about. Detections of which at least half lies in an ignored object of their class are neither right nor wrong.
+    class and place are wrong. *Missed* is an object that no detection took and that no error of localisation or
+    classification is about. Detections of which at least half lies in an ignored object of their class are neither
+    right nor wrong.
 
-    To mend an error of localisation or classification is to let the best such detection of a free object take it, and
-    to take the others away; a missed object is mended by not counting it; everything else by taking it away. An error
+    To fix an error of localisation or classification is to let the best such detection of a free object take it, and
+    to remove the others; a missed object is fixed by not counting it; everything else by removing it. An error
     is as large as the object it is about (classification, localisation, missed) or as the detection itself. Rises
     below zero, which rounding to 101 recalls can make, are zero.
 
@@ -97,7 +98,7 @@ def detection_errors(images: Sequence[ImageResult], *, classes: int) -> Detectio
 
 def _joined(parts: Sequence[_Outcomes]) -> _Outcomes:
     empty: dict[str, Any] = {"score": np.zeros(0)}
-    names = ("kind", "size", "score", "label", "mended")
+    names = ("kind", "size", "score", "label", "corrected")
     return _Outcomes(
         *(
             np.concatenate([empty.get(name, np.zeros(0, np.int64)), *(getattr(part, name) for part in parts)])
@@ -127,15 +128,15 @@ def _sort(image: ImageResult) -> _Outcomes:
     kinds[taker[taken]] = RIGHT
     about[taker[taken]] = -1
     kept = (kinds == RIGHT) | ~_in_ignored(image, boxes, labels)
-    mended = np.full(len(boxes), -1)
+    corrected = np.full(len(boxes), -1)
     firsts, at = np.unique(np.where(kept, about, -1), return_index=True)
     for target, first in zip(firsts, at, strict=True):
         if target >= 0 and not taken[target]:
-            mended[first] = true_labels[target]
+            corrected[first] = true_labels[target]
     own = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     sizes = _sizes(np.where(about >= 0, areas[about] if len(areas) else own, own))
     missed = ~taken & ~np.isin(np.arange(len(true_labels)), about[kept])
-    found = _Outcomes(kinds[kept], sizes[kept], scores[kept], labels[kept], mended[kept])
+    found = _Outcomes(kinds[kept], sizes[kept], scores[kept], labels[kept], corrected[kept])
     count = int(missed.sum())
     lost = _Outcomes(
         np.full(count, KINDS.index("missed")),
@@ -187,13 +188,13 @@ def _in_ignored(
     return (inside & (labels[:, None] == image.true_labels[image.ignored][None, :])).any(axis=1)
 
 
-def _mean_ap(outcomes: _Outcomes, objects: Int64[np.ndarray, "classes"], mended: Bool[np.ndarray, "m"]) -> float:
-    """Average precision at IoU 0.5 and 101 recalls, in percent, over the classes with objects; `mended` errors are."""
+def _mean_ap(outcomes: _Outcomes, objects: Int64[np.ndarray, "classes"], fixed: Bool[np.ndarray, "m"]) -> float:
+    """Average precision at IoU 0.5 and 101 recalls, in percent, over the classes with objects, some errors `fixed`."""
     missed = outcomes.kind == KINDS.index("missed")
-    fewer = np.bincount(outcomes.label[missed & mended], minlength=len(objects))
-    right = (outcomes.kind == RIGHT) | (mended & (outcomes.mended >= 0))
-    labels = np.where(mended & (outcomes.mended >= 0), outcomes.mended, outcomes.label)
-    kept = ~missed & ~(mended & (outcomes.mended < 0))
+    fewer = np.bincount(outcomes.label[missed & fixed], minlength=len(objects))
+    right = (outcomes.kind == RIGHT) | (fixed & (outcomes.corrected >= 0))
+    labels = np.where(fixed & (outcomes.corrected >= 0), outcomes.corrected, outcomes.label)
+    kept = ~missed & ~(fixed & (outcomes.corrected < 0))
     values = [
         _ap(right[kept & (labels == label)], outcomes.score[kept & (labels == label)], int(count - fewer[label]))
         for label, count in enumerate(objects)

@@ -83,7 +83,7 @@ class DetectionMetrics:
         self._images |= {image.index: image for image in images}
 
     def gather(self) -> None:
-        """Have the images of all processes; every process of a distributed run has to ask."""
+        """Have the images of all processes; every process of a distributed run has to call it."""
         if distributed.is_available() and distributed.is_initialized():
             parts: list[list[ImageResult]] = [[] for _ in range(distributed.get_world_size())]
             distributed.all_gather_object(parts, self.images)

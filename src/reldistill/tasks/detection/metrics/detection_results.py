@@ -23,7 +23,7 @@ class ImageResult:
         labels: (m,) class index, int64.
         true_boxes: (n, 4) there, float64.
         true_labels: (n,) int64.
-        ignored: (n,) bool: whoever finds these is neither right nor wrong, nor who doesn't.
+        ignored: (n,) bool: finding or missing these is neither right nor wrong.
         areas: (n,) pixels of the objects themselves, float64.
     """
 

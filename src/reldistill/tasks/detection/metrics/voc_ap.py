@@ -39,7 +39,7 @@ def _mean(values: Sequence[float]) -> float:
 def voc_scores(images: Sequence[ImageResult], *, classes: int) -> VocScores:
     """A detection is right where the object of its class that it overlaps most is overlapped by at least 0.5.
 
-    The second detection of an object is wrong, however well it fits. Whoever finds an ignored (difficult) object is
+    The second detection of an object is wrong, however well it fits. A detection of an ignored (difficult) object is
     neither right nor wrong. Precision at a recall is the best at this recall or any higher one. Recalls are compared
     with tenths exactly, as the definition has it; programs that add up 0.1 in floats miss 0.3, 0.6 and 0.7 (three of
     ten objects found by three detections are 36.4 here and 27.3 there).

@@ -26,16 +26,16 @@ Labelled = list[dict[str, Tensor]]
 
 
 class DetectorExtractor(FeatureSource):
-    """A detector that takes un-normalised images that have their size already, and says Features of them.
+    """A detector that takes un-normalised images at their final size, and returns Features of them.
 
-    The network's own resizing is left out of these passes, and stays in the network: `detect` uses it, as whoever
-    deploys the network will. Levels are named by their stride, `p3` for 2³ pixels per cell. A pass from which only
+    The network's own resizing is left out of these passes, and stays in the network: `detect` uses it, as a
+    deployed network does. Levels are named by their stride, `p3` for 2³ pixels per cell. A pass from which only
     levels are wanted ends behind the feature pyramid.
 
     Args:
         network: a RetinaNet, FCOS, Faster R-CNN or SSD of torchvision's.
         outputs: for each class of the data the number of the network's class output; by default all of them in
-            order, but for the first, which is the background's.
+            order, except the first, which is the background's.
         name: what to call the network in messages.
 
     Raises:
@@ -89,7 +89,7 @@ class DetectorExtractor(FeatureSource):
 
         Args:
             images: (B, 3, H, W) in [0, 1], padded on the right and below.
-            targets: the objects in the images; they also say how far each image reaches inside the padding.
+            targets: the objects in the images; they also tell how far each image reaches inside the padding.
             levels: names of the pyramid's levels that are wanted.
             logits: whether the network's own losses are wanted; it has them in training mode, of boxes.
             scores: whether the class scores are wanted, of the data's classes in their order: (B, anchors, K), or
@@ -116,19 +116,19 @@ class DetectorExtractor(FeatureSource):
         if wanted.logits and self.training and boxes is not None:
             return self._own_pass(sized, self._targets(boxes, len(images)), keys, scores=wanted.scores)
         maps = _as_maps(self.network.backbone(sized.tensors))
-        said, asked = None, wanted.proposals
+        found, asked = None, wanted.proposals
         if wanted.scores and self.two_stage:
             if not asked:
                 raise ValueError(f"{self.name} scores proposals: give it some, or boxes in training mode")
             heads = self.network.roi_heads
             pooled_regions = heads.box_roi_pool(maps, list(asked), sized.image_sizes)
-            said = heads.box_predictor(heads.box_head(pooled_regions))[0]
+            found = heads.box_predictor(heads.box_head(pooled_regions))[0]
         elif wanted.scores:
-            said, asked = self.network.head.classification_head(list(maps.values())), ()
+            found, asked = self.network.head.classification_head(list(maps.values())), ()
         return Features(
             levels={level: maps[key] for level, key in keys.items()},
-            scores=None if said is None else self._of_the_data(said),
-            proposals=asked if said is not None else (),
+            scores=None if found is None else self._of_the_data(found),
+            proposals=asked if found is not None else (),
         )
 
     @torch.no_grad()
@@ -270,14 +270,14 @@ class DetectorExtractor(FeatureSource):
     def _own_pass(self, sized: ImageList, targets: Labelled, keys: dict[str, str], *, scores: bool) -> Features:
         """The network's own forward pass in training mode, listened to."""
         maps: dict[str, Tensor] = {}
-        said: list[Tensor] = []
+        outputs: list[Tensor] = []
         proposals: list[Tensor] = []
 
         def keep_maps(_module: nn.Module, _inputs: Any, output: Any) -> None:
             maps.update(_as_maps(output))
 
         def keep_scores(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            said.append(output[0] if self.two_stage else output)
+            outputs.append(output[0] if self.two_stage else output)
 
         def keep_proposals(_module: nn.Module, inputs: Any, _output: Any) -> None:
             proposals.extend(inputs[1])
@@ -292,7 +292,7 @@ class DetectorExtractor(FeatureSource):
             losses = self.network(list(sized.tensors), targets)
         return Features(
             levels={level: maps[key] for level, key in keys.items()},
-            scores=self._of_the_data(said[0]) if said else None,
+            scores=self._of_the_data(outputs[0]) if outputs else None,
             proposals=tuple(proposals),
             losses=losses,
         )

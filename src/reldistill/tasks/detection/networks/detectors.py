@@ -108,7 +108,7 @@ def load_detector(
     Args:
         name: see `plain_detectors`: torchvision's own names, and `{retinanet|fasterrcnn|fcos}_BACKBONE_fpn`.
         classes: names of the data's classes; None takes those that the weights know, or COCO's.
-        weights: a weights file or a run folder; it outweighs `pretrained`.
+        weights: a weights file or a run folder; it takes precedence over `pretrained`.
         pretrained: take the detector's weights that torchvision publishes, of COCO.
         pretrained_backbone: take the backbone's published classification weights.
         min_size: shorter side that the network gives an image; by default torchvision's, 800 for most.
@@ -214,7 +214,7 @@ def _check_name(name: str, *, what: str) -> None:
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     thing = f"backbone {parts[1]!r}" if parts else "detector"
     raise UserError(
-        f"{what}: no such {thing}: {hint}there are torchvision's (see: reldistill list models), and "
+        f"{what}: no such {thing}: {hint}choose one of torchvision's (see: reldistill list models), or "
         f"{', '.join(f'{family}_BACKBONE_fpn' for family in FAMILIES)} for any backbone of torchvision or timm"
     )
 
@@ -282,7 +282,7 @@ def _known_outputs(
         return COCO_OUTPUTS
     asked = "" if classes is None else f", the data have {len(classes)}"
     raise UserError(
-        f"{what}: its weights say {int(count or 0) - 1} classes that nobody has named{asked}: give the run folder that "
+        f"{what}: its weights have {int(count or 0) - 1} classes without names{asked}: give the run folder that "
         f"they come from, or train on these data (reldistill train …)"
     )
 
@@ -294,7 +294,7 @@ def _outputs_in(name: str, state: Mapping[str, Tensor], *, what: str) -> int:
     path, layer = next(iter(class_layers(probe).items()))
     named = fitting_names(probe, state)
     if f"{path}.bias" not in named:
-        raise UserError(f"{what}: these are no weights of a {name}: they lack {path}.bias")
+        raise UserError(f"{what}: these are not weights of a {name}: they lack {path}.bias")
     each = layer.bias.numel() // 2  # type: ignore[operator]
     return int(named[f"{path}.bias"].numel() // each)
 

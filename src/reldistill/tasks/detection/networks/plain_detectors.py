@@ -68,7 +68,7 @@ def make_detector(
         num_outputs: number of class outputs, the first of which stands for the background.
         pretrained_backbone: start from the backbone's published classification weights.
         norm: the backbone's normalisation: `batch`; `frozen`, as it is; or `group`, for training from scratch by few
-            images a step. By default `frozen` for published weights and `batch` else.
+            images per step. By default `frozen` for published weights and `batch` else.
         **settings: of torchvision's class (`min_size`, `max_size`, `score_thresh`, …); `norm_eps`, of the backbone's
             batch normalisation; and for the form with any backbone those of `with_any_backbone`.
 
@@ -93,7 +93,9 @@ def make_detector(
             *parts, num_outputs=num_outputs, pretrained_backbone=pretrained_backbone, norm=norm, **settings
         )
     else:
-        raise ValueError(f"no such detector: there are {', '.join(OWN_NAMES)} and {'|'.join(FAMILIES)}_BACKBONE_fpn")
+        raise ValueError(
+            f"no such detector: choose one of {', '.join(OWN_NAMES)}, or {'|'.join(FAMILIES)}_BACKBONE_fpn"
+        )
     body = getattr(network.backbone, "body", network.backbone)
     if name not in FIXED_SIZE:
         _exchange_norms(body, norm)
@@ -164,7 +166,7 @@ def with_any_backbone(
     if family == "fcos":
         return detection.FCOS(pyramid, num_outputs, **settings)
     if family == "retinanet":
-        # as the paper has it: three sizes a level, a third of an octave apart
+        # as the paper has it: three sizes per level, a third of an octave apart
         thirds = tuple(tuple(int(size * 2 ** (third / 3)) for third in range(3)) for size in sizes)
         return detection.RetinaNet(pyramid, num_outputs, anchor_generator=AnchorGenerator(thirds, ratios), **settings)
     single = tuple((size,) for size in sizes)
@@ -243,9 +245,9 @@ def _torchvision_pyramid(
     features = features if isinstance(features, nn.Sequential) else network
     stride_of, last = _stages(features)
     if not set(strides) <= last.keys():
-        raise ValueError(f"{backbone} is no chain of layers with maps of {', '.join(map(str, strides))} pixels a cell")
+        raise ValueError(f"{backbone} is not a chain of layers with maps at strides {', '.join(map(str, strides))}")
     if not 0 <= trained <= 5:
-        raise ValueError(f"trainable_backbone_layers must lie in 0 … 5, got {trained}")
+        raise ValueError(f"trainable_backbone_layers must be in 0 … 5, got {trained}")
     for name, child in features.named_children():
         child.requires_grad_(trained == 5 or stride_of.get(name, 32) > 2 ** (5 - trained))
     returned = {last[stride][0]: str(place) for place, stride in enumerate(strides)}
@@ -255,7 +257,7 @@ def _torchvision_pyramid(
 
 @torch.no_grad()
 def _stages(features: nn.Module) -> tuple[dict[str, int], dict[int, tuple[str, int]]]:
-    """Child → pixels per cell of what it says; pixels per cell → (the last such child, its channels)."""
+    """Child → pixels per cell of its output; pixels per cell → (the last such child, its channels)."""
     maps = torch.zeros(1, 3, _SIDE, _SIDE)
     stride_of: dict[str, int] = {}
     last: dict[int, tuple[str, int]] = {}
