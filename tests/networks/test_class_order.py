@@ -41,6 +41,13 @@ def test_other_classes_are_named(trained_on: str, classes: str, said: str) -> No
     assert str(error.value) == f"teacher was trained on other classes than the data's: {said}"
 
 
+def test_names_that_look_alike_are_told_apart_in_the_message() -> None:
+    with pytest.raises(UserError) as error:
+        order_of(["a", "cafe\u0301", "blue "], ["a", "caf\u00e9", "blue"], what="teacher")
+    said = "know the classes 'caf\\xe9', 'blue' of the data; the data lack its classes 'cafe\\u0301', 'blue '"
+    assert str(error.value).endswith(said)
+
+
 def test_names_that_stand_for_several_classes_tell_nothing_apart() -> None:
     with pytest.raises(UserError, match="teacher: its classes can't be told apart by name: 'a' stands for several"):
         order_of(["a", "a", "b"], ["a", "b", "a"], what="teacher")

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from reldistill.training.settings import DataSettings, TrainSettings
 
 
+FEWEST = 3
+"""Held-out images: two are one pair, which nothing can be correlated over."""
+
+
 class FeaturesTask:
     """Features and relations of images that need no labels: see `tasks.base.Task`."""
 
@@ -64,7 +68,7 @@ class FeaturesTask:
         """The images of folders, archives, lists and data sets by name."""
         from reldistill.data.image_data import load_images
 
-        return load_images(
+        images = load_images(
             data.data,
             image_size=data.image_size,
             batch_size=batch_size,
@@ -77,6 +81,13 @@ class FeaturesTask:
             download=data.download,
             labelled=False,
         )
+        for held_out in (images.val, images.test):
+            if held_out is not None and held_out.images < FEWEST:
+                raise UserError(
+                    f"{data.data}: {held_out.images} of the images held out, and a relation of at least {FEWEST} is "
+                    f"measured: give more images, or a larger --val-fraction"
+                )
+        return images
 
     def summary(self, images: ImageData) -> str:
         """One line about the images."""
