@@ -13,6 +13,7 @@ from PIL import Image
 
 from reldistill.core.checks import UserError
 from reldistill.data.image_data import ImageData, load_images
+from reldistill.tasks.features.task import FeaturesTask
 from reldistill.training.settings import DataSettings
 
 
@@ -129,3 +130,10 @@ def test_what_is_no_place_of_images_is_refused(tmp_path: Path, monkeypatch: pyte
     Path("paths.txt").write_text("a/0.png\npipe.png\n")
     with pytest.raises(UserError, match=r"no such image: .*pipe\.png"):
         read("unlabelled:paths.txt")
+
+
+@pytest.mark.parametrize(("held_out", "fraction"), [(1, 0.1), (2, 0.2)])
+def test_relations_of_fewer_than_three_images_are_not_measured(tmp_path: Path, held_out: int, fraction: float) -> None:
+    settings = DataSettings(data=f"unlabelled:{draw(tmp_path / 'tree', TREE[:8])}", val_fraction=fraction)
+    with pytest.raises(UserError, match=f"{held_out} of the images held out, and a relation of at least 3 is measured"):
+        FeaturesTask().read(settings, batch_size=2, seed=0, workers=0, models=())
