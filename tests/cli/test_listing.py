@@ -49,7 +49,7 @@ def test_pattern_narrows_and_unknown_lists_are_refused() -> None:
 def test_listing_ends_lines_where_their_text_ends(capsys: pytest.CaptureFixture[str]) -> None:
     print_listing(rows_of("models", "resnet2"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "source", "note"]
+    assert lines[0].split() == ["name", "source", "licence", "note"]
     assert any(line.startswith("resnet20 ") for line in lines)
 
 

@@ -47,6 +47,6 @@ def test_it_is_said_in_one_line(tmp_path: Path) -> None:
     reader, _ = files(tmp_path, a=b"1", b=b"1", c=b"2")
     assert copies(["a"], ["b"], reader).in_words("val", reader) == (
         "val images that are training images too, byte by byte: 1 (the first: b is a); what is measured on them says "
-        "nothing of new images"
+        "nothing about new images"
     )
     assert copies(["a"], ["c"], reader).in_words("val", reader) == ""

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 from reldistill.core.checks import UserError
 from reldistill.core.types import Batch
 from reldistill.data import image_data
+from reldistill.data.files import FileReader, Folder
 from reldistill.data.image_data import ImageData, load_images
 from reldistill.tasks.classification.task import ClassificationTask
 
@@ -402,3 +405,33 @@ def test_images_that_are_in_two_parts_are_told(tmp_path: Path, zipped: bool, in_
     )
     three = load_images(folder, batch_size=4, hold_out_test=True).notes
     assert [note.partition(" images")[0] for note in three] == ["test"]
+
+
+def test_images_of_equal_size_that_trade_places_are_other_data(tmp_path: Path) -> None:
+    for number, name in enumerate(f"{c}/{n}.bmp" for c in "ab" for n in range(6)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / name)
+    before = load_images(str(tmp_path), batch_size=2, workers=0)
+    first, second = tmp_path / "a/0.bmp", tmp_path / "b/0.bmp"
+    assert first.stat().st_size == second.stat().st_size
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    assert load_images(str(tmp_path), batch_size=2, workers=0).fingerprint != before.fingerprint
+    assert load_images(str(tmp_path), batch_size=2, workers=0, in_memory=False, image_size=8).fingerprint == (
+        load_images(str(tmp_path), batch_size=2, workers=0, image_size=8).fingerprint
+    )
+    first.write_bytes(one)
+    second.write_bytes(other)
+    assert load_images(str(tmp_path), batch_size=2, workers=0).fingerprint == before.fingerprint
+
+
+def test_a_reader_s_copy_in_another_process_keeps_no_checksums(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    reader = FileReader(Folder(tmp_path))
+    reader.check("0.png")
+    copy = pickle.loads(pickle.dumps(reader))
+    copy.image("0.png")
+    assert reader.checksums == {"0.png": zlib.crc32((tmp_path / "0.png").read_bytes())}
+    assert copy.checksums is None
+    assert copy.signature("0.png") == str((tmp_path / "0.png").stat().st_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from reldistill.core.checks import UserError
 from reldistill.data.image_data import ImageData, load_images
+from reldistill.tasks.features.task import FeaturesTask
 from reldistill.training.settings import DataSettings
 
 
@@ -64,11 +66,13 @@ def test_an_archive_is_read_as_the_folder_is(tmp_path: Path) -> None:
 def test_a_list_of_paths(tmp_path: Path) -> None:
     root = draw(tmp_path / "tree", TREE)
     listed = tmp_path / "mine.txt"
-    listed.write_text("# the first\n" + "\n".join(f"tree/{name}" for name in TREE[:5]) + f"\n\n{root / TREE[6]}\n")
+    listed.write_text("  # the first\n" + "\n".join(f"tree/{name}" for name in TREE[:5]) + f"\n\n{root / TREE[6]}\n")
     assert sum(loader.images for loader in (read(f"unlabelled:{listed}").train, read(f"unlabelled:{listed}").val)) == 6
     listed.write_text("tree/a/0.png\ntree/none.png\n")
     with pytest.raises(UserError, match=r"mine.txt: no such image: .*none.png"):
         read(f"unlabelled:{listed}")
+    listed.write_text("\n".join(f"tree/{name}" for name in TREE[:5]), encoding="utf-16")
+    assert read(f"unlabelled:{listed}").train.images == 4
     listed.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not a list of paths"):
         read(f"unlabelled:{listed}")
@@ -84,7 +88,7 @@ def test_labels_are_left_out_of_labelled_images(tmp_path: Path) -> None:
 def test_too_few_images_are_refused(tmp_path: Path, names: list[str]) -> None:
     (tmp_path / "tree").mkdir()
     draw(tmp_path / "tree", names)
-    with pytest.raises(UserError, match=r"images found; give a folder, \.zip or list of at least 2"):
+    with pytest.raises(UserError, match=r"images? found; give a folder, \.zip or list of at least 2"):
         read(f"unlabelled:{tmp_path / 'tree'}")
 
 
@@ -106,3 +110,30 @@ def test_the_prefix_says_the_task_and_other_tasks_explain_it() -> None:
         DataSettings(data="unlabelled:photos", task="classification")
     with pytest.raises(UserError, match="coco:"):
         DataSettings(data="coco:street", task="features")
+
+
+def test_an_empty_training_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tree/train").mkdir(parents=True)
+    draw(tmp_path / "tree", [f"val/{n}.png" for n in range(4)])
+    with pytest.raises(UserError, match="no images found in its training folder"):
+        read(f"unlabelled:{tmp_path / 'tree'}")
+
+
+def test_what_is_no_place_of_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(draw(tmp_path, TREE))
+    with pytest.raises(UserError, match=r"^data unlabelled:: give unlabelled: and a folder of images"):
+        read("unlabelled:")
+    Path("paths.csv").write_text("a/0.png\na/1.png\n")
+    with pytest.raises(UserError, match=r"paths\.csv: neither a \.zip nor a list of paths \(\.txt, \.lst, \.list\)"):
+        read("unlabelled:paths.csv")
+    os.mkfifo("pipe.png")
+    Path("paths.txt").write_text("a/0.png\npipe.png\n")
+    with pytest.raises(UserError, match=r"no such image: .*pipe\.png"):
+        read("unlabelled:paths.txt")
+
+
+@pytest.mark.parametrize(("held_out", "fraction"), [(1, 0.1), (2, 0.2)])
+def test_relations_of_fewer_than_three_images_are_not_measured(tmp_path: Path, held_out: int, fraction: float) -> None:
+    settings = DataSettings(data=f"unlabelled:{draw(tmp_path / 'tree', TREE[:8])}", val_fraction=fraction)
+    with pytest.raises(UserError, match=f"{held_out} of the images held out, and relations need at least 3"):
+        FeaturesTask().read(settings, batch_size=2, seed=0, workers=0, models=())

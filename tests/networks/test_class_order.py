@@ -41,6 +41,13 @@ def test_other_classes_are_named(trained_on: str, classes: str, said: str) -> No
     assert str(error.value) == f"teacher was trained on other classes than the data's: {said}"
 
 
+def test_names_that_look_alike_are_told_apart_in_the_message() -> None:
+    with pytest.raises(UserError) as error:
+        order_of(["a", "cafe\u0301", "blue "], ["a", "caf\u00e9", "blue"], what="teacher")
+    said = "know the classes 'caf\\xe9', 'blue' of the data; the data lack its classes 'cafe\\u0301', 'blue '"
+    assert str(error.value).endswith(said)
+
+
 def test_names_that_stand_for_several_classes_tell_nothing_apart() -> None:
     with pytest.raises(UserError, match="teacher: its classes can't be told apart by name: 'a' stands for several"):
         order_of(["a", "a", "b"], ["a", "b", "a"], what="teacher")
@@ -154,12 +161,28 @@ def test_a_run_s_classes_are_matched_however_it_is_named(run: Path, role: Any, w
         said, moved_said = (one.extractor.eval()(images).logits for one in (ours, moved))
     torch.testing.assert_close(moved_said, said[:, ORDER])
     assert moved.weights_sha256 == ours.weights_sha256
+    if role == "student":
+        return
     with pytest.raises(
         UserError, match=rf"{role} .* don't know the class fly of the data; the data lack its class emu"
     ):
         open_network(name, classes=("ant", "bee", "cat", "dog", "fly"), **how)
     with pytest.raises(UserError, match=r"the data lack its classes cat, dog, emu"):
         open_network(name, classes=("ant", "bee"), **{**how, "num_classes": 2})
+
+
+@pytest.mark.parametrize("classes", [("ant", "bee", "cat", "dog", "fly"), ("ant", "bee")])
+@pytest.mark.parametrize("way", range(4))
+def test_a_student_of_other_classes_gets_a_new_head(run: Path, way: int, classes: tuple[str, ...]) -> None:
+    name, weights = ways(run)[way]
+    how = {"role": "student", "image_size": SIDE, "weights": weights}
+    before = open_network(name, classes=CLASSES, num_classes=5, **how).extractor.network.state_dict()
+    opened = open_network(name, classes=classes, num_classes=len(classes), **how)
+    after = opened.extractor.network.state_dict()
+    assert opened.card.classes == classes
+    assert after["fc.weight"].shape[0] == len(classes)
+    assert len(classes) != 5 or not torch.equal(after["fc.weight"], before["fc.weight"])
+    assert all(torch.equal(after[key], before[key]) for key in before if not key.startswith("fc."))
 
 
 def test_weights_that_name_no_classes_stay_as_they_are(run: Path) -> None:

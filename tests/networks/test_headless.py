@@ -13,7 +13,7 @@ from torch import nn
 from reldistill.core.checks import UserError
 from reldistill.core.types import Wanted
 from reldistill.networks.extract import Extractor
-from reldistill.networks.headless import head_weights, without_head
+from reldistill.networks.headless import freeze_backbone, head_weights, without_head
 from reldistill.networks.probes import untrained_twin
 from reldistill.networks.saved import open_network
 from reldistill.networks.zoo import load_network
@@ -130,3 +130,57 @@ def test_the_twin_has_learned_nothing_and_is_the_same_every_time() -> None:
         assert torch.equal(value, twins[1][name])
         assert not (value == 7.0).any(), name
     assert all((p == 7.0).all() for p in network.parameters())
+
+
+MIXED = """
+import threading
+from torch import nn
+
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+class Mixed(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.a, self.b = nn.Conv2d(3, 6, 3), nn.Linear(6, num_classes), nn.Linear(6, num_classes)
+
+    def forward(self, x):
+        x = self.conv(x).mean(dim=(2, 3))
+        return self.a(x) + self.b(x)
+
+
+class Locked(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.head, self.lock = nn.Conv2d(3, 6, 3), nn.Linear(6, num_classes), threading.Lock()
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean(dim=(2, 3)))
+
+
+def mixed(num_classes):
+    return Mixed(num_classes)
+
+
+def locked(num_classes):
+    return Locked(num_classes)
+"""
+
+
+def test_scores_that_several_layers_make_are_not_taken_for_features(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MIXED)
+    name, path = f"{tmp_path}/mine.py:mixed", tmp_path / "mixed.safetensors"
+    whole = load_network(name, num_classes=5, image_size=16).module
+    save_file(whole.state_dict(), path)
+    for weights in (None, str(path)):
+        with pytest.raises(UserError, match="no one linear layer makes its class scores"):
+            open_network(name, role="teacher", num_classes=5, image_size=16, weights=weights, head="none")
+    with pytest.raises(UserError, match="--freeze backbone: no one linear layer of it makes its class scores"):
+        freeze_backbone(whole, image_size=16, what="it")
+
+
+def test_the_head_of_a_network_that_cannot_be_copied_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MIXED)
+    network = load_network(f"{tmp_path}/mine.py:locked", num_classes=5, image_size=16).module
+    freeze_backbone(network, image_size=16, what="it")
+    assert {name for name, p in network.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from reldistill.networks.probes import (
     knn_right,
     linear_right,
     neighbour_votes,
+    untrained_twin,
 )
 
 
@@ -69,3 +71,17 @@ def test_a_linear_layer_reads_what_is_there_and_nothing_else() -> None:
     assert knn_right(train, test, classes=3).dtype == bool
     with pytest.raises(UserError, match="all of one class"):
         linear_right(Labelled(train.vectors, torch.zeros(90, dtype=torch.int64)), test, classes=1)
+
+
+@pytest.mark.parametrize("counts", [(30, 30, 1), (30, 2, 2), (2, 2, 2), (1, 1, 1)])
+def test_a_linear_layer_is_fitted_to_classes_of_one_or_two_images(counts: tuple[int, ...]) -> None:
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    train = Labelled(torch.eye(3)[labels] + 0.01 * torch.randn(len(labels), 3), labels)
+    assert linear_right(train, Labelled(torch.eye(3), torch.arange(3)), classes=3)[counts[0] == 30 :].any()
+
+
+def test_a_network_that_cannot_be_copied_has_no_twin() -> None:
+    network = torch.nn.Linear(2, 2)
+    network.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"can't be copied \(.*cannot pickle"):
+        untrained_twin(network)

@@ -131,8 +131,10 @@ def test_wrong_argument(name: str) -> None:
 def test_bad_sizes() -> None:
     with pytest.raises(UserError, match="image size must be positive, got 0"):
         load_network("resnet20", num_classes=10, image_size=0)
-    with pytest.raises(UserError, match="has no classifier"):
-        load_network("resnet20", num_classes=0)
+
+
+def test_no_classes_are_a_network_of_features() -> None:
+    assert load_network("resnet20", num_classes=0, image_size=32).num_classes == 0
 
 
 def test_teacher_never_starts_from_random_weights() -> None:
@@ -152,7 +154,8 @@ def test_teacher_never_gets_a_random_head(name: str) -> None:
         load_network(name, num_classes=10, role="teacher", pretrained=True)
     assert str(caught.value) == (
         f"teacher {name} expects 1000 classes, the data have 10: "
-        "train a teacher first (reldistill train …) or pass --teacher-weights FILE"
+        "train a teacher first (reldistill train …), pass --teacher-weights FILE, or take it without its classes "
+        "(--teacher-head none)"
     )
 
 

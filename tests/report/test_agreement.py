@@ -51,3 +51,9 @@ def test_draws_are_those_images_again_without_pairs_of_one() -> None:
 def test_a_network_that_says_the_same_of_everything_agrees_with_none() -> None:
     collapsed = similarities(np.ones((9, 4)))
     assert agreement(collapsed, similarities(vectors())).tolist() == [0.0]
+
+
+def test_a_draw_of_one_image_alone_agrees_with_nothing_and_warns_of_nothing() -> None:
+    first, second = similarities(vectors(count=3)), similarities(vectors(count=3, seed=1))
+    with np.errstate(all="raise"):
+        assert agreement(first, second, np.array([[3, 0, 0]])).tolist() == [0.0]

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories of control characters, halves of characters and ends of lines."""
+
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Unicode's classes of characters that show what follows in another order."""
 
 LARGEST_SIDE = 4096
 """Pixels; no network is given larger images."""
@@ -24,8 +27,14 @@ def printable(text: str) -> str:
 
     >>> printable("a\\x1b[31m.png")
     'a\\\\x1b[31m.png'
+    >>> printable("a\\u202egnp.exe")
+    'a\\\\u202egnp.exe'
     """
-    return "".join(repr(c)[1:-1] if unicodedata.category(c) in CONTROLS else c for c in text)
+    return "".join(repr(c)[1:-1] if _moves(c) else c for c in text)
+
+
+def _moves(character: str) -> bool:
+    return unicodedata.category(character) in _CONTROLS or unicodedata.bidirectional(character) in _DIRECTIONS
 
 
 def escaped(content: Any) -> Any:

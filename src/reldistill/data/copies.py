@@ -50,10 +50,10 @@ def copies(
         train: keys of the training images.
         held: keys of the held-out images.
         reader: gives their content.
-        mark: what equal images have in common and is cheap to know; by default the reader's signature: the size.
+        mark: what equal images have in common and is cheap to know; by default the file's size.
         most_bytes: how much is read at most.
     """
-    mark = mark or reader.signature
+    mark = mark or reader.store.signature
     digests: dict[str, bytes] = {}
     found, left = Copies(), most_bytes
 

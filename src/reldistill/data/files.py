@@ -7,8 +7,9 @@ import posixpath
 import stat
 import threading
 import zipfile
+import zlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -215,22 +216,37 @@ class Archive:
 
 @dataclass(frozen=True)
 class FileReader:
-    """Images of a Store, by path."""
+    """Images of a Store, by path.
+
+    Args:
+        store: where they are.
+        checksums: path → CRC-32 of what was read; copies for other processes keep none.
+    """
 
     store: Store
+    checksums: dict[str, int] | None = field(default_factory=dict, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[type[FileReader], tuple[Store, None]]:
+        return FileReader, (self.store, None)
+
+    def _read(self, key: str) -> bytes:
+        content = self.store.read(key)
+        if self.checksums is not None:
+            self.checksums[key] = zlib.crc32(content)
+        return content
 
     def image(self, key: str) -> Image.Image:
         """The image in RGB."""
-        return decode(self.store.read(key), where=self.store.where(key))
+        return decode(self._read(key), where=self.store.where(key))
 
     def check(self, key: str) -> tuple[int, int]:
         """(width, height) of an image that can be decoded."""
-        return check(self.store.read(key), where=self.store.where(key))
+        return check(self._read(key), where=self.store.where(key))
 
     def header_size(self, key: str) -> tuple[int, int] | None:
         """(width, height) from the header alone."""
         try:
-            return header_size(self.store.read(key))
+            return header_size(self._read(key))
         except BadImage:
             return None
 
@@ -239,5 +255,6 @@ class FileReader:
         return key
 
     def signature(self, key: str) -> str:
-        """Size, and in an archive the checksum."""
-        return self.store.signature(key)
+        """Size and, once it was read, the checksum: images of equal size that trade places are another data set."""
+        crc = None if self.checksums is None else self.checksums.get(key)
+        return self.store.signature(key) + ("" if crc is None else f":{crc:08x}")

@@ -56,7 +56,7 @@ class ImageData:
         val: every image once, in order.
         image_size: side of the square images of a Batch.
         skipped: names of bad images that were left out.
-        fingerprint: 16 hex digits that change with the images' names, labels, file sizes (or pixels), split or size.
+        fingerprint: 16 hex digits that change with the images' names, labels, content, split or size.
         augment: what is done to training images, `auto` resolved.
         in_memory: whether all images are held in memory.
         test: every held-out image once, in order; None where none were asked for.

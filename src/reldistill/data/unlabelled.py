@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from reldistill.core.checks import UserError
+from reldistill.core.safe_read import Unreadable, read_file, shortened
 from reldistill.data.class_folders import split_name
 from reldistill.data.files import Archive, FileReader, Folder, Store
 from reldistill.data.left_out import is_image, kind_of
 from reldistill.data.samples import Samples, Splits, held_out
 
 UNLABELLED = "unlabelled:"
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LIST_ENDINGS = (".txt", ".lst", ".list")
+ACCEPTED = f"{UNLABELLED} and a folder of images, a .zip, a text file of paths, or a data set's name"
 
 
 def open_unlabelled(
@@ -36,15 +41,17 @@ def open_unlabelled(
         UserError: no such place, or too few images.
     """
     given = data.removeprefix(UNLABELLED)
+    if not given:
+        raise UserError(f"data {data}: give {ACCEPTED}")
     path = Path(given).expanduser()
     if path.is_dir():
         return _of_store(Folder(path), data, val_fraction=val_fraction, hold_out_test=hold_out_test)
     if path.is_file() and path.suffix.lower() in LIST_ENDINGS:
         return _of_list(path, data, val_fraction=val_fraction, hold_out_test=hold_out_test)
     if path.is_file():
+        if path.suffix.lower() != ".zip" and not zipfile.is_zipfile(path):
+            raise UserError(f"{path}: neither a .zip nor a list of paths ({', '.join(LIST_ENDINGS)}): give {ACCEPTED}")
         return _of_store(Archive(path), data, val_fraction=val_fraction, hold_out_test=hold_out_test)
-    if not given:
-        raise UserError(f"data {data}: give unlabelled:DIR, a .zip, a text file of paths, or a data set's name")
     return open_named(given, val_fraction=val_fraction, hold_out_test=hold_out_test)
 
 
@@ -70,8 +77,8 @@ def _of_store(store: Store, where: str, *, val_fraction: float, hold_out_test: b
         else:
             by_role[role].append(path)
     if by_role["val"] and (by_role["test"] or not hold_out_test):
+        _check(by_role["train"], where, least=1, folder="its training folder")
         parts = {role: _samples(store, keys) for role, keys in by_role.items() if keys}
-        _check(parts["train"].keys, where)
         splits = Splits(parts["train"], parts["val"], (), where, test=parts.get("test"))
     else:
         cut = _cut(store, by_role["train"], where, val_fraction=val_fraction, hold_out_test=hold_out_test)
@@ -81,14 +88,18 @@ def _of_store(store: Store, where: str, *, val_fraction: float, hold_out_test: b
 
 def _of_list(path: Path, where: str, *, val_fraction: float, hold_out_test: bool) -> Splits:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a list of paths, one per line in UTF-8 ({error})") from None
+        content = read_file(path)
+        lines = content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig").splitlines()
+    except Unreadable as error:
+        raise UserError(f"{path} {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a list of paths, one per line in UTF-8 or UTF-16") from None
     store = Folder(path.parent)
-    keys = [store.key(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+    keys = [store.key(line) for line in map(str.strip, lines) if line and not line.startswith("#")]
     for key in keys:
         if not store.exists(key):
-            raise UserError(f"{path}: no such image: {store.where(key)} (paths are relative to the list's folder)")
+            shown = shortened(store.where(key))
+            raise UserError(f"{path}: no such image: {shown} (one path a line, relative to the list's folder)")
     return _cut(store, sorted(set(keys)), where, val_fraction=val_fraction, hold_out_test=hold_out_test)
 
 
@@ -109,9 +120,10 @@ def _samples(store: Store, keys: Sequence[str]) -> Samples:
     return Samples(FileReader(store), list(keys), [0] * len(keys))
 
 
-def _check(keys: Sequence[str], where: str, *, least: int = 2) -> None:
+def _check(keys: Sequence[str], where: str, *, least: int = 2, folder: str = "") -> None:
     if len(keys) < least:
-        raise UserError(f"{where}: {len(keys) or 'no'} images found; give a folder, .zip or list of at least {least}")
+        found = f"{len(keys) or 'no'} image{'' if len(keys) == 1 else 's'} found{folder and f' in {folder}'}"
+        raise UserError(f"{where}: {found}; give a folder, .zip or list of at least {least}")
 
 
 def _only_folder(store: Store) -> str:

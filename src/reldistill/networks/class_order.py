@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +49,21 @@ def differences(lacking: Sequence[str], unknown: Sequence[str] = ()) -> str:
     >>> differences(["emu"], ["cat", "dog"])
     "its weights don't know the class emu of the data; the data lack its classes cat, dog"
     """
-    parts = [f"its weights don't know the {_named(lacking)} of the data"] if lacking else []
-    parts += [f"the data lack its {_named(unknown)}"] if unknown else []
+    alike = {_seen(name) for name in lacking} & {_seen(name) for name in unknown}
+    parts = [f"its weights don't know the {_named(lacking, alike)} of the data"] if lacking else []
+    parts += [f"the data lack its {_named(unknown, alike)}"] if unknown else []
     return "; ".join(parts)
 
 
-def _named(names: Sequence[str]) -> str:
+def _named(names: Sequence[str], alike: Collection[str]) -> str:
     more = f" … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"class{'es' * (len(names) > 1)} {', '.join(names[:_SHOWN])}{more}"
+    shown = [ascii(name) if _seen(name) in alike else name for name in names[:_SHOWN]]
+    return f"class{'es' * (len(names) > 1)} {', '.join(shown)}{more}"
+
+
+def _seen(name: str) -> str:
+    """What the eye tells apart: neither spaces at the ends nor accents that are characters of their own."""
+    return " ".join(unicodedata.normalize("NFKC", name).split())
 
 
 @torch.no_grad()

@@ -9,6 +9,11 @@ from torch import nn
 from reldistill.core.checks import UserError
 from reldistill.networks.classifier import is_linear
 from reldistill.networks.extract import Extractor
+from reldistill.networks.user_file import ANY_CLASSES
+
+
+class NoSingleHead(UserError):
+    """No one linear layer makes a network's class scores."""
 
 
 def without_head(network: nn.Module, *, image_size: int, what: str, own: bool = False) -> nn.Module:
@@ -21,10 +26,11 @@ def without_head(network: nn.Module, *, image_size: int, what: str, own: bool = 
         network: changed in place.
         image_size: side of images that it takes.
         what: whose it is, for the message.
-        own: the network is a user's own: where no linear layer makes its output, that output is features already.
+        own: it is a user's own, whose output may be features already: where no linear layer makes it, it is, unless it
+            is as wide as the number of classes that a factory is given for want of one.
 
     Raises:
-        UserError: when no one linear layer makes the logits.
+        NoSingleHead: when no one linear layer makes the logits.
     """
     network.has_lost_head = True  # type: ignore[assignment] # what it learned, it learned by the head
     reset = getattr(network, "reset_classifier", None)
@@ -32,15 +38,22 @@ def without_head(network: nn.Module, *, image_size: int, what: str, own: bool = 
         reset(0)
         return network
     whole = Extractor(network, name=what)
-    if is_linear(whole.classifier(image_size)):
+    if _head_path(whole, image_size=image_size, own=own):
         take_out_classifier(whole)
-    elif not own:
-        raise UserError(
-            f"{what}: no one linear layer makes its class scores, so they can't be left out: let a FILE.py:factory "
-            f"return a network that outputs (B, D) features"
-        )
     network.num_classes = 0  # type: ignore[assignment]
     return network
+
+
+def _head_path(whole: Extractor, *, image_size: int, own: bool) -> str | None:
+    """Path of the linear layer that makes the class scores; None where a user's own network says features."""
+    if is_linear(whole.classifier(image_size)):
+        return whole.classifier_path
+    if own and whole.num_classes != ANY_CLASSES:
+        return None
+    raise NoSingleHead(
+        f"{whole.name}: no one linear layer makes its class scores, so they can't be left out: let a FILE.py:factory "
+        f"return a network that says (B, D) features"
+    )
 
 
 def take_out_classifier(network: Extractor) -> None:
@@ -53,8 +66,11 @@ def take_out_classifier(network: Extractor) -> None:
 
 def head_weights(network: nn.Module, *, image_size: int, what: str, own: bool = False) -> set[str]:
     """The names of the head's weights in the network's state dict; see `without_head`."""
-    body = without_head(copy.deepcopy(network), image_size=image_size, what=what, own=own)
-    return set(network.state_dict()) - set(body.state_dict())
+    if callable(getattr(network, "reset_classifier", None)):
+        body = without_head(copy.deepcopy(network), image_size=image_size, what=what)
+        return set(network.state_dict()) - set(body.state_dict())
+    path = _head_path(Extractor(network, name=what), image_size=image_size, own=own)
+    return {name for name in network.state_dict() if path and name.startswith(f"{path}.")}
 
 
 def freeze_backbone(network: nn.Module, *, image_size: int, what: str) -> None:
@@ -63,7 +79,13 @@ def freeze_backbone(network: nn.Module, *, image_size: int, what: str) -> None:
     Raises:
         UserError: when no one linear layer makes the logits.
     """
-    head = head_weights(network, image_size=image_size, what=what)
+    try:
+        head = head_weights(network, image_size=image_size, what=what)
+    except NoSingleHead:
+        raise UserError(
+            f"--freeze backbone: no one linear layer of {what} makes its class scores, so that its head can't be told "
+            f"from its backbone: train all of it"
+        ) from None
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in head)
     for module in network.modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reldistill.core.checks import UserError
+from reldistill.core.checks import UserError, one_line
 from reldistill.core.types import Batch, ClassLabels, FeatureSource, Wanted
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -106,10 +107,13 @@ def linear_right(train: Labelled, test: Labelled, *, classes: int, seed: int = 0
     """(m,) booleans: which test vectors a logistic regression gets right that was fitted to the training vectors.
 
     Vectors are standardised by the training ones; the strength of the L2 penalty is the best of seven powers of ten on
-    a fifth of the training vectors, class by class, and then all of them are fitted.
+    a fifth of the training vectors, class by class, and then all of them are fitted. Where a class has too few for
+    that, one of each class that has two is held out; where none has, the strength is 1.
+
+    Raises:
+        UserError: when all training vectors are of one class.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import train_test_split
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -121,10 +125,26 @@ def linear_right(train: Labelled, test: Labelled, *, classes: int, seed: int = 0
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
         return model.fit(vectors, labels)
 
-    rest, held_out, rest_labels, held_out_labels = train_test_split(x, y, test_size=0.2, stratify=y, random_state=seed)
-    scores = [fitted(rest, rest_labels, c).score(held_out, held_out_labels) for c in _STRENGTHS]  # type: ignore[attr-defined]
-    best = fitted(x, y, _STRENGTHS[int(np.argmax(scores))])
+    strength, held_out = 1.0, _held_out(y, seed=seed)
+    if held_out.any():
+        rest = ~held_out
+        scores = [fitted(x[rest], y[rest], c).score(x[held_out], y[held_out]) for c in _STRENGTHS]  # type: ignore[attr-defined]
+        strength = _STRENGTHS[int(np.argmax(scores))]
+    best = fitted(x, y, strength)
     return best.predict(test.vectors.cpu().numpy()) == test.labels.cpu().numpy()  # type: ignore[attr-defined]
+
+
+def _held_out(labels: Int64[np.ndarray, "n"], *, seed: int) -> Bool[np.ndarray, "n"]:
+    """(n,) booleans: a fifth, class by class; where that leaves a class without any, one of each that has two."""
+    from sklearn.model_selection import train_test_split
+
+    positions, chosen = np.arange(len(labels)), np.zeros(len(labels), dtype=bool)
+    _, first, counts = np.unique(labels, return_index=True, return_counts=True)
+    if counts.min() < 2 or math.ceil(0.2 * len(labels)) < len(counts):
+        chosen[first[counts > 1]] = True
+    else:
+        chosen[train_test_split(positions, test_size=0.2, stratify=labels, random_state=seed)[1]] = True
+    return chosen
 
 
 def average_precisions(gallery: Labelled, queries: Labelled, *, classes: int) -> Float[np.ndarray, "m"]:
@@ -154,8 +174,17 @@ def untrained_twin(network: Network, *, seed: int = 0) -> Network:
     """The same network as if it had learned nothing: a copy with its layers reset, the same for the same seed.
 
     What no layer resets (class tokens, position embeddings, layer scales) is drawn with a standard deviation of 0.02.
+
+    Raises:
+        UserError: when the network can't be copied.
     """
-    twin = copy.deepcopy(network)
+    try:
+        twin = copy.deepcopy(network)
+    except Exception as error:  # a user's own may hold anything
+        raise UserError(
+            f"a network that can't be copied ({one_line(error)}) can't be compared with one of fresh weights: let "
+            f"{type(network).__name__} hold nothing but modules, tensors and plain values (copy.deepcopy)"
+        ) from error
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for module in twin.modules():

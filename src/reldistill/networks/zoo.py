@@ -6,7 +6,6 @@ networks (`-` and `_` alike, as in `wrn-16-2`); timm; torchvision's names that t
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import fnmatch
 import logging
@@ -24,7 +23,7 @@ from reldistill.core.checks import UserError, one_line
 from reldistill.core.tasks import task_naming
 from reldistill.core.trust import FILE, HUB_PREFIXES
 from reldistill.networks import cifar
-from reldistill.networks.headless import head_weights, without_head
+from reldistill.networks.headless import NoSingleHead, head_weights, without_head
 from reldistill.networks.sources import BuiltNetwork, Source, TimmSource, TorchvisionSource, published_licence
 from reldistill.networks.user_file import FileSource
 from reldistill.networks.weights import fitting_names, load_weights, mismatch, read_weights
@@ -304,7 +303,11 @@ def _build(
         misfit = mismatch(built.module, named)
         if head == "new" or (misfit is not None and (head == "none" or role in TRAINED)):
             own = isinstance(source, FileSource)
-            named, misfit = _body(named, built, misfit, image_size=image_size, what=what, own=own)
+            try:
+                named, misfit = _body(named, built, misfit, image_size=image_size, what=what, own=own)
+            except NoSingleHead:
+                if head == "none":
+                    raise
             if misfit is None and head != "none":
                 logger.warning(
                     "%s: its head starts from random weights, all other %d tensors from %s", what, len(named), weights
@@ -322,11 +325,15 @@ def _body(
 ) -> tuple[dict[str, Tensor], str | None]:
     """The weights that are not the head's, and what is wrong with these."""
     for side in _sides(built, image_size):
-        with contextlib.suppress(UserError):  # not a side that the network takes, or no head that could be told apart
+        try:
             head = head_weights(built.module, image_size=side, what=what, own=own)
-            body = {name: tensor for name, tensor in state.items() if name not in head}
-            whole = {name: tensor for name, tensor in built.module.state_dict().items() if name in head}
-            return body, mismatch(built.module, {**body, **whole})
+        except NoSingleHead:
+            raise
+        except UserError:  # not a side that the network takes
+            continue
+        body = {name: tensor for name, tensor in state.items() if name not in head}
+        whole = {name: tensor for name, tensor in built.module.state_dict().items() if name in head}
+        return body, mismatch(built.module, {**body, **whole})
     return state, misfit
 
 

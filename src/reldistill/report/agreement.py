@@ -39,7 +39,7 @@ def agreement(
         off = values - np.diag(np.diag(values))
         return ((weights @ off) * weights).sum(axis=1)
 
-    pairs = total(np.ones_like(student))
+    pairs = np.maximum(total(np.ones_like(student)), 1.0)  # a draw may hold one image alone
     means = [total(values) / pairs for values in (student, teacher)]
     product = total(student * teacher) / pairs - means[0] * means[1]
     spread = [np.maximum(total(v * v) / pairs - m * m, 0.0) for v, m in zip((student, teacher), means, strict=True)]

@@ -47,6 +47,8 @@ def evaluate(
     for name in probes:
         if name not in PROBES:
             raise UserError(f"probe '{name}' is unknown: choose one of {', '.join(PROBES)}")
+        if probes.count(name) > 1:
+            raise UserError(f"probe '{name}' is given twice")
     task, is_run = task_of(data), run_folder(network.model) is not None
     is_bare = not network.model_weights and not network.model_pretrained and ".py:" not in network.model
     if is_bare and not is_run:

@@ -57,7 +57,7 @@ class DetectionData:
         image_size: the shorter side of training images (both sides where they are square).
         longest_size: what the longer side is kept within.
         skipped: names of bad images that were left out.
-        fingerprint: 16 hex digits that change with the images' names, objects, file sizes or split.
+        fingerprint: 16 hex digits that change with the images' names, objects, content or split.
         augment: what is done to training images, `auto` resolved.
         counts: what the data hold and what was fixed or left out, in words → how often.
         splits: the images of `train`, `val` and, where there is one, `test`, with their objects.
@@ -194,7 +194,7 @@ def _copies(train: LabelledImages, held: LabelledImages, reader: FileReader) -> 
         for images in (train, held)
         for key, size in zip(images.keys, images.sizes.tolist(), strict=True)
     }
-    return len(copies(train.keys, held.keys, reader, mark=lambda key: (sizes[key], reader.signature(key))).pairs)
+    return len(copies(train.keys, held.keys, reader, mark=lambda key: (sizes[key], reader.store.signature(key))).pairs)
 
 
 def _left_out(

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from reldistill.training.settings import DataSettings, TrainSettings
 
 
+FEWEST = 3
+"""Held-out images: two are one pair, which nothing can be correlated over."""
+
+
 class _Labelled(ImageTask):
     """Images with their labels, to measure by."""
 
@@ -44,6 +48,12 @@ class FeaturesTask(ImageTask):
         """The images, and those to measure by where there are such."""
         more: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "workers": workers, "models": models}
         images = super().read(data, **more)
+        for held_out in filter(None, (images.val, images.test)):
+            if held_out.images < FEWEST:
+                raise UserError(
+                    f"{data.data}: {held_out.images} of the images held out, and relations need at least {FEWEST}: "
+                    f"give more images, or a larger --val-fraction"
+                )
         if data.probe_data is None:
             return images
         labelled = replace(data, data=data.probe_data, task="classification", probe_data=None, augment="none")
