@@ -23,6 +23,8 @@ from reldistill.cli.table import COMMANDS
 from reldistill.cli.values import outer, without_none
 from small_runs import DATA, DISTILL, with_options, write_world
 
+pytestmark = pytest.mark.slow
+
 JARGON = (
     "<class", "Traceback", "NoneType", "object at 0x", "not supported between", "given config", "Parser key",
     "ArgumentError", "jsonargparse", "Namespace", "typing.", "errno", "positional argument", "unexpected keyword",

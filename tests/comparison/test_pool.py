@@ -37,7 +37,7 @@ def test_what_fails_or_dies_leaves_the_others_alone(tmp_path: Path) -> None:
     )
     assert found == {
         "first": None,
-        "user": Failure(f"no nowhere.json in {tmp_path}", by_user=True),
+        "user": Failure(f"{tmp_path / 'nowhere.json'} no such file: it was edited or cut short", by_user=True),
         "defect": Failure("ValueError: invalid literal for int() with base 10: 'x'", by_user=False),
         "killed": Failure("its process was ended by SIGKILL, most often for want of memory", by_user=False),
         "left": Failure("its process ended with code 3", by_user=False),

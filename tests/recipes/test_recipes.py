@@ -13,7 +13,7 @@ import pytest
 from reldistill.cli.main import main
 from reldistill.networks.zoo import load_network
 from reldistill.recipes import RECIPES
-from small_runs import TRAIN, reldistill, with_options, write_images, write_world
+from small_runs import TRAIN, TRUST, reldistill, with_options, write_images, write_world
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(name: str, *arguments: str) -> dict[str, Any]:
-    assert main(["run", name, "--method", "kd", "--out", f"out-{name}", *arguments]) == 0
+    assert main(["run", name, "--method", "kd", "--out", f"out-{name}", *arguments, *TRUST]) == 0
     record: dict[str, Any] = json.loads(Path(f"out-{name}/record.json").read_text())
     assert record["status"] == "finished"
     assert record["method"] == "kd"

@@ -99,7 +99,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_not_been(lives: Path) -> None:
 def test_it_has_the_terms_that_need_no_classes(lives: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert {term["name"] for term in record(lives / "whole")["terms"]} == {"fitnets", "feature", "serkd"}
     refused = said(capfd, "distill", *EXACT, "--method", "kd", "--out", "refused", code=2)
-    assert "method 'kd' is not for disc sizes" in refused.splitlines()[-1]
+    assert "method 'kd' needs class scores" in refused.splitlines()[-1]
 
 
 def test_it_is_evaluated(world: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,5 +17,5 @@ def test_the_sum_of_the_detector_s_losses():
 
 
 def test_no_losses_are_no_zero():
-    with pytest.raises(ValueError, match="must be a detector in training mode, and the batch have boxes"):
+    with pytest.raises(ValueError, match="must be a detector in training mode, and the batch must have boxes"):
         Detection(("one", "two"))(Features(), drawn_batch(1))
