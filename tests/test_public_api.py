@@ -80,6 +80,16 @@ def test_public_names_hide_no_module() -> None:
     assert modules.isdisjoint(reldistill.__all__)
 
 
+# `Features` are what a network outputs of a Batch.
+OTHER_NAMES = {"features": "ProjectedFeatures"}
+
+
+def class_of(short: str) -> list[str]:
+    """The classes among the public losses that a method's short name stands for."""
+    wanted = OTHER_NAMES.get(short, short.replace("_", "")).lower()
+    return [name for name in reldistill.losses.__all__ if name.lower() == wanted]
+
+
 def has_sizes(kind: str) -> bool:
     """Whether a loss learns or remembers something whose size its user states: a function would forget it."""
     parameters = inspect.signature(getattr(reldistill.losses, kind)).parameters.values()
@@ -89,7 +99,7 @@ def has_sizes(kind: str) -> bool:
 def test_every_loss_has_a_class_and_a_function() -> None:
     folder = Path(reldistill.losses.__file__).parent
     for short in sorted(path.stem for path in folder.glob("[a-z]*.py")):
-        names = [name for name in reldistill.losses.__all__ if name.lower() == short.replace("_", "")]
+        names = class_of(short)
         assert len(names) == 1, short
         assert inspect.isclass(getattr(reldistill.losses, names[0]))
         if has_sizes(names[0]):
@@ -111,8 +121,7 @@ def test_a_losss_class_and_function_have_the_same_settings() -> None:
         if not name.endswith("_loss"):
             continue
         settings = list(inspect.signature(getattr(reldistill.losses, name)).parameters.values())[2:]
-        short = name.removesuffix("_loss").replace("_", "")
-        kind = next(n for n in reldistill.losses.__all__ if n.lower() == short)
+        (kind,) = class_of(name.removesuffix("_loss"))
         own = inspect.signature(getattr(reldistill.losses, kind)).parameters
         of_the_batch = [p for p in settings if p.name in ("labels", "indices", "progress")]
         assert all(p.default is p.empty for p in of_the_batch), "they are of the call, not a setting"

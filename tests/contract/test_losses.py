@@ -28,6 +28,7 @@ from reldistill.losses.deit_hard import DeiTHard
 from reldistill.losses.deit_soft import DeiTSoft
 from reldistill.losses.dist import DIST
 from reldistill.losses.dkd import DKD
+from reldistill.losses.features import ProjectedFeatures
 from reldistill.losses.fgd import FGD
 from reldistill.losses.fitnets import FitNets
 from reldistill.losses.head_kd import HeadKD
@@ -40,7 +41,6 @@ from reldistill.losses.ofd import OFD
 from reldistill.losses.patch_kl import PatchKL
 from reldistill.losses.pkd import PKD
 from reldistill.losses.pkt import PKT
-from reldistill.losses.projected_features import ProjectedFeatures
 from reldistill.losses.reviewkd import ReviewKD
 from reldistill.losses.rkd import RKD
 from reldistill.losses.sekd import SEKD

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 
 from drawn import SEEDS, few, normal, order, same, scales, which_network
-from reldistill.losses.projected_features import ProjectedFeatures, projected_features_loss
+from reldistill.losses.features import ProjectedFeatures, features_loss
 from reldistill.networks.adapters import LinearProjection
 
 
@@ -35,9 +35,9 @@ def test_matches_the_loop():
     parts = ProjectedFeatures().parts(*sides())
     assert parts["pooled"].item() == pytest.approx(pooled, rel=1e-12)
     assert parts["patches"].item() == pytest.approx(patches, rel=1e-12)
-    weighted = projected_features_loss(*sides(), pooled_weight=0.3, patches_weight=2.0)
+    weighted = features_loss(*sides(), pooled_weight=0.3, patches_weight=2.0)
     assert weighted.item() == pytest.approx(0.3 * pooled + 2 * patches, rel=1e-12)
-    assert projected_features_loss(*sides()).item() == pytest.approx(pooled + patches, rel=1e-12)
+    assert features_loss(*sides()).item() == pytest.approx(pooled + patches, rel=1e-12)
 
 
 def test_squares_in_units_of_the_teachers():
@@ -57,10 +57,10 @@ def test_parts_by_name():
 @few
 def test_positive_scale_of_each_vector(seed, which):
     both = list(sides(seed))
-    before = projected_features_loss(*both)
+    before = features_loss(*both)
     pooled, patches = both[which]
     both[which] = (pooled * scales(3, seed)[:, None], patches * scales(18, seed + 1).reshape(3, 1, 2, 3))
-    same(projected_features_loss(*both), before)
+    same(features_loss(*both), before)
 
 
 @given(seed=SEEDS)
@@ -68,7 +68,7 @@ def test_positive_scale_of_each_vector(seed, which):
 def test_common_scale(seed):
     both, scale = sides(seed), scales(1, seed)
     scaled = [tuple(scale * one for one in side) for side in both]
-    same(projected_features_loss(*scaled, distance="mse"), projected_features_loss(*both, distance="mse"))
+    same(features_loss(*scaled, distance="mse"), features_loss(*both, distance="mse"))
 
 
 @given(seed=SEEDS)
@@ -80,7 +80,7 @@ def test_order_of_samples_and_places(seed, distance):
     moved = [
         (pooled[samples], patches[samples].flatten(2)[:, :, places].unflatten(2, (2, 3))) for pooled, patches in both
     ]
-    same(projected_features_loss(*moved, distance=distance), projected_features_loss(*both, distance=distance))
+    same(features_loss(*moved, distance=distance), features_loss(*both, distance=distance))
 
 
 def test_a_vector_of_0_is_half_from_all():
@@ -95,9 +95,9 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="distance must be one of cosine, mse, got 'l1'"):
         ProjectedFeatures(distance="l1")
     with pytest.raises(ValueError, match="teacher's pooled: expected D = 4"):
-        projected_features_loss((pooled[:, :4], patches), teacher)
+        features_loss((pooled[:, :4], patches), teacher)
     with pytest.raises(ValueError, match="student's patches: expected"):
-        projected_features_loss((pooled, pooled), teacher)
+        features_loss((pooled, pooled), teacher)
 
 
 def test_the_projection_is_a_linear_map_of_every_place():

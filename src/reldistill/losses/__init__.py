@@ -11,6 +11,7 @@ from reldistill.losses.deit_hard import DeiTHard, deit_hard_loss
 from reldistill.losses.deit_soft import DeiTSoft, deit_soft_loss
 from reldistill.losses.dist import DIST, dist_loss
 from reldistill.losses.dkd import DKD, dkd_loss
+from reldistill.losses.features import ProjectedFeatures, features_loss
 from reldistill.losses.fgd import FGD
 from reldistill.losses.fitnets import FitNets, fitnets_loss
 from reldistill.losses.head_kd import HeadKD, head_kd_loss
@@ -23,7 +24,6 @@ from reldistill.losses.ofd import OFD, ofd_loss
 from reldistill.losses.patch_kl import PatchKL, patch_kl_loss
 from reldistill.losses.pkd import PKD, pkd_loss
 from reldistill.losses.pkt import PKT, pkt_loss
-from reldistill.losses.projected_features import ProjectedFeatures, projected_features_loss
 from reldistill.losses.reviewkd import ReviewKD, reviewkd_loss
 from reldistill.losses.rkd import RKD, rkd_loss
 from reldistill.losses.sekd import SEKD, sekd_loss
@@ -74,6 +74,7 @@ __all__ = [
     "deit_soft_loss",
     "dist_loss",
     "dkd_loss",
+    "features_loss",
     "fitnets_loss",
     "head_kd_loss",
     "ickd_loss",
@@ -83,7 +84,6 @@ __all__ = [
     "patch_kl_loss",
     "pkd_loss",
     "pkt_loss",
-    "projected_features_loss",
     "reviewkd_loss",
     "rkd_loss",
     "sekd_loss",

@@ -15,11 +15,11 @@ from reldistill.losses.crd import CRD
 from reldistill.losses.cskd import CSKD
 from reldistill.losses.deit_hard import DeiTHard
 from reldistill.losses.deit_soft import DeiTSoft
+from reldistill.losses.features import ProjectedFeatures
 from reldistill.losses.leap import LEAP
 from reldistill.losses.mgd import MGD
 from reldistill.losses.ofd import OFD
 from reldistill.losses.patch_kl import PatchKL
-from reldistill.losses.projected_features import ProjectedFeatures
 from reldistill.losses.reviewkd import ReviewKD
 from reldistill.losses.simkd import SimKD
 from reldistill.losses.vid import VID

@@ -17,7 +17,7 @@ PARTS = ("pooled", "patches")
 Sides = Sequence[Float[Tensor, "B *_"]]
 
 
-def projected_features_loss(
+def features_loss(
     student: Sides,
     teacher: Sides,
     *,
@@ -59,9 +59,9 @@ def projected_features_loss(
     Example:
         >>> import torch
         >>> teacher = torch.randn(2, 8), torch.randn(2, 4, 3, 3)
-        >>> projected_features_loss((3 * teacher[0], 2 * teacher[1]), teacher).item() < 1e-6
+        >>> features_loss((3 * teacher[0], 2 * teacher[1]), teacher).item() < 1e-6
         True
-        >>> round(projected_features_loss((-teacher[0], teacher[1]), teacher).item(), 4)
+        >>> round(features_loss((-teacher[0], teacher[1]), teacher).item(), 4)
         2.0
     """
     loss = ProjectedFeatures(distance=distance, pooled_weight=pooled_weight, patches_weight=patches_weight)
@@ -69,7 +69,7 @@ def projected_features_loss(
 
 
 class ProjectedFeatures(nn.Module):
-    """Pulls the student's vector of each image and of each patch to the teacher's: see `projected_features_loss`.
+    """Pulls the student's vector of each image and of each patch to the teacher's: see `features_loss`.
 
     Args:
         distance: `cosine` or `mse`.
