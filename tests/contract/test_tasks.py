@@ -65,6 +65,7 @@ ROWS = {
         lambda folder: f"unlabelled:{_classes(folder)}",
         "unlabelled:no/such/folder",
         "resnet8",
+        settings={"val_fraction": 0.3},
         labelled=False,
     ),
     "one's own": Row(
