@@ -281,6 +281,11 @@ class Loader:
             raise ValueError(f"{type(self._pixels).__name__} has no images without random changes")
         return Loader(self._pixels.plain(limit), batch_size=self.batch_size, training=False)
 
+    def in_batches_of(self, batch_size: int) -> None:
+        """Make batches of that size from now on, all of them in this process, to measure by."""
+        self.batch_size = batch_size
+        self.shard(0, 1)
+
     def shard(self, rank: int, world_size: int) -> None:
         """Make only this process's part of every batch from now on: which process it is may be known late."""
         if not 0 <= rank < world_size:

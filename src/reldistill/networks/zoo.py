@@ -73,13 +73,16 @@ class ListedNetwork:
         name: the name.
         source: who defines the network.
         note: what it could be confused with, or "".
-        licence: of the weights that are published by that name, as far as their publisher names it.
     """
 
     name: str
     source: Literal["reldistill", "timm", "torchvision"]
     note: str = ""
-    licence: str = ""
+
+    @property
+    def licence(self) -> str:
+        """Of the weights that are published by that name, as far as their publisher names it."""
+        return published_licence(self.name, self.source) or ""
 
 
 def load_network(
@@ -189,7 +192,6 @@ def list_networks(pattern: str = "") -> list[ListedNetwork]:
             name,
             "timm",
             f"for ImageNet; {namesakes[name]} is for CIFAR" if name in namesakes else "",
-            published_licence(name, "timm") or "",
         )
         for name in timm.list_models()
         if name not in own

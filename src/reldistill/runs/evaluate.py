@@ -61,8 +61,8 @@ def evaluate(
     # Nothing is trained on, so the training images may be fewer than a batch.
     training = TrainSettings(batch_size=1, devices=1)
     images = read_images(dataclasses.replace(data, image_size=size), training, models=(network.model,))
-    images.val.batch_size = batch_size
-    images.val.shard(0, 1)
+    for loader in (images.train, images.val):
+        loader.in_batches_of(batch_size)
     opened = _open(network, images, task=task, is_run=is_run, image_size=data.image_size, headless=bool(probes))
     if probes:
         values, words = _probed(opened, images, probes, precision=precision)

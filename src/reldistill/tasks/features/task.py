@@ -26,10 +26,6 @@ FEWEST = 3
 """Held-out images: two are one pair, which nothing can be correlated over."""
 
 
-class _Labelled(ImageTask):
-    """Images with their labels, to measure by."""
-
-
 class FeaturesTask(ImageTask):
     """Features and relations of images that need no labels: see `tasks.base.Task`."""
 
@@ -58,10 +54,9 @@ class FeaturesTask(ImageTask):
             return images
         labelled = replace(data, data=data.probe_data, task="classification", probe_data=None, augment="none")
         # nothing is trained on them, so they may be fewer than a batch
-        probe = ImageTask.read(_Labelled(), replace(labelled, image_size=images.image_size), **more | {"batch_size": 1})
+        probe = ImageTask().read(replace(labelled, image_size=images.image_size), **more | {"batch_size": 1})
         for loader in filter(None, (probe.train, probe.val, probe.test)):
-            loader.batch_size = batch_size
-            loader.shard(0, 1)
+            loader.in_batches_of(batch_size)
         both = hashlib.sha256(f"{images.fingerprint} {probe.fingerprint}".encode()).hexdigest()[:16]
         return replace(images, probe=probe, fingerprint=both)
 
